@@ -1,0 +1,16 @@
+//! The intermediate representation: a hash-consed graph of pure, typed nodes.
+//!
+//! Knows nothing of the rest of the crate: not ONNX, not rules, not ONNX Runtime.
+
+pub mod dim;
+pub mod graph;
+pub mod infer;
+pub mod op;
+pub mod sexpr;
+pub mod text;
+pub mod ty;
+
+pub use dim::{Dim, Sym};
+pub use graph::{Builder, Graph, Id, Leaf, LeafId, LeafKind, Node};
+pub use op::Op;
+pub use ty::{DType, F64, Lit, TensorType, Type};

@@ -1,0 +1,263 @@
+//! The operator table: one row an operator.
+//!
+//! A row gives the name in text, the operands and attributes, how the result type follows, what the
+//! operator becomes in ONNX, and what it costs.  Children of a node are its operands in order, then
+//! its attributes in order; attributes are literals.
+//!
+//! To add an operator: a row here, an arm in `interp`, a line in `rules/grad.egg` (a gradient, or `_`
+//! for each operand that has none).  The checks loop over this table.
+
+use super::infer as i;
+use super::ty::Type;
+
+/// What kind of literal an attribute is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Int,
+    Ints,
+    Float,
+    DType,
+    Word,
+}
+
+/// Where an attribute goes in the ONNX node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Slot {
+    /// An ONNX attribute of this name.
+    Attribute(&'static str),
+    /// An int64 tensor input at this position: a list as it is, an integer as a list of one.
+    Input(usize),
+    /// Used only before lowering, or by the writer's own arm for the operator.
+    Internal,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Attr {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub slot: Slot,
+}
+
+/// How many tensor operands an operator takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Arity {
+    Fixed(usize),
+    AtLeast(usize),
+}
+
+/// What the operator becomes in an ONNX file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Emit {
+    /// A standard ONNX operator.
+    Std(&'static str),
+    /// An operator of ONNX Runtime's own domain `com.microsoft` (target `cpu` only).
+    Contrib(&'static str),
+    /// A fused node of domain `ai.weft`; its function body is the operator's `lower` rule.
+    Weft(&'static str),
+    /// Nothing: its `lower` rule replaces it before the file is written.
+    Expand,
+    /// The writer has an arm of its own.
+    Custom,
+}
+
+/// What the extractor charges for a node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cost {
+    /// No data moves.
+    Free,
+    /// Every element is read and written once.
+    Move,
+    /// A fused pass over the operands.
+    Fused,
+    /// Multiply-adds over a contracted dimension.
+    Matmul,
+}
+
+pub struct Row {
+    pub op: Op,
+    pub name: &'static str,
+    pub arity: Arity,
+    pub attrs: &'static [Attr],
+    /// The result type, from the types of operands and attributes.
+    pub infer: fn(&i::Args) -> Result<Type, String>,
+    pub emit: Emit,
+    pub cost: Cost,
+}
+
+impl Op {
+    pub fn row(self) -> &'static Row {
+        &ROWS[self as usize]
+    }
+
+    pub fn name(self) -> &'static str {
+        self.row().name
+    }
+
+    pub fn parse(name: &str) -> Option<Op> {
+        ROWS.iter().find(|r| r.name == name).map(|r| r.op)
+    }
+
+    /// How many of `n` children are operands.
+    pub fn operands(self, n: usize) -> usize {
+        n.saturating_sub(self.row().attrs.len())
+    }
+
+    /// Whether a node of this operator may have `n` children.
+    pub fn accepts(self, n: usize) -> bool {
+        let attrs = self.row().attrs.len();
+        match self.row().arity {
+            Arity::Fixed(k) => n == k + attrs,
+            Arity::AtLeast(k) => n >= k + attrs,
+        }
+    }
+
+    pub fn is_commutative(self) -> bool {
+        matches!(self, Op::Add | Op::Mul | Op::Max | Op::Min | Op::Equal | Op::And | Op::Or)
+    }
+}
+
+const fn attr(name: &'static str, kind: Kind, slot: Slot) -> Attr {
+    Attr { name, kind, slot }
+}
+use Arity::{AtLeast, Fixed};
+use Cost::{Free, Fused, Matmul, Move};
+use Emit::{Contrib, Custom, Expand, Std, Weft};
+use Slot::{Attribute, Input, Internal};
+
+const AXIS: Attr = attr("axis", Kind::Int, Attribute("axis"));
+const AXES: Attr = attr("axes", Kind::Ints, Input(1));
+const SHAPE: Attr = attr("shape", Kind::Ints, Input(1));
+const EPS: Attr = attr("eps", Kind::Float, Attribute("epsilon"));
+const SCALE: Attr = attr("scale", Kind::Float, Attribute("scale"));
+
+macro_rules! ops {
+    ($($variant:ident $name:literal $arity:expr, [$($attr:expr),*], $infer:path, $emit:expr, $cost:expr;)*) => {
+        /// An operator of the IR.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+        #[repr(u16)]
+        pub enum Op { $($variant),* }
+
+        /// Every operator, in the order of `Op`.
+        pub static ROWS: &[Row] = &[$(Row {
+            op: Op::$variant, name: $name, arity: $arity, attrs: &[$($attr),*],
+            infer: $infer, emit: $emit, cost: $cost,
+        }),*];
+    };
+}
+
+#[rustfmt::skip]
+ops! {
+    // Elementwise, one operand.
+    Neg          "neg"           Fixed(1), [], i::numeric, Std("Neg"), Move;
+    Abs          "abs"           Fixed(1), [], i::numeric, Std("Abs"), Move;
+    Sign         "sign"          Fixed(1), [], i::numeric, Std("Sign"), Move;
+    Floor        "floor"         Fixed(1), [], i::float, Std("Floor"), Move;
+    Ceil         "ceil"          Fixed(1), [], i::float, Std("Ceil"), Move;
+    Exp          "exp"           Fixed(1), [], i::float, Std("Exp"), Move;
+    Log          "log"           Fixed(1), [], i::float, Std("Log"), Move;
+    Sqrt         "sqrt"          Fixed(1), [], i::float, Std("Sqrt"), Move;
+    Rsqrt        "rsqrt"         Fixed(1), [], i::float, Expand, Move;
+    Reciprocal   "reciprocal"    Fixed(1), [], i::float, Std("Reciprocal"), Move;
+    Sigmoid      "sigmoid"       Fixed(1), [], i::float, Std("Sigmoid"), Move;
+    Tanh         "tanh"          Fixed(1), [], i::float, Std("Tanh"), Move;
+    Erf          "erf"           Fixed(1), [], i::float, Std("Erf"), Move;
+    Sin          "sin"           Fixed(1), [], i::float, Std("Sin"), Move;
+    Cos          "cos"           Fixed(1), [], i::float, Std("Cos"), Move;
+    Softplus     "softplus"      Fixed(1), [], i::float, Std("Softplus"), Move;
+    Not          "not"           Fixed(1), [], i::logic, Std("Not"), Move;
+    IsNan        "is_nan"        Fixed(1), [], i::predicate, Std("IsNaN"), Move;
+    Cast         "cast"          Fixed(1), [attr("dtype", Kind::DType, Attribute("to"))], i::cast, Std("Cast"), Move;
+    // Elementwise, two operands, broadcasting as NumPy does.
+    Add          "add"           Fixed(2), [], i::broadcast, Std("Add"), Move;
+    Sub          "sub"           Fixed(2), [], i::broadcast, Std("Sub"), Move;
+    Mul          "mul"           Fixed(2), [], i::broadcast, Std("Mul"), Move;
+    Div          "div"           Fixed(2), [], i::broadcast, Std("Div"), Move;
+    Pow          "pow"           Fixed(2), [], i::broadcast, Std("Pow"), Move;
+    Max          "max"           Fixed(2), [], i::broadcast, Std("Max"), Move;
+    Min          "min"           Fixed(2), [], i::broadcast, Std("Min"), Move;
+    Equal        "equal"         Fixed(2), [], i::compare, Std("Equal"), Move;
+    Less         "less"          Fixed(2), [], i::compare, Std("Less"), Move;
+    LessEqual    "less_equal"    Fixed(2), [], i::compare, Std("LessOrEqual"), Move;
+    Greater      "greater"       Fixed(2), [], i::compare, Std("Greater"), Move;
+    GreaterEqual "greater_equal" Fixed(2), [], i::compare, Std("GreaterOrEqual"), Move;
+    And          "and"           Fixed(2), [], i::logic, Std("And"), Move;
+    Or           "or"            Fixed(2), [], i::logic, Std("Or"), Move;
+    Where        "where"         Fixed(3), [], i::select, Std("Where"), Move;
+    // Reductions keep the reduced axes with size 1.
+    Sum          "sum"           Fixed(1), [AXES], i::reduce, Std("ReduceSum"), Move;
+    Mean         "mean"          Fixed(1), [AXES], i::reduce, Std("ReduceMean"), Move;
+    ReduceMax    "reduce_max"    Fixed(1), [AXES], i::reduce, Std("ReduceMax"), Move;
+    CumSum       "cumsum"        Fixed(1), [attr("axis", Kind::Int, Internal), attr("reverse", Kind::Int, Attribute("reverse"))], i::same, Custom, Move;
+    Softmax      "softmax"       Fixed(1), [AXIS], i::float, Std("Softmax"), Fused;
+    // Contractions.  `matmul` broadcasts leading axes; `gemm` is two-dimensional with transposes.
+    MatMul       "matmul"        Fixed(2), [], i::matmul, Std("MatMul"), Matmul;
+    Gemm         "gemm"          Fixed(2), [attr("trans_x", Kind::Int, Attribute("transA")), attr("trans_y", Kind::Int, Attribute("transB"))], i::gemm, Std("Gemm"), Matmul;
+    FusedMatMul  "fused_matmul"  Fixed(2), [attr("trans_x", Kind::Int, Attribute("transA")), attr("trans_y", Kind::Int, Attribute("transB")), attr("alpha", Kind::Float, Attribute("alpha"))], i::fused_matmul, Contrib("FusedMatMul"), Matmul;
+    // Layout.
+    Transpose    "transpose"     Fixed(1), [attr("perm", Kind::Ints, Attribute("perm"))], i::transpose, Std("Transpose"), Move;
+    Reshape      "reshape"       Fixed(1), [SHAPE], i::reshape, Std("Reshape"), Free;
+    Expand       "expand"        Fixed(1), [SHAPE], i::expand, Std("Expand"), Move;
+    Concat       "concat"        AtLeast(1), [AXIS], i::concat, Std("Concat"), Move;
+    Slice        "slice"         Fixed(1), [attr("axis", Kind::Int, Input(3)), attr("start", Kind::Int, Input(1)), attr("end", Kind::Int, Input(2)), attr("step", Kind::Int, Input(4))], i::slice, Std("Slice"), Move;
+    Pad          "pad"           Fixed(1), [attr("axis", Kind::Int, Internal), attr("before", Kind::Int, Internal), attr("after", Kind::Int, Internal)], i::pad, Custom, Move;
+    Unslice      "unslice"       Fixed(1), [attr("axis", Kind::Int, Internal), attr("start", Kind::Int, Internal), attr("step", Kind::Int, Internal), attr("size", Kind::Int, Internal)], i::unslice, Expand, Move;
+    Iota         "iota"          Fixed(0), [attr("n", Kind::Int, Internal)], i::iota, Custom, Move;
+    // Indexing.  Indices are i64 and in range.
+    Gather       "gather"        Fixed(2), [AXIS], i::gather, Std("Gather"), Move;
+    GatherElements "gather_elements" Fixed(2), [AXIS], i::gather_elements, Std("GatherElements"), Move;
+    ScatterAdd   "scatter_add"   Fixed(3), [AXIS], i::scatter_add, Custom, Move;
+    GatherGrad   "gather_grad"   Fixed(2), [attr("rows", Kind::Int, Internal)], i::gather_grad, Expand, Fused;
+    // Composites of the model, and their backward forms.
+    RmsNorm      "rms_norm"      Fixed(2), [EPS], i::same, Weft("RmsNorm"), Fused;
+    RmsNormGrad  "rms_norm_grad" Fixed(3), [EPS], i::same, Weft("RmsNormGrad"), Fused;
+    RmsNormGradW "rms_norm_grad_w" Fixed(2), [EPS], i::same, Weft("RmsNormGradW"), Fused;
+    LayerNorm    "layer_norm"    Fixed(3), [EPS], i::same, Weft("LayerNorm"), Fused;
+    LayerNormGrad "layer_norm_grad" Fixed(3), [EPS], i::same, Weft("LayerNormGrad"), Fused;
+    Normalize    "normalize"     Fixed(1), [EPS], i::same, Weft("Normalize"), Fused;
+    RotateHalf   "rotate_half"   Fixed(1), [], i::rotate_half, Expand, Fused;
+    Rope         "rope"          Fixed(3), [], i::same, Weft("Rope"), Fused;
+    RopeGrad     "rope_grad"     Fixed(3), [], i::same, Weft("RopeGrad"), Fused;
+    Silu         "silu"          Fixed(1), [], i::float, Weft("Silu"), Fused;
+    SiluGrad     "silu_grad"     Fixed(2), [], i::same, Weft("SiluGrad"), Fused;
+    Swiglu       "swiglu"        Fixed(2), [], i::broadcast, Weft("Swiglu"), Fused;
+    SwigluGrad   "swiglu_grad"   Fixed(3), [], i::same, Weft("SwigluGrad"), Fused;
+    Gelu         "gelu"          Fixed(1), [], i::float, Weft("Gelu"), Fused;
+    GeluGrad     "gelu_grad"     Fixed(2), [], i::same, Weft("GeluGrad"), Fused;
+    GeluTanh     "gelu_tanh"     Fixed(1), [], i::float, Weft("GeluTanh"), Fused;
+    GeluTanhGrad "gelu_tanh_grad" Fixed(2), [], i::same, Weft("GeluTanhGrad"), Fused;
+    Attention    "attention"     Fixed(3), [SCALE], i::attention, Expand, Matmul;
+    AttentionBias "attention_bias" Fixed(4), [SCALE], i::attention, Expand, Matmul;
+    AttentionProbs "attention_probs" Fixed(2), [SCALE], i::attention_probs, Expand, Matmul;
+    AttentionProbsBias "attention_probs_bias" Fixed(3), [SCALE], i::attention_probs, Expand, Matmul;
+    SoftmaxGrad  "softmax_grad"  Fixed(2), [AXIS], i::same, Weft("SoftmaxGrad"), Fused;
+    // The objective (METHOD.md): probe, per-token time, mask, weighted loss.
+    Objective    "objective"     Fixed(5), [attr("mask_id", Kind::Int, Internal), attr("logits_shift", Kind::Int, Internal), attr("transform", Kind::Word, Internal), attr("power", Kind::Float, Internal), attr("scope", Kind::Word, Internal), attr("t_eps", Kind::Float, Internal), attr("t_floor", Kind::Float, Internal), attr("norm", Kind::Word, Internal), attr("weight_power", Kind::Float, Internal)], i::tuple, Expand, Fused;
+    TokenEntropy "token_entropy" Fixed(2), [], i::per_token, Weft("TokenEntropy"), Fused;
+    Beta         "beta"          Fixed(1), [attr("transform", Kind::Word, Internal), attr("power", Kind::Float, Internal)], i::float, Expand, Fused;
+    BetaRef      "beta_ref"      Fixed(2), [attr("scope", Kind::Word, Internal)], i::beta_ref, Expand, Fused;
+    MaskRate     "mask_rate"     Fixed(3), [attr("transform", Kind::Word, Internal), attr("power", Kind::Float, Internal), attr("scope", Kind::Word, Internal), attr("t_eps", Kind::Float, Attribute("t_eps")), attr("t_floor", Kind::Float, Attribute("t_floor"))], i::same, Weft("MaskRate"), Fused;
+    SampleMask   "sample_mask"   Fixed(3), [], i::predicate, Weft("MaskSampler"), Fused;
+    LossWeight   "loss_weight"   Fixed(3), [attr("norm", Kind::Word, Internal), attr("weight_power", Kind::Float, Attribute("weight_power"))], i::loss_weight, Weft("LossWeight"), Fused;
+    LossCount    "loss_count"    Fixed(2), [attr("norm", Kind::Word, Internal)], i::loss_count, Weft("LossCount"), Fused;
+    WeightedCrossEntropy "weighted_cross_entropy" Fixed(3), [], i::per_token, Weft("WeightedCrossEntropy"), Fused;
+    WeightedCrossEntropyGrad "weighted_cross_entropy_grad" Fixed(3), [], i::same, Weft("WeightedCrossEntropyGrad"), Fused;
+    ShiftLogits  "shift_logits"  Fixed(1), [attr("by", Kind::Int, Internal)], i::same, Expand, Move;
+    ShiftLogitsGrad "shift_logits_grad" Fixed(1), [attr("by", Kind::Int, Internal)], i::same, Expand, Move;
+    // The optimizer.  Scalars (learning rate and so on) are f64, so that 1 - beta is exact.
+    AdamW        "adamw"         Fixed(11), [], i::tuple, Weft("AdamW"), Fused;
+    // Several results under one root.
+    Tuple        "tuple"         AtLeast(0), [], i::tuple, Custom, Free;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_found() {
+        for row in ROWS {
+            assert_eq!(Op::parse(row.name), Some(row.op), "{}", row.name);
+            assert_eq!(row.op.row().name, row.name);
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The manifest of a train.onnx: what it was compiled from and for, as JSON in `weft.manifest`.
+
+use crate::rules::Target;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The key of the manifest in the model's `metadata_props`.
+pub const KEY: &str = "weft.manifest";
+
+/// The version of this format; a reader refuses what is newer.
+pub const VERSION: u32 = 1;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub version: u32,
+    /// The compiler that wrote the file.
+    pub weftc: String,
+    pub method: Method,
+    pub target: Target,
+    pub opset: i64,
+    pub source: Source,
+    /// The name of the token input, `[B, L]` int64.
+    pub token_input: String,
+    /// The source model's other inputs, in order.
+    pub extra_inputs: Vec<Input>,
+    /// The source model's logits output.
+    pub logits_output: String,
+    pub vocab_size: i64,
+    /// Every weight of the source, trainable ones first, each in the order of the source.
+    pub parameters: Vec<Parameter>,
+    /// What the reader mended, one line each.
+    pub mended: Vec<String>,
+    /// How often each rule fired.
+    pub rules_fired: BTreeMap<String, usize>,
+}
+
+/// The method and its hyper-parameters.  METHOD.md gives the mathematics.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Method {
+    pub name: String,
+    pub mask_id: i64,
+    pub logits_shift: i64,
+    pub t_eps: f64,
+    pub t_floor: f64,
+    /// `sqrt`, `linear`, `log1p` or `pow:P`.
+    pub entropy_transform: String,
+    /// `sequence` or `batch`.
+    pub beta_scope: String,
+    /// `sequence`, `token` or `masked`.
+    pub loss_norm: String,
+    pub weight_power: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Source {
+    /// The file's name, without its folder.
+    pub file: String,
+    /// SHA-256 of the file, in hexadecimal (external data not included).
+    pub sha256: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Input {
+    pub name: String,
+    /// As in the IR's text: `i64`, `f32`, ...
+    pub dtype: String,
+    /// Sizes or symbols.
+    pub shape: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// An input with a default initializer and an output `grad/<name>`.
+    Trainable,
+    Frozen,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Parameter {
+    /// The source framework's name, e.g. `transformer.blocks.0.q_proj.weight`.
+    pub name: String,
+    /// The shape in train.onnx.
+    pub shape: Vec<i64>,
+    pub dtype: String,
+    pub role: Role,
+    /// train.onnx (like the source ONNX) stores the transpose of the framework's tensor; checkpoints
+    /// transpose it back.
+    pub transposed: bool,
+    /// The initializer's name in the source ONNX, where exporters changed it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub source_name: Option<String>,
+}
