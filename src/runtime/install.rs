@@ -134,7 +134,7 @@ fn listed(name: &str) -> Option<&'static str> {
 /// The checksum of `name` in pip's installation report.
 fn reported(scratch: &Path, name: &str) -> Outcome<String> {
     let requirement = format!("onnxruntime=={PINNED}");
-    let mut last = String::new();
+    let mut reasons = Vec::new();
     for python in locate::pythons() {
         let mut arguments: Vec<&OsStr> =
             ["-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--no-deps"]
@@ -144,10 +144,10 @@ fn reported(scratch: &Path, name: &str) -> Outcome<String> {
         arguments.extend([scratch.as_os_str(), "--report".as_ref(), "-".as_ref(), requirement.as_ref()]);
         match locate::output(python, &arguments).and_then(|json| checksum_in_report(&json, name)) {
             Ok(sha256) => return Ok(sha256),
-            Err(why) => last = why,
+            Err(why) => reasons.push(why),
         }
     }
-    Err(format!("the checksum of {name} cannot be verified: {last}"))
+    Err(format!("the checksum of {name} cannot be verified: {}", reasons.join("; ")))
 }
 
 fn checksum_in_report(json: &str, name: &str) -> Outcome<String> {
