@@ -1,1 +1,4 @@
-//! (see ARCHITECTURE)
+//! ONNX files: the only place that knows protobuf, operator names, opsets and exporters.
+
+pub mod proto;
+pub mod write;
