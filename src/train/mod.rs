@@ -1,1 +1,2 @@
 //! (see ARCHITECTURE)
+pub mod sampler;
