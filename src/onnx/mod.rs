@@ -1,8 +1,9 @@
-//! ONNX files in and out.  Only this folder names a protobuf type.
+//! ONNX files in and out: the only place that knows protobuf, operator names, opsets and exporters.
 
 pub mod emit;
-#[rustfmt::skip]
 pub mod proto;
 pub mod read;
+pub mod replace;
+pub mod train_file;
 pub mod weights;
 pub mod write;
