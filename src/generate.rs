@@ -76,7 +76,7 @@ pub fn decode(logits: &mut Logits<'_>, tokens: &[i64], len: usize, decoding: &De
 
 fn check(tokens: &[i64], len: usize, decoding: &Decoding) -> Vec<Problem> {
     let mut problems = Vec::new();
-    if len == 0 && !tokens.is_empty() || len > 0 && tokens.len() % len != 0 {
+    if len == 0 && !tokens.is_empty() || len > 0 && !tokens.len().is_multiple_of(len) {
         problems.push(Problem::new("tokens", format!("{} tokens are not rows of {len}", tokens.len())));
     }
     if decoding.steps == 0 {
@@ -104,7 +104,7 @@ struct Chooser<'a> {
 
 impl<'a> Chooser<'a> {
     fn new(logits: &'a [f32], positions: usize, decoding: &Decoding) -> Result<Self> {
-        if logits.is_empty() || logits.len() % positions != 0 {
+        if logits.is_empty() || !logits.len().is_multiple_of(positions) {
             let message = format!("the model returned {} logits for {positions} positions", logits.len());
             return Err(Error::Runtime { message, help: None });
         }
