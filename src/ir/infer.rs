@@ -310,6 +310,13 @@ pub fn unslice(args: &Args) -> Inferred {
     Ok(Type::Tensor(t))
 }
 
+/// A tensor of one value.
+pub fn full(args: &Args) -> Inferred {
+    let Lit::DType(dtype) = args.attr(1)? else { return Err("attribute dtype must be an element type".into()) };
+    args.attr(0)?.number().ok_or("attribute value must be a number")?;
+    tensor(*dtype, args.ints(2)?.to_vec())
+}
+
 pub fn iota(args: &Args) -> Inferred {
     tensor(DType::I64, vec![args.int(0)?.clone()])
 }

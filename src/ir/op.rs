@@ -201,12 +201,13 @@ ops! {
     Slice        "slice"         Fixed(1), [attr("axis", Kind::Int, Input(3)), attr("start", Kind::Int, Input(1)), attr("end", Kind::Int, Input(2)), attr("step", Kind::Int, Input(4))], i::slice, Std("Slice"), Move;
     Pad          "pad"           Fixed(1), [attr("axis", Kind::Int, Internal), attr("before", Kind::Int, Internal), attr("after", Kind::Int, Internal)], i::pad, Custom, Move;
     Unslice      "unslice"       Fixed(1), [attr("axis", Kind::Int, Internal), attr("start", Kind::Int, Internal), attr("step", Kind::Int, Internal), attr("size", Kind::Int, Internal)], i::unslice, Expand, Move;
+    Full         "full"          Fixed(0), [attr("value", Kind::Float, Internal), attr("dtype", Kind::DType, Internal), attr("shape", Kind::Ints, Internal)], i::full, Custom, Move;
     Iota         "iota"          Fixed(0), [attr("n", Kind::Int, Internal)], i::iota, Custom, Move;
     // Indexing.  Indices are i64 and in range.
     Gather       "gather"        Fixed(2), [AXIS], i::gather, Std("Gather"), Move;
     GatherElements "gather_elements" Fixed(2), [AXIS], i::gather_elements, Std("GatherElements"), Move;
     ScatterAdd   "scatter_add"   Fixed(3), [AXIS], i::scatter_add, Custom, Move;
-    GatherGrad   "gather_grad"   Fixed(2), [attr("rows", Kind::Int, Internal)], i::gather_grad, Expand, Fused;
+    GatherGrad   "gather_grad"   Fixed(2), [attr("rows", Kind::Int, Internal)], i::gather_grad, Weft("GatherGrad"), Fused;
     // Composites of the model, and their backward forms.
     RmsNorm      "rms_norm"      Fixed(2), [EPS], i::same, Weft("RmsNorm"), Fused;
     RmsNormGrad  "rms_norm_grad" Fixed(3), [EPS], i::same, Weft("RmsNormGrad"), Fused;
