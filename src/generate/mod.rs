@@ -1,5 +1,9 @@
 //! Confidence decoding: fills the masked positions of a batch, the most certain ones first.
 
+mod model;
+
+pub use model::Model;
+
 use crate::error::{Error, Problem, Result};
 use std::ops::Range;
 
