@@ -13,6 +13,9 @@ const INLINE_LIMIT: usize = 1 << 30;
 /// Smaller tensors stay in the model file: shapes and scalars are needed to load the graph at all.
 const SMALLEST_EXTERNAL: usize = 1024;
 
+/// Gives the new bytes of an initializer, or `None` to keep it.
+pub type Change<'a> = &'a mut dyn FnMut(&str, &Weight) -> Result<Option<Vec<u8>>>;
+
 /// Copies `source` to `out`, asking `new` for every initializer's bytes (`None` keeps them).  Weights that
 /// were external, or are too large, go to a file beside it.  Returns how many were replaced.
 ///
@@ -20,11 +23,7 @@ const SMALLEST_EXTERNAL: usize = 1024;
 ///
 /// # Errors
 /// Where a file cannot be read or written, `source` is no model, or a replacement has another size.
-pub fn replace(
-    source: &Path,
-    out: &Path,
-    new: &mut dyn FnMut(&str, &Weight) -> Result<Option<Vec<u8>>>,
-) -> Result<usize> {
+pub fn replace(source: &Path, out: &Path, new: Change<'_>) -> Result<usize> {
     let file = std::fs::read(source).map_err(|e| Error::io("read", source, e))?;
     let refuse =
         |place: &str, why: String| Error::Model { model: source.into(), problems: vec![Problem::new(place, why)] };

@@ -92,6 +92,11 @@ impl TrainFile {
         self.graph().input.iter().filter_map(port).collect()
     }
 
+    /// Whether the input `name` has a default value.
+    pub fn has_default(&self, name: &str) -> bool {
+        self.graph().initializer.iter().any(|t| t.name == name)
+    }
+
     pub fn outputs(&self) -> Vec<Port> {
         self.graph().output.iter().filter_map(port).collect()
     }

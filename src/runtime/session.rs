@@ -157,7 +157,7 @@ impl Session {
     /// Turns the session into one whose inputs and outputs are bound to buffers.
     pub fn bind(self) -> Result<Bound> {
         let binding = self.inner.create_binding().map_err(failed("bind the model"))?;
-        Ok(Bound { session: self, binding, fetches: Vec::new() })
+        Ok(Bound { session: self, binding, fetches: IndexMap::new() })
     }
 }
 
@@ -168,8 +168,8 @@ impl Session {
 pub struct Bound {
     session: Session,
     binding: IoBinding,
-    /// Outputs that are returned; their shapes may change from run to run.
-    fetches: Vec<String>,
+    /// Outputs that are not bound to buffers, and whether they are wanted; their shapes may change.
+    fetches: IndexMap<String, bool>,
 }
 
 impl Bound {
@@ -189,13 +189,20 @@ impl Bound {
 
     /// Has `run` return output `name`.
     pub fn fetch(&mut self, name: &str) {
-        self.fetches.push(name.to_string());
+        self.fetches.insert(name.to_string(), true);
+    }
+
+    /// Has `run` return these outputs and no others.
+    pub fn fetch_only(&mut self, names: &[String]) {
+        self.fetches.values_mut().for_each(|wanted| *wanted = false);
+        self.fetches.extend(names.iter().map(|n| (n.clone(), true)));
     }
 
     /// Runs the session; returns the fetched outputs.
     pub fn run(&mut self) -> Result<IndexMap<String, HostTensor>> {
-        for name in &self.fetches {
-            // Bound anew every time: otherwise ONNX Runtime insists on the shape of the run before.
+        for name in self.fetches.keys() {
+            // Bound anew every time, also where it is no longer wanted, since nothing can be unbound:
+            // otherwise ONNX Runtime insists on the shape of the run before.
             let host = MemoryInfo::default();
             self.binding.bind_output_to_device(name.as_str(), &host).map_err(failed("bind an output"))?;
         }
@@ -204,7 +211,7 @@ impl Bound {
             Some(value) => Ok((name.clone(), read(value)?)),
             None => Err(Error::runtime(format!("the model has no output {name}"))),
         };
-        self.fetches.iter().map(value).collect()
+        self.fetches.iter().filter(|(_, wanted)| **wanted).map(|(name, _)| value(name)).collect()
     }
 }
 
@@ -254,6 +261,15 @@ impl Buffer {
             }
         }
         Ok(())
+    }
+
+    /// Sets every value to zero.
+    pub fn clear(&mut self) {
+        let bytes = count(self.shape()).unwrap_or(0) * self.dtype.size();
+        if bytes > 0 {
+            // SAFETY: the buffer was allocated for this type and shape; zero bytes are a value of every type.
+            unsafe { self.inner.data_ptr_mut().cast::<u8>().write_bytes(0, bytes) };
+        }
     }
 
     pub fn read(&self) -> Result<HostTensor> {
