@@ -58,6 +58,8 @@ pub mod autodiff;
 pub mod cli;
 pub mod compile;
 pub mod error;
+pub mod eval;
+pub mod generate;
 pub mod interp;
 pub mod ir;
 pub mod lower;
