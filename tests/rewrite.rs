@@ -3,7 +3,9 @@
 //! A golden file holds rules, `(library FAMILY ..)` for built-in ones, and one `(graph ..)`.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
 use weftc::ir::sexpr::{self, Sexpr};
 use weftc::ir::{DType, Dim, Graph, Op, text};
 use weftc::rewrite::{Options, Saturated, Stop, saturate};
@@ -53,33 +55,42 @@ fn show(s: &Saturated) -> String {
     out
 }
 
+/// The files of a folder of `tests/`, by stem: name, text.
+fn files(folder: &str) -> BTreeMap<String, (String, String)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(folder);
+    let entries = std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    let read = |path: PathBuf| {
+        let part = |p: Option<&OsStr>| p.unwrap_or_default().to_string_lossy().into_owned();
+        let source = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        (part(path.file_stem()), (part(path.file_name()), source))
+    };
+    entries.map(|e| read(e.unwrap_or_else(|e| panic!("{e}")).path())).collect()
+}
+
 #[test]
 fn golden_files() {
-    insta::glob!("golden/*.egg", |path| {
-        let source = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{e}"));
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let (rules, graph) = case(&name, &source);
+    for (stem, (file, source)) in files("golden") {
+        let (rules, graph) = case(&file, &source);
         let out = run(&rules, &graph);
-        assert_eq!(out.stats.stop, Stop::Saturated);
-        assert!(out.stats.cost_before.is_none_or(|before| out.stats.cost_after <= before));
-        assert_eq!(show(&out), show(&run(&rules, &graph)), "the same input gives another graph");
-        insta::assert_snapshot!(show(&out));
-    });
+        assert_eq!(out.stats.stop, Stop::Saturated, "{file}");
+        assert!(out.stats.cost_before.is_none_or(|before| out.stats.cost_after <= before), "{file}");
+        assert_eq!(show(&out), show(&run(&rules, &graph)), "{file}: the same input gives another graph");
+        insta::assert_snapshot!(format!("golden_{stem}"), show(&out));
+    }
 }
 
 #[test]
 fn bad_rule_files() {
-    insta::glob!("bad/*.egg", |path| {
-        let source = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{e}"));
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let error = parse(&name, &source).expect_err("the file is meant to be wrong");
-        insta::assert_snapshot!(error.to_string());
-    });
+    for (stem, (file, source)) in files("bad") {
+        let error = parse(&file, &source).expect_err("the file is meant to be wrong");
+        insta::assert_snapshot!(format!("bad_{stem}"), error.to_string());
+    }
 }
 
 /// Decoder blocks as an exporter spells them: RMS norms, attention, a gated feed-forward, residuals.
 fn blocks(layers: usize) -> String {
-    let mut s = String::from("(graph chain (input ids i64 [batch seq]) (param wte f32 [64 16]) (param wt f32 [16 16])\n");
+    let mut s =
+        String::from("(graph chain (input ids i64 [batch seq]) (param wte f32 [64 16]) (param wt f32 [16 16])\n");
     s.push_str("(input cos f32 [seq 16]) (input sin f32 [seq 16])\n(let h (gather wte ids 0))\n");
     for l in 0..layers {
         let weights = ["n", "m"].map(|w| format!("(param {w}{l} f32 [16])\n")).concat()
@@ -96,7 +107,9 @@ fn blocks(layers: usize) -> String {
 (let g (matmul c gN)) (let u (matmul c uN))
 (let h (add h (matmul (mul (mul g (sigmoid g)) u) dN)))";
         let named = block.replace("nN", &format!("n{l}")).replace("mN", &format!("m{l}"));
-        let named = ["q", "k", "v", "o", "g", "u", "d"].iter().fold(named, |t, w| t.replace(&format!("{w}N"), &format!("{w}{l}")));
+        let named = ["q", "k", "v", "o", "g", "u", "d"]
+            .iter()
+            .fold(named, |t, w| t.replace(&format!("{w}N"), &format!("{w}{l}")));
         s.push_str(&named);
     }
     s + "(output logits (matmul h wt)))"

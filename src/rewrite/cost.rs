@@ -6,6 +6,9 @@ use crate::ir::{Dim, Op, Type};
 /// Launching any kernel costs as much as this much traffic; it makes fewer nodes better among equals.
 const LAUNCH: u64 = 4096;
 
+/// A node that moves no data still has to be dispatched.
+const DISPATCH: u64 = LAUNCH / 8;
+
 /// Multiply-adds that a core does while it moves one byte: some 450 GFLOP/s beside 25 GB/s.
 const FLOPS_PER_BYTE: u64 = 16;
 
@@ -43,7 +46,7 @@ pub(super) fn cost(op: Op, children: &[&Type], result: &Type) -> Option<u64> {
             read.saturating_add(result).saturating_add(traffic).saturating_add(multiply)
         }
         _ => match op.row().cost {
-            Cost::Free => 0,
+            Cost::Free => return Some(DISPATCH),
             Cost::Move | Cost::Fused | Cost::Matmul => read.saturating_add(written),
         },
     };
