@@ -117,7 +117,10 @@ fn variants(term: &Term) -> Vec<Term> {
     let mut lists: Vec<Vec<Term>> = vec![Vec::new()];
     for arg in args {
         let choices = variants(arg);
-        lists = lists.iter().flat_map(|l| choices.iter().map(move |c| [l.as_slice(), &[c.clone()]].concat())).collect();
+        lists = lists
+            .iter()
+            .flat_map(|l| choices.iter().map(move |c| [l.as_slice(), std::slice::from_ref(c)].concat()))
+            .collect();
     }
     let mut all: Vec<Term> = Vec::new();
     for list in lists {
