@@ -265,7 +265,7 @@ impl Standard {
         let attribute = |&(key, i): &(&str, i64)| super::proto::AttributeProto {
             name: key.into(),
             r#type: super::proto::attribute_proto::AttributeType::Int.into(),
-            i,
+            i: Some(i),
             ..Default::default()
         };
         self.graph.node.push(NodeProto {
