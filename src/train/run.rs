@@ -223,10 +223,9 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
         })?;
         position.step = step + 1;
         position.updates = trainer.updates();
-        if let (Some(out), Some(every)) = (&args.out, args.save_every) {
-            if every > 0 && position.step.is_multiple_of(every) && position.step < steps {
-                checkpoint::save_state(&trainer, &position, &out.join(checkpoint::STATE))?;
-            }
+        let due = args.save_every.is_some_and(|n| n > 0 && position.step.is_multiple_of(n)) && position.step < steps;
+        if let Some(out) = args.out.as_ref().filter(|_| due) {
+            checkpoint::save_state(&trainer, &position, &out.join(checkpoint::STATE))?;
         }
     }
     summary.steps = position.step;
