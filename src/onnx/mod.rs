@@ -4,6 +4,7 @@
 
 mod build;
 mod call;
+pub mod emit;
 mod import;
 mod known;
 mod names;

@@ -1,9 +1,11 @@
 //! Writes a model again with other weights: the trained ones.
 
 use super::proto::{ModelProto, StringStringEntryProto, TensorProto, tensor_proto};
+use super::tensor::Site;
 use super::train_file::{Weight, weight};
 use crate::error::{Error, Problem, Result};
 use prost::Message;
+use prost::bytes::Bytes;
 use std::io::Write;
 use std::path::Path;
 
@@ -24,13 +26,11 @@ pub type Change<'a> = &'a mut dyn FnMut(&str, &Weight) -> Result<Option<Vec<u8>>
 /// # Errors
 /// Where a file cannot be read or written, `source` is no model, or a replacement has another size.
 pub fn replace(source: &Path, out: &Path, new: Change<'_>) -> Result<usize> {
-    let file = std::fs::read(source).map_err(|e| Error::io("read", source, e))?;
+    let file = Bytes::from(std::fs::read(source).map_err(|e| Error::io("read", source, e))?);
     let refuse =
         |place: &str, why: String| Error::Model { model: source.into(), problems: vec![Problem::new(place, why)] };
-    let mut model =
-        ModelProto::decode(file.as_slice()).map_err(|e| refuse("", format!("this is no ONNX file: {e}")))?;
-    drop(file);
-    let beside = source.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut model = ModelProto::decode(file.clone()).map_err(|e| refuse("", format!("this is no ONNX file: {e}")))?;
+    let site = Site::new(source, file).map_err(|e| Error::io("find", source, e))?;
     let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut graph = model.graph.take().unwrap_or_default();
     let external = |t: &TensorProto| t.data_location == i32::from(tensor_proto::DataLocation::External);
@@ -41,7 +41,7 @@ pub fn replace(source: &Path, out: &Path, new: Change<'_>) -> Result<usize> {
 
     let mut replaced = 0;
     for tensor in &mut graph.initializer {
-        let Ok(old) = weight(tensor, beside) else {
+        let Ok(old) = weight(tensor, &site) else {
             // A type that weftc never trains, such as a string; it must at least be in the file itself.
             if external(tensor) {
                 return Err(refuse(&tensor.name, "this external tensor cannot be read".into()));
