@@ -116,7 +116,7 @@ fn blocks(layers: usize) -> String {
 }
 
 #[test]
-fn deep_models_are_lifted_whole_and_fast() {
+fn deep_models_are_lifted_whole() {
     let layers = 400;
     let graph = text::parse(&blocks(layers)).unwrap_or_else(|e| panic!("{}", e.message));
     let rules = [family("lift"), family("simplify")].concat();

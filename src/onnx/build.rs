@@ -62,6 +62,9 @@ impl Build {
         if self.shape(id) == shape {
             return Ok(id);
         }
+        if let Some((value, dtype)) = self.uniform(id) {
+            return self.full(value, dtype, shape);
+        }
         // Only the last of several reshapes matters.
         if let Node::Op(Op::Reshape, children) = self.graph.node(id)
             && let Some(&inner) = children.first()
@@ -103,6 +106,9 @@ impl Build {
         if self.shape(id) == shape {
             return Ok(id);
         }
+        if let Some((value, dtype)) = self.uniform(id) {
+            return self.full(value, dtype, &shape);
+        }
         self.op(Op::Expand, &[id], &[Lit::Ints(shape.into())])
     }
 
@@ -114,10 +120,20 @@ impl Build {
     }
 
     pub fn cast(&mut self, id: Id, to: DType) -> Result<Id, String> {
-        match self.ty(id)?.dtype == to {
-            true => Ok(id),
-            false => self.op(Op::Cast, &[id], &[Lit::DType(to)]),
+        let ty = self.ty(id)?;
+        match self.uniform(id) {
+            _ if ty.dtype == to => Ok(id),
+            Some((value, _)) if to.is_float() => self.full(value, to, &ty.shape),
+            Some((value, _)) if to == DType::Bool => self.full(f64::from(value != 0.0), to, &ty.shape),
+            _ => self.op(Op::Cast, &[id], &[Lit::DType(to)]),
         }
+    }
+
+    /// The value of a tensor of one value.
+    pub fn uniform(&self, id: Id) -> Option<(f64, DType)> {
+        let Node::Op(Op::Full, children) = self.graph.node(id) else { return None };
+        let value = children.first().and_then(|v| self.graph.type_of(*v).lit()).and_then(Lit::number)?;
+        Some((value, self.ty(id).ok()?.dtype))
     }
 
     pub fn full(&mut self, value: f64, dtype: DType, shape: &[Dim]) -> Result<Id, String> {

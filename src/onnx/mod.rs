@@ -1,6 +1,4 @@
-//! ONNX files: the only place that knows protobuf, operator names, opsets and exporters.
-//!
-//! `read` turns a model file into a graph; every opset's and exporter's differences end there.
+//! ONNX files in and out: the only place that knows protobuf, operator names, opsets and exporters.
 
 mod build;
 mod call;
@@ -19,5 +17,3 @@ mod tie;
 pub mod train_file;
 pub mod weights;
 pub mod write;
-
-pub use read::{Source, read};

@@ -107,7 +107,10 @@ impl Site {
                 meta.len()
             ));
         }
-        Ok(Data::File { path: real, offset, len })
+        // As the model names it, so that what is written later can refer to it relative to the model.
+        let beside = self.model.parent().unwrap_or(Path::new(""));
+        let named = relative.components().filter(|c| matches!(c, Component::Normal(_)));
+        Ok(Data::File { path: named.fold(beside.to_path_buf(), |p, c| p.join(c)), offset, len })
     }
 }
 

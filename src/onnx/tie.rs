@@ -16,10 +16,13 @@ pub enum Form {
     Transposed,
 }
 
+/// Element type, rows, columns, and the bytes of a few elements.
+type Key = (&'static str, usize, usize, Vec<u8>);
+
 /// Tensors seen so far, by element type, shape and a few elements.
 #[derive(Default)]
 pub struct Ties {
-    seen: BTreeMap<(&'static str, usize, usize, Vec<u8>), Vec<(String, Leaf)>>,
+    seen: BTreeMap<Key, Vec<(String, Leaf)>>,
 }
 
 /// A tensor as a matrix: its last axis are the columns.
@@ -100,7 +103,7 @@ impl Ties {
             };
             equal.then(|| (name.to_string(), form))
         };
-        let find = |key: &_, form| self.seen.get(key).into_iter().flatten().find_map(|(n, l)| same(n, l, form));
+        let find = |key: &Key, form| self.seen.get(key).into_iter().flatten().find_map(|(n, l)| same(n, l, form));
         let mut found = find(&straight, Form::Straight);
         if found.is_none() && leaf.ty.rank() == 2 {
             let turned = (dtype, m.columns, m.rows, m.samples(Form::Transposed));

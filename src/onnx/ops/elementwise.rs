@@ -1,6 +1,7 @@
 //! Elementwise operators: folded where all elements are known, weak scalars where one operand is.
 
-use crate::ir::graph::Id;
+use super::layout::shape_of;
+use crate::ir::graph::{Id, Node};
 use crate::ir::infer::broadcast_shapes;
 use crate::ir::{Builder, DType, Dim, F64, Lit, Op};
 use crate::onnx::build::{Build, Value};
@@ -30,8 +31,41 @@ pub fn combine(b: &mut Build, op: Op, x: &Value, y: &Value) -> Result<Value, Str
         return logic(b, op, x, y).map(Value::Node);
     }
     let (xs, ys) = operands(b, x, y)?;
+    if let Some(id) = decided(b, op, xs, ys)? {
+        return Ok(Value::Node(b.pad_rank(id, rank(b, x).max(rank(b, y)))?));
+    }
     let id = b.op(op, &[xs, ys], &[])?;
     Ok(Value::Node(b.pad_rank(id, rank(b, x).max(rank(b, y)))?))
+}
+
+/// Results that need no computation.  Exporters write masks that mask nothing: `positions >= 0`, sums with
+/// tensors of zeros.
+fn decided(b: &mut Build, op: Op, x: Id, y: Id) -> Result<Option<Id>, String> {
+    if op == Op::Add {
+        for (zeros, other) in [(x, y), (y, x)] {
+            let shape = b.shape(other);
+            let inside = broadcast_shapes(&b.shape(zeros), &shape).is_ok_and(|joined| joined == shape);
+            if inside && b.uniform(zeros).is_some_and(|(value, _)| value == 0.0) && b.graph.tensor_type(other).is_some()
+            {
+                return Ok(Some(other));
+            }
+        }
+    }
+    let least = b.graph.type_of(y).lit().and_then(Lit::number);
+    if op == Op::GreaterEqual && least.is_some_and(|n| n <= 0.0) && is_position(b, x) {
+        let shape = b.shape(x);
+        return b.full(1.0, DType::Bool, &shape).map(Some);
+    }
+    Ok(None)
+}
+
+/// Whether a tensor is `0..n` in some shape.
+fn is_position(b: &Build, id: Id) -> bool {
+    match b.graph.node(id) {
+        Node::Op(Op::Iota, _) => true,
+        Node::Op(Op::Reshape | Op::Expand, children) => children.first().is_some_and(|c| is_position(b, *c)),
+        _ => false,
+    }
 }
 
 pub fn rank(b: &Build, value: &Value) -> usize {
@@ -73,12 +107,15 @@ pub fn scalar_beside(b: &mut Build, known: &Known, other: Id) -> Result<Id, Stri
 fn logic(b: &mut Build, op: Op, x: &Value, y: &Value) -> Result<Id, String> {
     let neutral = if op == Op::And { 1.0 } else { 0.0 };
     for (k, other) in [(x, y), (y, x)] {
-        if let (Value::Known(known), Value::Node(id)) = (k, other)
-            && let Some(value) = known.uniform()
-        {
-            let own: Vec<Dim> = known.shape.iter().map(|n| Dim::Known(*n as i64)).collect();
-            let shape = broadcast_shapes(&own, &b.shape(*id))?;
-            return if value == neutral { b.expand(*id, &shape) } else { b.full(value, DType::Bool, &shape) };
+        let value = match k {
+            Value::Known(known) => known.uniform(),
+            Value::Node(id) => b.uniform(*id).map(|(value, _)| value),
+            _ => None,
+        };
+        if let Some(value) = value {
+            let shape = broadcast_shapes(&shape_of(b, k)?, &shape_of(b, other)?)?;
+            let other = b.tensor(other)?;
+            return if value == neutral { b.expand(other, &shape) } else { b.full(value, DType::Bool, &shape) };
         }
     }
     let (x, y) = (b.tensor(x)?, b.tensor(y)?);
@@ -168,6 +205,12 @@ pub fn select(b: &mut Build, call: &Call) -> Read {
     }
     let rank = [condition, x, y].map(|v| rank(b, v)).into_iter().max().unwrap_or(0);
     let c = b.tensor(condition)?;
+    if let Some((holds, _)) = b.uniform(c) {
+        let (chosen, other) = if holds != 0.0 { (x, y) } else { (y, x) };
+        let shape = broadcast_shapes(&b.shape(c), &shape_of(b, other)?)?;
+        let chosen = b.tensor(chosen)?;
+        return Ok(vec![Value::Node(b.expand(chosen, &shape)?)]);
+    }
     let (x, y) = match (x, y) {
         // One side must be a tensor, to give the element type.
         (Value::Known(kx), Value::Known(_)) => {

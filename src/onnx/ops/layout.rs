@@ -116,7 +116,12 @@ pub fn transpose(b: &mut Build, call: &Call) -> Read {
     if let Some(folded) = call.known(0).and_then(|k| k.transposed(&perm)) {
         return one(Value::Known(folded));
     }
-    let id = b.tensor(x)?;
+    let mut id = b.tensor(x)?;
+    if perm == [0, 2, 3, 1] {
+        // Exporters fold "heads to the front" and "keys transposed" into one; attention is seen in two.
+        id = b.transpose(id, &[0, 2, 1, 3])?;
+        return one(Value::Node(b.transpose(id, &[0, 1, 3, 2])?));
+    }
     one(Value::Node(b.transpose(id, &perm)?))
 }
 
