@@ -30,7 +30,7 @@ pub struct Report {
 
 impl Report {
     /// Whether a training graph can be run, or the library for it be downloaded.
-    pub fn usable(&self) -> bool {
+    pub fn healthy(&self) -> bool {
         self.checks.iter().all(|c| c.state != State::Bad)
     }
 
