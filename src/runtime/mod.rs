@@ -1,1 +1,13 @@
-//! (see ARCHITECTURE)
+//! ONNX Runtime: find or install the library, open sessions, run them.
+//!
+//! Nothing outside this module names a type of the `ort` crate, and nothing here knows about training.
+pub mod doctor;
+pub mod install;
+pub mod locate;
+pub mod session;
+pub mod tensor;
+
+pub use doctor::doctor;
+pub use locate::{Library, Origin};
+pub use session::{Bound, Buffer, Options, Session, environment};
+pub use tensor::{Element, HostTensor};

@@ -1,1 +1,16 @@
-//! (see ARCHITECTURE)
+//! Trains: feeds a train.onnx, updates its parameters, logs, saves.
+//!
+//! Knows the contract of train.onnx (its inputs, outputs and manifest) and the runtime, not the compiler.
+pub mod batch;
+pub mod checkpoint;
+pub mod data;
+pub mod engine;
+pub mod log;
+pub mod optimizer;
+pub mod run;
+pub mod sampler;
+pub mod trainer;
+
+pub use optimizer::AdamW;
+pub use run::{RunArgs, Summary, run};
+pub use trainer::{Outcome, Setup, StepResult, Trainer};

@@ -1,0 +1,399 @@
+//! A train.onnx as its runner sees it: the manifest, the inputs, the first values of the parameters, and the
+//! functions from which the optimizer's own graphs are built.
+
+use super::proto::{
+    FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
+    ValueInfoProto, tensor_proto, tensor_shape_proto, type_proto,
+};
+use crate::error::{Error, Problem, Result};
+use crate::ir::ty::DType;
+use crate::manifest::{self, Manifest};
+use prost::Message;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+/// The domain of our functions.
+pub const DOMAIN: &str = "ai.weft";
+
+/// An input or output: sizes are known numbers or `None`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    pub name: String,
+    pub dtype: DType,
+    pub shape: Vec<Option<i64>>,
+}
+
+/// The value of a weight: dense little-endian bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Weight {
+    pub dtype: DType,
+    pub shape: Vec<i64>,
+    pub bytes: Vec<u8>,
+}
+
+/// A train.onnx that was read and whose manifest this version understands.
+pub struct TrainFile {
+    path: PathBuf,
+    /// Where external data lies.
+    folder: PathBuf,
+    bytes: Vec<u8>,
+    model: ModelProto,
+    pub manifest: Manifest,
+}
+
+impl TrainFile {
+    /// Reads `path`; external data is looked up in `folder`, else beside the file.
+    pub fn read(path: &Path, folder: Option<&Path>) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+        let refuse = |message: String, help: &str| Error::Model {
+            model: path.to_path_buf(),
+            problems: vec![Problem::new("", message).help(help)],
+        };
+        let model = ModelProto::decode(bytes.as_slice())
+            .map_err(|e| refuse(format!("this is no ONNX file: {e}"), "weftc compile makes a train.onnx"))?;
+        let json = model.metadata_props.iter().find(|p| p.key == manifest::KEY).ok_or_else(|| {
+            refuse(
+                format!("there is no {} in its metadata", manifest::KEY),
+                "this is not a training graph; make one with weftc compile",
+            )
+        })?;
+        #[derive(serde::Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let bad = |e: serde_json::Error| refuse(format!("its manifest cannot be read: {e}"), "compile the model again");
+        let Versioned { version } = serde_json::from_str(&json.value).map_err(bad)?;
+        if version > manifest::VERSION {
+            let message = format!("its manifest has version {version}, this weftc knows {}", manifest::VERSION);
+            return Err(refuse(message, "use a newer weftc, or compile the model again with this one"));
+        }
+        let manifest = serde_json::from_str(&json.value).map_err(bad)?;
+        let beside = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = folder.unwrap_or(beside).to_path_buf();
+        Ok(TrainFile { path: path.to_path_buf(), folder, bytes, model, manifest })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The folder of the external data.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The file as it is on disk, for a session.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Everything that can be fed, parameters included; what weftc has no type for is left out.
+    pub fn inputs(&self) -> Vec<Port> {
+        self.graph().input.iter().filter_map(port).collect()
+    }
+
+    /// Whether the input `name` has a default value.
+    pub fn has_default(&self, name: &str) -> bool {
+        self.graph().initializer.iter().any(|t| t.name == name)
+    }
+
+    pub fn outputs(&self) -> Vec<Port> {
+        self.graph().output.iter().filter_map(port).collect()
+    }
+
+    /// The default value of the input `name`.
+    pub fn initial(&self, name: &str) -> Result<Weight> {
+        let found = self.graph().initializer.iter().find(|t| t.name == name);
+        let read = found.ok_or_else(|| "it has no default value".to_string()).and_then(|t| weight(t, &self.folder));
+        read.map_err(|why| Error::Model {
+            model: self.path.clone(),
+            problems: vec![
+                Problem::new(name, why).help("external data must lie beside train.onnx, or in the folder of --model"),
+            ],
+        })
+    }
+
+    fn graph(&self) -> &GraphProto {
+        static NONE: std::sync::LazyLock<GraphProto> = std::sync::LazyLock::new(GraphProto::default);
+        self.model.graph.as_ref().unwrap_or(&NONE)
+    }
+
+    /// The function `name` of our domain.  Errors where the file has none.
+    fn function(&self, name: &str) -> Result<&FunctionProto> {
+        let mine = |f: &&FunctionProto| f.domain == DOMAIN && f.name == name;
+        self.model.functions.iter().find(mine).ok_or_else(|| Error::Model {
+            model: self.path.clone(),
+            problems: vec![
+                Problem::new("", format!("it has no function {DOMAIN}.{name}"))
+                    .help("compile the model again with this weftc"),
+            ],
+        })
+    }
+
+    /// The graph of one AdamW update of every parameter: `p/N`, `g/N`, `m/N`, `v/N` (N the index in
+    /// `parameters`) and the scalars `HYPER` to `p2/N`, `m2/N`, `v2/N`.
+    ///
+    /// Each result may be bound to the buffer that it updates: this is checked against the function's body.
+    pub fn adamw_model(&self, parameters: &[Port]) -> Result<Vec<u8>> {
+        let function = self.function("AdamW")?;
+        let arity = (function.input.len(), function.output.len());
+        if arity != (4 + HYPER.len(), 3) {
+            let why = format!(
+                "its {DOMAIN}.AdamW has {} inputs and {} outputs, not {} and 3",
+                arity.0,
+                arity.1,
+                4 + HYPER.len()
+            );
+            return Err(Error::Model { model: self.path.clone(), problems: vec![Problem::new("", why)] });
+        }
+        // Inputs p, g, m, v; outputs p, m, v.
+        for (input, output) in [(0, 0), (2, 1), (3, 2)] {
+            if !writes_after_reads(function, &function.input[input], &function.output[output]) {
+                return Err(Error::internal(
+                    "AdamW",
+                    format!("{} is still read when it is written", function.input[input]),
+                ));
+            }
+        }
+        let mut graph = GraphProto { name: "adamw".into(), ..GraphProto::default() };
+        let scalar = |name: &str| value_info(name, DType::F64, &[]);
+        graph.input.extend(HYPER.iter().map(|h| scalar(h)));
+        for (n, parameter) in parameters.iter().enumerate() {
+            let name = |prefix: &str| format!("{prefix}/{n}");
+            let same = |prefix: &str| value_info(&name(prefix), parameter.dtype, &parameter.shape);
+            graph.input.extend(["p", "g", "m", "v"].map(same));
+            graph.output.extend(["p2", "m2", "v2"].map(same));
+            graph.node.push(NodeProto {
+                domain: DOMAIN.into(),
+                op_type: "AdamW".into(),
+                overload: function.overload.clone(),
+                name: name("adamw"),
+                input: ["p", "g", "m", "v"].map(name).into_iter().chain(HYPER.map(String::from)).collect(),
+                output: ["p2", "m2", "v2"].map(name).into(),
+                ..NodeProto::default()
+            });
+        }
+        Ok(self.model_of(graph, vec![function.clone()]))
+    }
+
+    /// The graph of the Euclidean norm over all gradients: `g/N` to `norm` (f64).
+    ///
+    /// Rows are summed in f32 and rows of rows in f64: as exact as needed, and in an order that depends
+    /// neither on the number of threads nor on anything else.
+    pub fn norm_model(&self, parameters: &[Port]) -> Vec<u8> {
+        let mut b = Standard::new("grad_norm");
+        let mut sums = Vec::new();
+        for (n, parameter) in parameters.iter().enumerate() {
+            let mut value = format!("g/{n}");
+            b.graph.input.push(value_info(&value, parameter.dtype, &parameter.shape));
+            if matches!(parameter.dtype, DType::F16 | DType::BF16) {
+                value = b.cast(&value, DType::F32);
+            }
+            let squares = if parameter.shape.len() > 1 {
+                value = b.node("ReduceSumSquare", &[&value, "last_axis"], &[("keepdims", 0)]);
+                b.cast(&value, DType::F64)
+            } else {
+                value = b.cast(&value, DType::F64);
+                b.node("Mul", &[&value, &value], &[])
+            };
+            sums.push(b.node("ReduceSum", &[&squares], &[("keepdims", 0)]));
+        }
+        b.graph.initializer.push(TensorProto {
+            name: "last_axis".into(),
+            dims: vec![1],
+            data_type: onnx_type(DType::I64),
+            int64_data: vec![-1],
+            ..TensorProto::default()
+        });
+        let sums: Vec<&str> = sums.iter().map(String::as_str).collect();
+        let total = b.node("Sum", &sums, &[]);
+        b.graph.node.push(NodeProto {
+            op_type: "Sqrt".into(),
+            name: "norm".into(),
+            input: vec![total],
+            output: vec!["norm".into()],
+            ..NodeProto::default()
+        });
+        b.graph.output.push(value_info("norm", DType::F64, &[]));
+        self.model_of(b.graph, Vec::new())
+    }
+
+    /// The graph that adds gradients to sums: `s/N` + `g/N` to `s2/N`, which may be bound to `s/N`.
+    pub fn sum_model(&self, parameters: &[Port]) -> Vec<u8> {
+        let mut graph = GraphProto { name: "accumulate".into(), ..GraphProto::default() };
+        for (n, parameter) in parameters.iter().enumerate() {
+            let name = |prefix: &str| format!("{prefix}/{n}");
+            let same = |prefix: &str| value_info(&name(prefix), parameter.dtype, &parameter.shape);
+            graph.input.extend(["s", "g"].map(same));
+            graph.output.push(same("s2"));
+            graph.node.push(NodeProto {
+                op_type: "Add".into(),
+                name: name("add"),
+                input: ["s", "g"].map(name).into(),
+                output: vec![name("s2")],
+                ..NodeProto::default()
+            });
+        }
+        self.model_of(graph, Vec::new())
+    }
+
+    fn model_of(&self, graph: GraphProto, functions: Vec<FunctionProto>) -> Vec<u8> {
+        let mut opset_import = self.model.opset_import.clone();
+        if !opset_import.iter().any(|o| o.domain == DOMAIN) {
+            opset_import.push(OperatorSetIdProto { domain: DOMAIN.into(), version: 1 });
+        }
+        let ir_version = self.model.ir_version;
+        ModelProto { ir_version, opset_import, graph: Some(graph), functions, ..ModelProto::default() }.encode_to_vec()
+    }
+}
+
+/// The scalar inputs of `ai.weft.AdamW`, all f64, in order.
+pub const HYPER: [&str; 7] = ["lr", "weight_decay", "beta1", "beta2", "eps", "step", "grad_scale"];
+
+/// Builds nodes of standard operators with fresh names.
+struct Standard {
+    graph: GraphProto,
+}
+
+impl Standard {
+    fn new(name: &str) -> Self {
+        Standard { graph: GraphProto { name: name.into(), ..GraphProto::default() } }
+    }
+
+    fn node(&mut self, op: &str, inputs: &[&str], attributes: &[(&str, i64)]) -> String {
+        let name = format!("{op}_{}", self.graph.node.len());
+        let attribute = |&(key, i): &(&str, i64)| super::proto::AttributeProto {
+            name: key.into(),
+            r#type: super::proto::attribute_proto::AttributeType::Int.into(),
+            i,
+            ..Default::default()
+        };
+        self.graph.node.push(NodeProto {
+            op_type: op.into(),
+            name: name.clone(),
+            input: inputs.iter().map(|i| i.to_string()).collect(),
+            output: vec![name.clone()],
+            attribute: attributes.iter().map(attribute).collect(),
+            ..NodeProto::default()
+        });
+        name
+    }
+
+    fn cast(&mut self, value: &str, to: DType) -> String {
+        self.node("Cast", &[value], &[("to", onnx_type(to).into())])
+    }
+}
+
+/// Whether `output` may share the buffer of `input`: every node that reads `input` is needed for `output`,
+/// so it has run when `output` is written, and the one that writes reads it elementwise if at all.
+fn writes_after_reads(function: &FunctionProto, input: &str, output: &str) -> bool {
+    let mut needed = vec![false; function.node.len()];
+    let mut wanted = vec![output];
+    while let Some(name) = wanted.pop() {
+        let maker = function.node.iter().position(|n| n.output.iter().any(|o| o == name));
+        if let Some(k) = maker.filter(|k| !needed[*k]) {
+            needed[k] = true;
+            wanted.extend(function.node[k].input.iter().map(String::as_str));
+        }
+    }
+    function.node.iter().zip(needed).all(|(node, needed)| needed || !node.input.iter().any(|i| i == input))
+}
+
+/// Reads the value of an initializer; external data must lie in `folder` itself.
+pub(super) fn weight(tensor: &TensorProto, folder: &Path) -> std::result::Result<Weight, String> {
+    let dtype = dtype(tensor.data_type).ok_or_else(|| format!("type {} is not supported", tensor.data_type))?;
+    let shape = tensor.dims.clone();
+    let elements = shape.iter().try_fold(1usize, |n, d| n.checked_mul(usize::try_from(*d).ok()?));
+    let size =
+        elements.and_then(|n| n.checked_mul(dtype.size())).ok_or_else(|| format!("shape {shape:?} is impossible"))?;
+    let bytes = if tensor.data_location == i32::from(tensor_proto::DataLocation::External) {
+        external(tensor, folder, size)?
+    } else if !tensor.raw_data.is_empty() {
+        tensor.raw_data.to_vec()
+    } else {
+        typed_data(tensor, dtype)
+    };
+    if bytes.len() != size {
+        return Err(format!("it has {} bytes, its type and shape need {size}", bytes.len()));
+    }
+    Ok(Weight { dtype, shape, bytes })
+}
+
+fn external(tensor: &TensorProto, folder: &Path, size: usize) -> std::result::Result<Vec<u8>, String> {
+    let entry = |key: &str| tensor.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
+    let location = entry("location").ok_or("its external data has no location")?;
+    // A path could lead out of the model's folder.
+    if location.is_empty() || location == ".." || location.contains(['/', '\\', ':']) {
+        return Err(format!("its external data lies in {location:?}, which is not a plain file name"));
+    }
+    let number = |key: &str| entry(key).map_or(Ok(0), |v| v.parse::<u64>().map_err(|_| format!("its {key} is {v:?}")));
+    let (offset, length) = (number("offset")?, number("length")?);
+    if length != 0 && length != size as u64 {
+        return Err(format!("its external data has {length} bytes, its type and shape need {size}"));
+    }
+    let path = folder.join(location);
+    let cannot = |e: std::io::Error| format!("cannot read {}: {e}", path.display());
+    let mut file = std::fs::File::open(&path).map_err(cannot)?;
+    // Asked before allocating, so that a file of lies cannot exhaust the memory.
+    let end = offset.checked_add(size as u64);
+    if end.is_none_or(|end| file.metadata().is_ok_and(|m| m.len() < end)) {
+        return Err(format!("{} ends before byte {}", path.display(), offset.saturating_add(size as u64)));
+    }
+    file.seek(SeekFrom::Start(offset)).map_err(cannot)?;
+    let mut bytes = vec![0; size];
+    file.read_exact(&mut bytes).map_err(cannot)?;
+    Ok(bytes)
+}
+
+fn typed_data(tensor: &TensorProto, dtype: DType) -> Vec<u8> {
+    let low = |n: usize| tensor.int32_data.iter().flat_map(|x| x.to_le_bytes()[..n].to_vec()).collect();
+    match dtype {
+        DType::F32 => tensor.float_data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        DType::F64 => tensor.double_data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        DType::I64 => tensor.int64_data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        DType::I32 => low(4),
+        DType::F16 | DType::BF16 => low(2),
+        DType::I8 | DType::U8 | DType::Bool => low(1),
+    }
+}
+
+fn port(info: &ValueInfoProto) -> Option<Port> {
+    let Some(type_proto::Value::TensorType(tensor)) = info.r#type.as_ref()?.value.as_ref() else { return None };
+    let size = |d: &tensor_shape_proto::Dimension| match d.value {
+        Some(tensor_shape_proto::dimension::Value::DimValue(n)) => Some(n),
+        _ => None,
+    };
+    let shape = tensor.shape.as_ref().map(|s| s.dim.iter().map(size).collect()).unwrap_or_default();
+    Some(Port { name: info.name.clone(), dtype: dtype(tensor.elem_type)?, shape })
+}
+
+fn value_info(name: &str, dtype: DType, shape: &[Option<i64>]) -> ValueInfoProto {
+    let dim = |d: &Option<i64>| tensor_shape_proto::Dimension {
+        value: d.map(tensor_shape_proto::dimension::Value::DimValue),
+        ..Default::default()
+    };
+    let shape = Some(TensorShapeProto { dim: shape.iter().map(dim).collect() });
+    let tensor = type_proto::Tensor { elem_type: onnx_type(dtype), shape };
+    let r#type = Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() });
+    ValueInfoProto { name: name.into(), r#type, ..Default::default() }
+}
+
+const TYPES: [(DType, tensor_proto::DataType); 9] = [
+    (DType::F64, tensor_proto::DataType::Double),
+    (DType::F32, tensor_proto::DataType::Float),
+    (DType::F16, tensor_proto::DataType::Float16),
+    (DType::BF16, tensor_proto::DataType::Bfloat16),
+    (DType::I64, tensor_proto::DataType::Int64),
+    (DType::I32, tensor_proto::DataType::Int32),
+    (DType::I8, tensor_proto::DataType::Int8),
+    (DType::U8, tensor_proto::DataType::Uint8),
+    (DType::Bool, tensor_proto::DataType::Bool),
+];
+
+pub(super) fn onnx_type(dtype: DType) -> i32 {
+    TYPES.iter().find(|r| r.0 == dtype).map_or(0, |r| r.1.into())
+}
+
+pub(super) fn dtype(onnx: i32) -> Option<DType> {
+    TYPES.iter().find(|r| i32::from(r.1) == onnx).map(|r| r.0)
+}

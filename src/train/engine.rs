@@ -1,0 +1,171 @@
+//! What a training step runs on.
+
+use super::optimizer::AdamW;
+use crate::error::Result;
+use crate::onnx::train_file::{HYPER, Port, TrainFile};
+use crate::runtime::{Bound, Buffer, HostTensor, Options, Session};
+use indexmap::IndexMap;
+
+/// The numbers of one update.
+#[derive(Clone, Copy, Debug)]
+pub struct Update {
+    pub adamw: AdamW,
+    /// From 1.
+    pub step: u64,
+    /// What gradients are multiplied by.
+    pub grad_scale: f64,
+}
+
+impl Update {
+    /// The scalars of `ai.weft.AdamW`, in the order of `HYPER`.
+    fn scalars(&self) -> [f64; HYPER.len()] {
+        let a = &self.adamw;
+        [a.lr, a.weight_decay, a.beta1, a.beta2, a.eps, self.step as f64, self.grad_scale]
+    }
+}
+
+/// Holds the parameters, their gradients and the optimizer's state; parameters are numbered in the
+/// manifest's order of trainable ones.
+pub trait Engine {
+    /// Runs the training graph on the feeds by name; returns the outputs `want` and keeps the gradients,
+    /// added to those before if `accumulate`.
+    fn forward(
+        &mut self,
+        feeds: &[(String, HostTensor)],
+        want: &[String],
+        accumulate: bool,
+    ) -> Result<IndexMap<String, HostTensor>>;
+
+    /// The Euclidean norm over the kept gradients of `loss_sum`.
+    fn grad_norm(&mut self) -> Result<f64>;
+
+    /// Updates every parameter and the state from the kept gradients.
+    fn update(&mut self, update: &Update) -> Result<()>;
+
+    fn parameter(&self, index: usize) -> Result<HostTensor>;
+    fn set_parameter(&mut self, index: usize, value: &HostTensor) -> Result<()>;
+    fn gradient(&self, index: usize) -> Result<HostTensor>;
+    /// First and second moment.
+    fn moments(&self, index: usize) -> Result<(HostTensor, HostTensor)>;
+    fn set_moments(&mut self, index: usize, m: &HostTensor, v: &HostTensor) -> Result<()>;
+}
+
+/// ONNX Runtime: parameters, gradients and state stay in buffers that the sessions read and write in place.
+///
+/// The norm has a session of its own because the host decides between it and the update: a step whose
+/// norm is not finite must leave every parameter as it was.
+pub struct OnnxRuntime {
+    step: Bound,
+    norm: Bound,
+    update: Bound,
+    /// Adds gradients to sums; only where micro-batches are accumulated.
+    sum: Option<Bound>,
+    parameters: Vec<Buffer>,
+    gradients: Vec<Buffer>,
+    sums: Vec<Buffer>,
+    moments: Vec<(Buffer, Buffer)>,
+}
+
+impl OnnxRuntime {
+    /// Opens the sessions; `trainable` are the parameters in order.  `accumulate` keeps sums of gradients.
+    pub fn new(file: &TrainFile, trainable: &[Port], options: &Options, accumulate: bool) -> Result<Self> {
+        let options = Options { folder: Some(file.folder().to_path_buf()), ..options.clone() };
+        let mut step = Session::from_bytes(file.bytes(), &options)?.bind()?;
+        let mut parameters = Vec::new();
+        let (mut gradients, mut sums, mut moments) = (Vec::new(), Vec::new(), Vec::new());
+        for port in trainable {
+            let initial = file.initial(&port.name)?;
+            let value = HostTensor::from_bytes(initial.dtype, &initial.shape, initial.bytes)?;
+            let zeros = || Buffer::zeros(value.dtype(), value.shape());
+            let (buffer, mut gradient) = (Buffer::from_host(&value)?, zeros()?);
+            step.input(&port.name, &buffer)?;
+            step.output(&format!("grad/{}", port.name), &mut gradient)?;
+            parameters.push(buffer);
+            gradients.push(gradient);
+            moments.push((zeros()?, zeros()?));
+            if accumulate {
+                sums.push(zeros()?);
+            }
+        }
+        // Small graphs without weights: nothing to look up beside a file.
+        let plain = Options { folder: None, ..options };
+        let open = |bytes: &[u8]| Session::from_bytes(bytes, &plain)?.bind();
+        let mut sum = if accumulate { Some(open(&file.sum_model(trainable))?) } else { None };
+        let mut norm = open(&file.norm_model(trainable))?;
+        let mut update = open(&file.adamw_model(trainable)?)?;
+        norm.fetch("norm");
+        for k in 0..trainable.len() {
+            let name = |prefix: &str| format!("{prefix}/{k}");
+            if let Some(sum) = &mut sum {
+                sum.input(&name("s"), &sums[k])?;
+                sum.input(&name("g"), &gradients[k])?;
+                sum.output(&name("s2"), &mut sums[k])?;
+            }
+            let gradient = if accumulate { &sums[k] } else { &gradients[k] };
+            norm.input(&name("g"), gradient)?;
+            update.input(&name("g"), gradient)?;
+            let (m, v) = &mut moments[k];
+            for (input, output, buffer) in [("p", "p2", &mut parameters[k]), ("m", "m2", m), ("v", "v2", v)] {
+                update.input(&name(input), buffer)?;
+                update.output(&name(output), buffer)?;
+            }
+        }
+        Ok(OnnxRuntime { step, norm, update, sum, parameters, gradients, sums, moments })
+    }
+}
+
+impl Engine for OnnxRuntime {
+    fn forward(
+        &mut self,
+        feeds: &[(String, HostTensor)],
+        want: &[String],
+        accumulate: bool,
+    ) -> Result<IndexMap<String, HostTensor>> {
+        for (name, value) in feeds {
+            self.step.input(name, &Buffer::from_host(value)?)?;
+        }
+        self.step.fetch_only(want);
+        let outputs = self.step.run()?;
+        if let Some(sum) = &mut self.sum {
+            if !accumulate {
+                self.sums.iter_mut().for_each(Buffer::clear);
+            }
+            sum.run()?;
+        }
+        Ok(outputs)
+    }
+
+    fn grad_norm(&mut self) -> Result<f64> {
+        self.norm.run()?.get("norm").map_or(Ok(0.0), HostTensor::item)
+    }
+
+    fn update(&mut self, update: &Update) -> Result<()> {
+        for (name, value) in HYPER.iter().zip(update.scalars()) {
+            self.update.input(name, &Buffer::from_host(&HostTensor::scalar(value))?)?;
+        }
+        self.update.run().map(drop)
+    }
+
+    fn parameter(&self, index: usize) -> Result<HostTensor> {
+        self.parameters[index].read()
+    }
+
+    fn set_parameter(&mut self, index: usize, value: &HostTensor) -> Result<()> {
+        self.parameters[index].write(value)
+    }
+
+    fn gradient(&self, index: usize) -> Result<HostTensor> {
+        if self.sum.is_some() { self.sums[index].read() } else { self.gradients[index].read() }
+    }
+
+    fn moments(&self, index: usize) -> Result<(HostTensor, HostTensor)> {
+        let (m, v) = &self.moments[index];
+        Ok((m.read()?, v.read()?))
+    }
+
+    fn set_moments(&mut self, index: usize, m: &HostTensor, v: &HostTensor) -> Result<()> {
+        let (to_m, to_v) = &mut self.moments[index];
+        to_m.write(m)?;
+        to_v.write(v)
+    }
+}

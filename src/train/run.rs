@@ -1,0 +1,377 @@
+//! `weftc run`: train on a data file.
+
+use super::batch::Batch;
+use super::checkpoint::{self, Position};
+use super::data::{self, Dataset, Limits};
+use super::log::{Log, Metrics};
+use super::optimizer::{AdamW, Schedule};
+use super::sampler::Sampler;
+use super::trainer::{Outcome, Setup, Trainer};
+use crate::error::{Error, Problem, Result};
+use crate::runtime::Options;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// What executes the graph.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RuntimeKind {
+    /// ONNX Runtime; found, or downloaded once.
+    #[default]
+    Auto,
+    Onnxruntime,
+    /// The built-in reference interpreter: exact in f64, and very slow.
+    Interpreter,
+}
+
+/// Train: run a train.onnx on data.
+#[derive(Clone, Debug, clap::Args, Serialize)]
+pub struct RunArgs {
+    /// The training graph that `weftc compile` made
+    pub train_onnx: PathBuf,
+    /// Training data, JSON lines: {"input_ids": [..], "prompt_len": N} or {"prompt": "..", "answer": ".."}
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub data: PathBuf,
+    /// Stop after so many optimizer steps
+    #[arg(long, value_name = "N", conflicts_with = "epochs")]
+    pub steps: Option<u64>,
+    /// Passes over the data [default: 1]
+    #[arg(long, value_name = "N")]
+    pub epochs: Option<u32>,
+    /// Sequences a micro-batch [default: 8, or what the graph fixes]
+    #[arg(long, value_name = "B")]
+    pub batch_size: Option<usize>,
+    /// Micro-batches a step; their losses are summed and divided once
+    #[arg(long, value_name = "K", default_value_t = 1)]
+    pub accumulate: usize,
+    /// Peak learning rate of AdamW
+    #[arg(long, default_value_t = 1e-5)]
+    pub lr: f64,
+    /// How the learning rate falls after the warm-up
+    #[arg(long, value_enum, default_value_t = Schedule::Constant)]
+    pub schedule: Schedule,
+    /// Steps over which the learning rate rises
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub warmup: u64,
+    /// Decoupled weight decay
+    #[arg(long, default_value_t = 0.1)]
+    pub weight_decay: f64,
+    #[arg(long, default_value_t = 0.9)]
+    pub beta1: f64,
+    #[arg(long, default_value_t = 0.999)]
+    pub beta2: f64,
+    /// Added to the root of the second moment
+    #[arg(long, default_value_t = 1e-8)]
+    pub adam_eps: f64,
+    /// Clip the gradient to this Euclidean norm; 0 turns clipping off
+    #[arg(long, default_value_t = 1.0)]
+    pub clip: f64,
+    /// Seed of the shuffle, the times and the masks
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Threads within an operator; 0 leaves the choice to the runtime
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// Where to write model.safetensors, model.onnx, metrics.jsonl and run.json
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Also write the optimizer's state to --out, every N steps and at the end
+    #[arg(long, value_name = "N", requires = "out")]
+    pub save_every: Option<u64>,
+    /// Go on with the run whose --out this was
+    #[arg(long, value_name = "DIR")]
+    pub resume: Option<PathBuf>,
+    /// The model that was compiled, if it does not lie beside the training graph
+    #[arg(long, value_name = "SOURCE.onnx")]
+    pub model: Option<PathBuf>,
+    /// A tokenizer.json, for data that is text
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// Token to pad with [default: the tokenizer's, else 0]
+    #[arg(long, value_name = "ID")]
+    pub pad_id: Option<i64>,
+    /// Cut longer rows to so many tokens
+    #[arg(long, value_name = "L")]
+    pub max_length: Option<usize>,
+    /// What executes the graph
+    #[arg(long, value_enum, default_value_t = RuntimeKind::Auto)]
+    pub runtime: RuntimeKind,
+    /// Print nothing but errors
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// What a run did.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    pub steps: u64,
+    /// Steps whose loss or gradient was not finite.
+    pub skipped: u64,
+    /// Steps in which no token was masked.
+    pub empty: u64,
+    pub tokens: usize,
+    pub seconds: f64,
+    /// The mean loss of the first and of the last tenth of the steps.
+    pub first_loss: f64,
+    pub last_loss: f64,
+    /// The files written, in order.
+    pub written: Vec<PathBuf>,
+    /// What the user should know, one line each.
+    pub notes: Vec<String>,
+}
+
+/// Trains as `args` say.
+///
+/// # Errors
+/// Everything that is wrong with the command line, the graph or the data; failures of the runtime; ten
+/// steps in a row that are not finite.
+pub fn run(args: &RunArgs) -> Result<Summary> {
+    let mut trainer = open(args)?;
+    let shape = trainer.shape();
+    let batch_size = batch_size(args, shape.rows)?;
+    let tokenizer = args.tokenizer.as_deref().map(data::tokenizer).transpose()?;
+    let method = &trainer.manifest().method;
+    let limits = Limits {
+        vocab_size: trainer.manifest().vocab_size,
+        mask_id: method.mask_id,
+        max_length: args.max_length,
+        fixed_length: shape.length,
+    };
+    let dataset = data::load(&args.data, tokenizer.as_ref(), limits)?;
+    let pad_id = args.pad_id.unwrap_or_else(|| data::pad_id(tokenizer.as_ref()));
+    if !(0..limits.vocab_size).contains(&pad_id) {
+        let problem =
+            Problem::new("--pad-id", format!("{pad_id} is not in the vocabulary of {} tokens", limits.vocab_size));
+        return Err(Error::usage(problem));
+    }
+    let mut notes = Vec::new();
+    if dataset.cut > 0 {
+        notes.push(format!("--max-length cut {} of {} rows", dataset.cut, dataset.samples.len()));
+    }
+    let source = source(args, &trainer, &mut notes)?;
+    if let Some(out) = &args.out {
+        std::fs::create_dir_all(out).map_err(|e| Error::io("create", out, e))?;
+    }
+
+    let plan = Plan {
+        dataset: &dataset,
+        batch: batch_size,
+        accumulate: args.accumulate.max(1),
+        sampler: Sampler::new(args.seed),
+    };
+    let per_epoch = plan.steps_per_epoch();
+    let steps = args.steps.unwrap_or_else(|| per_epoch * u64::from(args.epochs.unwrap_or(1)));
+    let mut position = Position {
+        step: 0,
+        updates: 0,
+        seed: args.seed,
+        batch: batch_size * plan.accumulate,
+        samples: dataset.samples.len(),
+    };
+    if let Some(folder) = &args.resume {
+        position = resume(&mut trainer, folder, &position)?;
+    }
+    let mut log = Log::new(position.step, steps, args.quiet, args.out.as_deref())?;
+    notes.iter().for_each(|n| log.say(n));
+    let mut summary = Summary {
+        steps: 0,
+        skipped: 0,
+        empty: 0,
+        tokens: 0,
+        seconds: 0.0,
+        first_loss: 0.0,
+        last_loss: 0.0,
+        written: Vec::new(),
+        notes,
+    };
+    let mut losses = Vec::new();
+    let mut order = (u32::MAX, Vec::new());
+    for step in position.step..steps {
+        let started = Instant::now();
+        let epoch = u32::try_from(step / per_epoch).unwrap_or(u32::MAX - 1);
+        if order.0 != epoch {
+            order = (epoch, plan.sampler.order(epoch, dataset.samples.len()));
+        }
+        let batches = plan.batches(&order.1, epoch, step % per_epoch, super::batch::Shape { pad_id, ..shape })?;
+        trainer.adamw.lr = args.lr * args.schedule.factor(step, steps, args.warmup);
+        let result = trainer.step_on(&batches, false)?;
+        let outcome = match result.outcome {
+            Outcome::Updated => "updated",
+            Outcome::Empty => "empty",
+            Outcome::Skipped => "skipped",
+        };
+        summary.skipped += u64::from(result.outcome == Outcome::Skipped);
+        summary.empty += u64::from(result.outcome == Outcome::Empty);
+        if result.outcome == Outcome::Updated {
+            losses.push(result.loss);
+        }
+        let tokens = batches.iter().map(Batch::real_tokens).sum();
+        summary.tokens += tokens;
+        log.step(&Metrics {
+            step: step + 1,
+            epoch,
+            loss: result.loss,
+            loss_sum: result.loss_sum,
+            loss_count: result.loss_count,
+            grad_norm: result.grad_norm,
+            lr: trainer.adamw.lr,
+            tokens,
+            masked: result.masked,
+            seconds: started.elapsed().as_secs_f64(),
+            outcome,
+        })?;
+        position.step = step + 1;
+        position.updates = trainer.updates();
+        if let (Some(out), Some(every)) = (&args.out, args.save_every) {
+            if every > 0 && position.step.is_multiple_of(every) && position.step < steps {
+                checkpoint::save_state(&trainer, &position, &out.join(checkpoint::STATE))?;
+            }
+        }
+    }
+    summary.steps = position.step;
+    summary.seconds = log.finish();
+    let tenth = losses.len().div_ceil(10);
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len().max(1) as f64;
+    summary.first_loss = mean(&losses[..tenth]);
+    summary.last_loss = mean(&losses[losses.len() - tenth..]);
+    if let Some(out) = &args.out {
+        save(args, &trainer, &position, source.as_deref(), out, &mut summary)?;
+    }
+    Ok(summary)
+}
+
+fn open(args: &RunArgs) -> Result<Trainer> {
+    let adamw = AdamW {
+        lr: args.lr,
+        weight_decay: args.weight_decay,
+        beta1: args.beta1,
+        beta2: args.beta2,
+        eps: args.adam_eps,
+        clip: (args.clip != 0.0).then_some(args.clip),
+    };
+    let folder =
+        args.model.as_ref().and_then(|m| m.parent()).map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
+    let session = Options { threads: args.threads, ..Options::default() };
+    Trainer::load(
+        &args.train_onnx,
+        Setup { folder: folder.map(Path::to_path_buf), adamw, accumulate: args.accumulate, session },
+    )
+}
+
+fn batch_size(args: &RunArgs, fixed: Option<usize>) -> Result<usize> {
+    match (args.batch_size, fixed) {
+        (Some(0), _) => Err(Error::usage(Problem::new("--batch-size", "0 sequences are no batch"))),
+        (Some(asked), Some(fixed)) if asked > fixed => Err(Error::usage(
+            Problem::new("--batch-size", format!("the graph was exported for batches of {fixed}, not {asked}"))
+                .help("use --accumulate for larger batches, or export the model with a dynamic batch"),
+        )),
+        (Some(asked), _) => Ok(asked),
+        (None, fixed) => Ok(fixed.unwrap_or(8)),
+    }
+}
+
+/// The source model, which `--out` needs for model.onnx; a note where it is not there.
+fn source(args: &RunArgs, trainer: &Trainer, notes: &mut Vec<String>) -> Result<Option<PathBuf>> {
+    if args.out.is_none() {
+        return Ok(None);
+    }
+    let name = &trainer.manifest().source.file;
+    let path = args.model.clone().unwrap_or_else(|| trainer.file.folder().join(name));
+    if args.model.is_none() && !path.is_file() {
+        notes.push(format!("no model.onnx will be written: {} is not there (see --model)", path.display()));
+        return Ok(None);
+    }
+    checkpoint::check_source(trainer, &path)?;
+    if let Some(out) = &args.out
+        && let (Ok(a), Ok(b)) = (path.canonicalize(), out.join(checkpoint::MODEL).canonicalize())
+        && a == b
+    {
+        let problem = Problem::new("--out", "its model.onnx is the source model and would be overwritten");
+        return Err(Error::usage(problem.help("choose another folder")));
+    }
+    Ok(Some(path))
+}
+
+fn resume(trainer: &mut Trainer, folder: &Path, now: &Position) -> Result<Position> {
+    let path = folder.join(checkpoint::STATE);
+    let then = checkpoint::load_state(trainer, &path)?;
+    let differ = |flag: &str, a: String, b: String| {
+        (a != b).then(|| {
+            Problem::new(flag, format!("the interrupted run had {a}, this one {b}")).help("resume with the same")
+        })
+    };
+    let problems: Vec<Problem> = [
+        differ("--seed", then.seed.to_string(), now.seed.to_string()),
+        differ("--batch-size times --accumulate", then.batch.to_string(), now.batch.to_string()),
+        differ("--data", format!("{} samples", then.samples), format!("{} samples", now.samples)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if problems.is_empty() { Ok(then) } else { Err(Error::Usage { problems }) }
+}
+
+/// Which samples a step sees.
+struct Plan<'a> {
+    dataset: &'a Dataset,
+    batch: usize,
+    accumulate: usize,
+    sampler: Sampler,
+}
+
+impl Plan<'_> {
+    fn steps_per_epoch(&self) -> u64 {
+        self.dataset.samples.len().div_ceil(self.batch * self.accumulate).max(1) as u64
+    }
+
+    fn batches(&self, order: &[usize], epoch: u32, step: u64, shape: super::batch::Shape) -> Result<Vec<Batch>> {
+        let group = self.batch * self.accumulate;
+        let start = usize::try_from(step).unwrap_or(0) * group;
+        let indices = &order[start.min(order.len())..(start + group).min(order.len())];
+        let batch = |part: &[usize]| {
+            let samples: Vec<_> = part.iter().map(|&i| (i, &self.dataset.samples[i])).collect();
+            Batch::new(&samples, shape, self.sampler, epoch)
+        };
+        indices.chunks(self.batch).map(batch).collect()
+    }
+}
+
+fn save(
+    args: &RunArgs,
+    trainer: &Trainer,
+    position: &Position,
+    source: Option<&Path>,
+    out: &Path,
+    summary: &mut Summary,
+) -> Result<()> {
+    #[derive(Serialize)]
+    struct Record<'a> {
+        weftc: &'a str,
+        arguments: &'a RunArgs,
+        manifest: &'a crate::manifest::Manifest,
+        summary: &'a Summary,
+    }
+    let path = out.join(checkpoint::WEIGHTS);
+    checkpoint::save_weights(trainer, &path)?;
+    summary.written.push(path);
+    if let Some(source) = source {
+        let path = out.join(checkpoint::MODEL);
+        let replaced = checkpoint::save_model(trainer, source, &path)?;
+        if replaced < trainer.parameters().count() {
+            let n = trainer.parameters().count();
+            summary.notes.push(format!("only {replaced} of {n} trained weights were found in {}", source.display()));
+        }
+        summary.written.push(path);
+    }
+    if args.save_every.is_some() {
+        let path = out.join(checkpoint::STATE);
+        checkpoint::save_state(trainer, position, &path)?;
+        summary.written.push(path);
+    }
+    let path = out.join("run.json");
+    summary.written.push(path.clone());
+    let record = Record { weftc: env!("CARGO_PKG_VERSION"), arguments: args, manifest: trainer.manifest(), summary };
+    let json = serde_json::to_string_pretty(&record).map_err(|e| Error::internal("run", e.to_string()))?;
+    checkpoint::save_text(&(json + "\n"), &path)
+}

@@ -1,0 +1,278 @@
+//! The training step: forward, skip or clip, update.
+
+use super::batch::{self, Batch, Shape};
+use super::engine::{Engine, OnnxRuntime, Update};
+use super::optimizer::AdamW;
+use crate::error::{Error, Problem, Result};
+use crate::ir::DType;
+use crate::manifest::{Manifest, Role};
+use crate::onnx::train_file::{Port, TrainFile};
+use crate::runtime::{HostTensor, Options};
+use indexmap::IndexMap;
+use std::path::{Path, PathBuf};
+
+/// So many skipped steps in a row stop the run.
+const MOST_SKIPPED: u32 = 10;
+
+/// The outputs that describe every token, [B, L]; a method has those that it uses.
+const DIAGNOSTICS: [&str; 4] = ["entropy", "mask_rate", "mask", "token_loss"];
+
+/// The inputs that every train.onnx has, besides the token input.
+const DRAWS: [&str; 3] = ["answer_mask", "t", "u"];
+
+/// How a trainer is set up.
+#[derive(Clone, Default)]
+pub struct Setup {
+    /// The folder of the source model's weights; beside train.onnx where `None`.
+    pub folder: Option<PathBuf>,
+    pub adamw: AdamW,
+    /// Micro-batches a step; 0 and 1 mean one.
+    pub accumulate: usize,
+    pub session: Options,
+}
+
+/// What a step did to the parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Updated,
+    /// No token was masked: there is nothing to learn from.
+    Empty,
+    /// The loss or the gradient was not finite; nothing was changed.
+    Skipped,
+}
+
+/// The numbers of one step.
+#[derive(Clone, Debug)]
+pub struct StepResult {
+    /// `loss_sum / loss_count`; 0 where the count is 0.
+    pub loss: f64,
+    pub loss_sum: f64,
+    pub loss_count: f64,
+    /// The Euclidean norm of the gradient of `loss`, before clipping.
+    pub grad_norm: f64,
+    /// How many tokens were masked.
+    pub masked: usize,
+    pub outcome: Outcome,
+    /// Those outputs of the last micro-batch that describe tokens, where they were asked for.
+    pub diagnostics: IndexMap<String, HostTensor>,
+}
+
+/// A train.onnx with its parameters and the optimizer's state.
+pub struct Trainer {
+    pub(super) file: TrainFile,
+    pub(super) engine: Box<dyn Engine>,
+    trainable: Vec<Port>,
+    /// What is fed besides tokens and draws: name and type.
+    extras: Vec<(String, DType)>,
+    /// The draws that this method uses.
+    draws: Vec<&'static str>,
+    diagnostics: Vec<String>,
+    pub adamw: AdamW,
+    /// How many updates were made.
+    pub(super) updates: u64,
+    skipped_in_a_row: u32,
+    shape: Shape,
+}
+
+impl Trainer {
+    /// Opens `train_onnx` on ONNX Runtime.
+    pub fn load(train_onnx: &Path, setup: Setup) -> Result<Self> {
+        let file = TrainFile::read(train_onnx, setup.folder.as_deref())?;
+        // Packed copies of frozen weights would double the memory and save nothing measurable.
+        let options = Options { prepack: false, ..setup.session };
+        Self::with(file, setup.adamw, |file, trainable| {
+            Ok(Box::new(OnnxRuntime::new(file, trainable, &options, setup.accumulate > 1)?))
+        })
+    }
+
+    /// Checks the contract of train.onnx and opens it on an engine.
+    pub(super) fn with(
+        file: TrainFile,
+        adamw: AdamW,
+        engine: impl FnOnce(&TrainFile, &[Port]) -> Result<Box<dyn Engine>>,
+    ) -> Result<Self> {
+        adamw.check()?;
+        let (inputs, outputs) = (file.inputs(), file.outputs());
+        let mut problems = Vec::new();
+        let mut trainable = Vec::new();
+        for p in file.manifest.parameters.iter().filter(|p| p.role == Role::Trainable) {
+            let gradient = format!("grad/{}", p.name);
+            if !outputs.iter().any(|o| o.name == gradient) {
+                problems.push(Problem::new(&p.name, format!("it is trainable, but there is no output {gradient}")));
+            }
+            match inputs.iter().find(|i| i.name == p.name) {
+                Some(port) => trainable.push(port.clone()),
+                None => problems.push(Problem::new(&p.name, "it is trainable, but no input")),
+            }
+        }
+        if trainable.is_empty() && problems.is_empty() {
+            problems.push(Problem::new("", "nothing is trainable").help("compile with trainable parameters"));
+        }
+        for name in ["loss", "loss_sum", "loss_count"] {
+            if !outputs.iter().any(|o| o.name == name) {
+                problems.push(Problem::new("", format!("there is no output {name}")));
+            }
+        }
+        let token_input = inputs.iter().find(|i| i.name == file.manifest.token_input);
+        if token_input.is_none_or(|i| i.shape.len() != 2 || i.dtype != DType::I64) {
+            problems.push(Problem::new(&file.manifest.token_input, "the token input must be [B, L] int64"));
+        }
+        let ours = |i: &Port| {
+            i.name == file.manifest.token_input || DRAWS.contains(&i.name.as_str()) || file.has_default(&i.name)
+        };
+        let mut extras = Vec::new();
+        for input in inputs.iter().filter(|i| !ours(i)) {
+            if batch::is_known(&input.name) && input.shape.len() == 2 {
+                extras.push((input.name.clone(), input.dtype));
+            } else {
+                let help = "weftc feeds attention_mask, position_ids and token_type_ids, each [B, L]; export the model without other inputs";
+                problems.push(Problem::new(&input.name, "weftc does not know what to feed to this input").help(help));
+            }
+        }
+        if !problems.is_empty() {
+            return Err(Error::Model { model: file.path().to_path_buf(), problems });
+        }
+        let size = |axis: usize| {
+            token_input.and_then(|i| i.shape.get(axis).copied().flatten()).and_then(|n| n.try_into().ok())
+        };
+        let shape = Shape { rows: size(0), length: size(1), pad_id: 0 };
+        let has = |n: &&str| inputs.iter().any(|i| i.name == *n);
+        let draws = DRAWS.into_iter().filter(|n| has(n)).collect();
+        let made = |n: &&str| outputs.iter().any(|o| o.name == *n);
+        let diagnostics = DIAGNOSTICS.iter().filter(|n| made(n)).map(|n| n.to_string()).collect();
+        let engine = engine(&file, &trainable)?;
+        Ok(Trainer {
+            engine,
+            trainable,
+            extras,
+            draws,
+            diagnostics,
+            adamw,
+            updates: 0,
+            skipped_in_a_row: 0,
+            shape,
+            file,
+        })
+    }
+
+    pub fn manifest(&self) -> &Manifest {
+        &self.file.manifest
+    }
+
+    /// The sizes that the graph fixes.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// How many updates were made.
+    pub fn updates(&self) -> u64 {
+        self.updates
+    }
+
+    /// One step on one batch.
+    pub fn step(&mut self, batch: &Batch) -> Result<StepResult> {
+        self.step_on(std::slice::from_ref(batch), false)
+    }
+
+    /// One step on explicit draws: `tokens` [B, L] int64, `answer_mask` [B, L] bool, `t` [B] f32,
+    /// `u` [B, L] f32.  No token counts as padding; diagnostics are returned.
+    pub fn step_with(
+        &mut self,
+        tokens: HostTensor,
+        answer_mask: HostTensor,
+        t: HostTensor,
+        u: HostTensor,
+    ) -> Result<StepResult> {
+        let real = HostTensor::from_bytes(DType::Bool, tokens.shape(), vec![1; tokens.len()])?;
+        self.step_on(&[Batch { tokens, answer: answer_mask, t, u, real }], true)
+    }
+
+    /// One step on micro-batches, whose numerators and denominators are summed and divided once.
+    ///
+    /// # Errors
+    /// Where ONNX Runtime fails, or after ten skipped steps in a row.
+    pub fn step_on(&mut self, batches: &[Batch], diagnostics: bool) -> Result<StepResult> {
+        let mut want: Vec<String> = ["loss_sum", "loss_count"].map(String::from).to_vec();
+        let kept = |n: &&String| diagnostics || n.as_str() == "mask";
+        want.extend(self.diagnostics.iter().filter(kept).cloned());
+        let (mut loss_sum, mut loss_count, mut masked) = (0.0, 0.0, 0);
+        let mut last = IndexMap::new();
+        for (k, batch) in batches.iter().enumerate() {
+            let feeds = self.feeds(batch)?;
+            last = self.engine.forward(&feeds, &want, k > 0)?;
+            let number = |name: &str| last.get(name).map_or(Ok(0.0), HostTensor::item);
+            loss_sum += number("loss_sum")?;
+            loss_count += number("loss_count")?;
+            masked += last.get("mask").map_or(0, |m| m.bytes().iter().filter(|b| **b != 0).count());
+        }
+        last.retain(|name, _| diagnostics && DIAGNOSTICS.contains(&name.as_str()));
+        let empty = loss_count == 0.0;
+        let norm = if empty { 0.0 } else { self.engine.grad_norm()? };
+        let per_count = |x: f64| if empty { 0.0 } else { x / loss_count };
+        let (loss, grad_norm) = (per_count(loss_sum), per_count(norm));
+        let outcome = if !loss.is_finite() || !grad_norm.is_finite() || !loss_sum.is_finite() {
+            self.skipped_in_a_row += 1;
+            Outcome::Skipped
+        } else if empty {
+            Outcome::Empty
+        } else {
+            let grad_scale = self.adamw.grad_scale(norm, loss_count);
+            self.engine.update(&Update { adamw: self.adamw, step: self.updates + 1, grad_scale })?;
+            self.updates += 1;
+            self.skipped_in_a_row = 0;
+            Outcome::Updated
+        };
+        if self.skipped_in_a_row >= MOST_SKIPPED {
+            return Err(Error::Runtime {
+                message: format!(
+                    "training diverged: {MOST_SKIPPED} steps in a row had a loss or gradient that is not finite"
+                ),
+                help: Some("lower --lr or --clip, or look at the data of these steps; nothing was saved over".into()),
+            });
+        }
+        Ok(StepResult { loss, loss_sum, loss_count, grad_norm, masked, outcome, diagnostics: last })
+    }
+
+    /// The trainable parameters' names, in order.
+    pub fn parameters(&self) -> impl Iterator<Item = &str> {
+        self.trainable.iter().map(|p| p.name.as_str())
+    }
+
+    /// The present value of a parameter, in train.onnx's orientation (see `transposed` in the manifest).
+    pub fn parameter(&self, name: &str) -> Result<HostTensor> {
+        self.engine.parameter(self.index(name)?)
+    }
+
+    /// Overwrites a parameter, in train.onnx's orientation.
+    pub fn set_parameter(&mut self, name: &str, value: &HostTensor) -> Result<()> {
+        self.engine.set_parameter(self.index(name)?, value)
+    }
+
+    /// The gradient of the last step's `loss_sum` (divide by its `loss_count` for that of the loss).
+    pub fn gradient(&self, name: &str) -> Result<HostTensor> {
+        self.engine.gradient(self.index(name)?)
+    }
+
+    pub(super) fn index(&self, name: &str) -> Result<usize> {
+        let found = self.trainable.iter().position(|p| p.name == name);
+        found.ok_or_else(|| Error::usage(Problem::new(name, "no trainable parameter has this name")))
+    }
+
+    fn feeds(&self, batch: &Batch) -> Result<Vec<(String, HostTensor)>> {
+        let mut feeds = vec![(self.file.manifest.token_input.clone(), batch.tokens.clone())];
+        for name in &self.draws {
+            let value = match *name {
+                "answer_mask" => &batch.answer,
+                "t" => &batch.t,
+                _ => &batch.u,
+            };
+            feeds.push((name.to_string(), value.clone()));
+        }
+        for (name, dtype) in &self.extras {
+            if let Some(value) = batch.extra(name, *dtype) {
+                feeds.push((name.clone(), value?));
+            }
+        }
+        Ok(feeds)
+    }
+}
