@@ -187,6 +187,13 @@ impl<'m> Importer<'m> {
             for k in before..self.b.graph.len() {
                 self.b.graph.origin.entry(Id::from(k)).or_insert_with(|| origin.clone());
             }
+            // No result means that the node was refused, and said so.
+            if (1..node.output.len()).contains(&results.len())
+                && node.output[results.len()..].iter().any(|o| !o.is_empty())
+            {
+                let message = format!("{}: results after the first {} are not supported", node.op_type, results.len());
+                self.problems.push(Problem::new(&place, message));
+            }
             let mut results = results.into_iter();
             for output in &node.output {
                 let value = results.next().unwrap_or(Value::Refused);
