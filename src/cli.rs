@@ -1,1 +1,163 @@
-//! (see ARCHITECTURE)
+//! The command line.
+
+use crate::compile::{self, Compiled, Options, Stage, Trainable};
+use crate::error::Result;
+use crate::onnx::write;
+use crate::rules::Target;
+use crate::runtime::doctor;
+use crate::train::{self, RunArgs};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Compile the ONNX graph of a diffusion language model into a training graph, and train it on stock
+/// ONNX Runtime.
+#[derive(Parser)]
+#[command(name = "weftc", version, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 2 command line, 3 model, 4 data, 5 ONNX Runtime, 6 rule file, \
+                          7 file system, 70 a mistake in weftc";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Rewrite a model into a training graph, train.onnx
+    Compile(CompileArgs),
+    /// Train: run train.onnx over a data file
+    Run(RunArgs),
+    /// Show which ONNX Runtime is used, and what to do where there is none
+    Doctor,
+}
+
+/// The flags of `weftc compile`.
+#[derive(Args)]
+struct CompileArgs {
+    /// The model: an ONNX file of any exporter, opsets 13 to 25
+    model: PathBuf,
+    /// Where to write the training graph
+    #[arg(short, long, default_value = "train.onnx")]
+    output: PathBuf,
+    /// Training method: weft masks every token with a probability t_i from its predictive entropy and
+    /// weights its cross-entropy by 1/t_i (arXiv 2509.20863)
+    #[arg(long, default_value = "weft")]
+    method: String,
+    /// Id of the mask token (LLaDA 126336, Dream 151666)
+    #[arg(long, allow_negative_numbers = true)]
+    mask_id: Option<i64>,
+    /// 1 where row i of the logits predicts token i+1 (Dream's checkpoints), 0 where it predicts token i;
+    /// applied in the entropy pass and in the loss
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    logits_shift: i64,
+    /// Least masking time: t is drawn from U(0,1), then t <- (1 - eps) t + eps
+    #[arg(long, default_value_t = 1e-3)]
+    t_eps: f64,
+    /// Least masking probability of a token; bounds the weight 1/t_i
+    #[arg(long, default_value_t = 1e-3)]
+    t_floor: f64,
+    /// beta from the entropy H: sqrt (the paper's), linear (raw H, the unstable ablation), log1p, or pow:P
+    #[arg(long, default_value = "sqrt")]
+    entropy_transform: String,
+    /// beta_ref is the mean of beta over one answer (sequence) or over the micro-batch (batch)
+    #[arg(long, default_value = "sequence")]
+    beta_scope: String,
+    /// Denominator of the loss: sequence (mean over each answer, then over sequences; unbiased), token
+    /// (all answer tokens), masked (masked tokens only, as in the paper's listing; biased)
+    #[arg(long, default_value = "sequence")]
+    loss_norm: String,
+    /// Power a of the weight t_i^-a; 1 keeps the loss unbiased
+    #[arg(long, default_value_t = 1.0)]
+    weight_power: f64,
+    /// Which weights are trained
+    #[arg(long, value_enum, default_value_t)]
+    trainable: Trainable,
+    /// portable: standard ONNX operators only; cpu: also ONNX Runtime's own fused operators
+    #[arg(long, value_enum, default_value_t = Target::Cpu)]
+    target: Target,
+    /// Name of the token input, where the model has several integer inputs
+    #[arg(long)]
+    token_input: Option<String>,
+    /// Name of the logits output, where the model has several of that shape
+    #[arg(long)]
+    logits_output: Option<String>,
+    /// Print the graph after this stage as text and write no file
+    #[arg(long, value_enum, value_name = "STAGE")]
+    emit_ir: Option<Stage>,
+    /// Print nothing on success
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+impl CompileArgs {
+    fn options(&self) -> Options {
+        Options {
+            model: self.model.clone(),
+            method: self.method.clone(),
+            mask_id: self.mask_id,
+            logits_shift: self.logits_shift,
+            t_eps: self.t_eps,
+            t_floor: self.t_floor,
+            entropy_transform: self.entropy_transform.clone(),
+            beta_scope: self.beta_scope.clone(),
+            loss_norm: self.loss_norm.clone(),
+            weight_power: self.weight_power,
+            trainable: self.trainable,
+            target: self.target,
+            token_input: self.token_input.clone(),
+            logits_output: self.logits_output.clone(),
+        }
+    }
+}
+
+/// Runs the program and returns its exit code.
+pub fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Compile(args) => compile(&args),
+        Command::Run(args) => train::run(&args).map(drop),
+        Command::Doctor => {
+            let report = doctor::doctor();
+            println!("{report}");
+            return if report.usable() { ExitCode::SUCCESS } else { ExitCode::from(5) };
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn compile(args: &CompileArgs) -> Result<()> {
+    let options = args.options();
+    if let Some(stage) = args.emit_ir {
+        print!("{}", compile::emit_ir(&options, stage)?);
+        return Ok(());
+    }
+    let compiled = compile::compile(&options)?;
+    let bytes = compiled.write(&args.output)?;
+    if !args.quiet {
+        print!("{}", report(&compiled));
+        println!("wrote {} ({:.1} MB)", args.output.display(), bytes as f64 / 1e6);
+    }
+    Ok(())
+}
+
+/// What the compiler did, for people.
+pub fn report(compiled: &Compiled) -> String {
+    use std::fmt::Write;
+    let mut out = String::new();
+    for s in &compiled.stages {
+        let _ = writeln!(out, "{:<14} {:>6} nodes {:>9.1} ms", s.stage.name(), s.nodes, s.seconds * 1e3);
+    }
+    for line in &compiled.manifest.mended {
+        let _ = writeln!(out, "mended: {line}");
+    }
+    let fired: Vec<String> = compiled.manifest.rules_fired.iter().map(|(r, n)| format!("{r} {n}")).collect();
+    let _ = writeln!(out, "rules fired: {}", fired.join(", "));
+    let _ = write!(out, "{}", write::table(&compiled.graph));
+    out
+}

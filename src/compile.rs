@@ -1,1 +1,416 @@
-//! (see ARCHITECTURE)
+//! The pipeline: a model file goes in, a train.onnx comes out.
+//!
+//! `read -> lift -> objective -> differentiate -> optimise -> lower -> schedule -> write`; each stage
+//! takes the graph of the one before and never looks back.
+
+use crate::atomic;
+use crate::autodiff;
+use crate::error::{Error, Problem, Result};
+use crate::ir::{Builder, Graph, Id, LeafId, LeafKind, Node, text};
+use crate::lower;
+use crate::manifest::{self, Input, Manifest, Method, Parameter, Role};
+use crate::objective::{self, Ports};
+use crate::onnx::read::{Source, read};
+use crate::onnx::write::{Parts, encode};
+use crate::rewrite;
+use crate::rules::parse::{Library, library};
+use crate::rules::{Rule, Target};
+use crate::schedule;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Which weights are trained.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub enum Trainable {
+    /// Every floating-point weight.
+    #[default]
+    Full,
+}
+
+/// What to compile and for which method.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub model: PathBuf,
+    pub method: String,
+    /// The token that stands for "masked"; there is no safe default.
+    pub mask_id: Option<i64>,
+    pub logits_shift: i64,
+    pub t_eps: f64,
+    pub t_floor: f64,
+    pub entropy_transform: String,
+    pub beta_scope: String,
+    pub loss_norm: String,
+    pub weight_power: f64,
+    pub trainable: Trainable,
+    pub target: Target,
+    pub token_input: Option<String>,
+    pub logits_output: Option<String>,
+}
+
+impl Options {
+    /// WeFT with the paper's settings.
+    pub fn new(model: impl Into<PathBuf>) -> Self {
+        Options {
+            model: model.into(),
+            method: "weft".into(),
+            mask_id: None,
+            logits_shift: 0,
+            t_eps: 1e-3,
+            t_floor: 1e-3,
+            entropy_transform: "sqrt".into(),
+            beta_scope: "sequence".into(),
+            loss_norm: "sequence".into(),
+            weight_power: 1.0,
+            trainable: Trainable::Full,
+            target: Target::Cpu,
+            token_input: None,
+            logits_output: None,
+        }
+    }
+}
+
+/// The stages whose graph can be shown.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, clap::ValueEnum)]
+pub enum Stage {
+    Read,
+    Lift,
+    Objective,
+    Differentiate,
+    Optimise,
+    Lower,
+    Schedule,
+}
+
+impl Stage {
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Read => "read",
+            Stage::Lift => "lift",
+            Stage::Objective => "objective",
+            Stage::Differentiate => "differentiate",
+            Stage::Optimise => "optimise",
+            Stage::Lower => "lower",
+            Stage::Schedule => "schedule",
+        }
+    }
+}
+
+/// One line of the compile report.
+#[derive(Clone, Debug)]
+pub struct StageReport {
+    pub stage: Stage,
+    /// Operator nodes after the stage.
+    pub nodes: usize,
+    pub seconds: f64,
+}
+
+/// A compiled training step.
+pub struct Compiled {
+    /// The lowered graph.
+    pub graph: Graph,
+    /// Its nodes in file order.
+    pub order: Vec<Id>,
+    pub trainable: Vec<LeafId>,
+    pub manifest: Manifest,
+    pub stages: Vec<StageReport>,
+    source: PathBuf,
+    lower_rules: Vec<Rule>,
+}
+
+impl Compiled {
+    /// The bytes of train.onnx.  `folder` is where it will lie: the manifest names the source relative to it.
+    pub fn encode(&self, folder: &Path) -> Result<Vec<u8>> {
+        let mut manifest = self.manifest.clone();
+        manifest.source.file = relative(&self.source, folder);
+        encode(&Parts {
+            graph: &self.graph,
+            order: &self.order,
+            trainable: &self.trainable,
+            rules: &self.lower_rules,
+            manifest: &manifest,
+            source: &self.source,
+        })
+    }
+
+    /// Writes train.onnx, whole or not at all; returns its size in bytes.
+    pub fn write(&self, path: &Path) -> Result<usize> {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if same_file(&self.source, path) {
+            let problem = Problem::new(path.display().to_string(), "is the source model itself")
+                .help("write the training graph under another name with -o");
+            return Err(Error::usage(problem));
+        }
+        let bytes = self.encode(folder)?;
+        atomic::write(path, |out| out.write_all(&bytes))?;
+        Ok(bytes.len())
+    }
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
+/// `path` as seen from `folder`, with `/` between parts; the plain path where they share no root.
+fn relative(path: &Path, folder: &Path) -> String {
+    let (Ok(path_full), Ok(folder)) = (path.canonicalize(), folder.canonicalize()) else {
+        return path.display().to_string();
+    };
+    let (to, from): (Vec<_>, Vec<_>) = (path_full.components().collect(), folder.components().collect());
+    let common = to.iter().zip(&from).take_while(|(a, b)| a == b).count();
+    if common == 0 {
+        return path.display().to_string();
+    }
+    let up = std::iter::repeat_n("..".to_string(), from.len() - common);
+    let down = to[common..].iter().map(|c| c.as_os_str().to_string_lossy().to_string());
+    up.chain(down).collect::<Vec<_>>().join("/")
+}
+
+/// Runs the whole pipeline.
+pub fn compile(options: &Options) -> Result<Compiled> {
+    let mut pipeline = Pipeline::new(options)?;
+    let mut on_stage = |_: Stage, _: &Graph| {};
+    pipeline.run(&mut on_stage)
+}
+
+/// The text of the graph after one stage.
+pub fn emit_ir(options: &Options, wanted: Stage) -> Result<String> {
+    let mut shown = String::new();
+    let mut pipeline = Pipeline::new(options)?;
+    pipeline.last = wanted;
+    let outcome = pipeline.run(&mut |stage, graph| {
+        if stage == wanted {
+            shown = text::print(graph);
+        }
+    });
+    // A stage that was reached is shown, also where a later one would refuse.
+    if shown.is_empty() { outcome.map(|_| shown) } else { Ok(shown) }
+}
+
+/// The state of one compilation.
+struct Pipeline<'a> {
+    options: &'a Options,
+    library: Library,
+    fired: BTreeMap<String, usize>,
+    stages: Vec<StageReport>,
+    started: Instant,
+    /// Stages behind this one may be skipped.
+    last: Stage,
+}
+
+impl<'a> Pipeline<'a> {
+    fn new(options: &'a Options) -> Result<Self> {
+        let library = library()?;
+        Ok(Pipeline {
+            options,
+            library,
+            fired: BTreeMap::new(),
+            stages: vec![],
+            started: Instant::now(),
+            last: Stage::Schedule,
+        })
+    }
+
+    fn run(&mut self, on_stage: &mut dyn FnMut(Stage, &Graph)) -> Result<Compiled> {
+        let source = read(&self.options.model)?;
+        self.done(Stage::Read, &source.graph, on_stage);
+        let ports = objective::find_ports(
+            &source.graph,
+            self.options.token_input.as_deref(),
+            self.options.logits_output.as_deref(),
+        )?;
+        let method = method(self.options, &self.library, &ports)?;
+
+        let lifted = self.lift(&source.graph, &ports)?;
+        self.done(Stage::Lift, &lifted, on_stage);
+
+        let step = self.objective(&lifted, &ports, &method)?;
+        self.done(Stage::Objective, &step, on_stage);
+
+        let trainable = choose(&lifted, self.options.trainable);
+        let training = self.differentiate(step, &trainable)?;
+        self.done(Stage::Differentiate, &training, on_stage);
+
+        let optimised = self.saturate(&training, |l| &l.simplify)?;
+        self.done(Stage::Optimise, &optimised, on_stage);
+
+        let expanded = lower::expand(&optimised, &self.library.lower, &mut self.fired)?;
+        let lowered = self.saturate(&expanded, |l| &l.fuse)?;
+        self.done(Stage::Lower, &lowered, on_stage);
+
+        let order = schedule::order(&lowered);
+        self.done(Stage::Schedule, &lowered, on_stage);
+        let manifest = self.manifest(&source, &ports, method, &lowered, &trainable);
+        Ok(Compiled {
+            graph: lowered,
+            order,
+            trainable,
+            manifest,
+            stages: std::mem::take(&mut self.stages),
+            source: self.options.model.clone(),
+            lower_rules: self.library.lower.clone(),
+        })
+    }
+
+    fn done(&mut self, stage: Stage, graph: &Graph, on_stage: &mut dyn FnMut(Stage, &Graph)) {
+        let nodes = graph.live().iter().filter(|id| graph.node(**id).op().is_some()).count();
+        self.stages.push(StageReport { stage, nodes, seconds: self.started.elapsed().as_secs_f64() });
+        on_stage(stage, graph);
+        self.started = Instant::now();
+    }
+
+    /// Saturates with one family of rules, for the target.
+    fn saturate(&mut self, graph: &Graph, family: impl Fn(&Library) -> &Vec<Rule>) -> Result<Graph> {
+        let target = self.options.target;
+        let rules: Vec<&Rule> =
+            family(&self.library).iter().filter(|r| !r.search && r.target.is_none_or(|t| t == target)).collect();
+        let saturated = rewrite::saturate(graph, &rules, &rewrite::Options::default())?;
+        rewrite::count(&mut self.fired, &saturated.fired);
+        Ok(saturated.graph)
+    }
+
+    /// Composites for exporters' idioms; only what the logits need is kept.
+    fn lift(&mut self, graph: &Graph, ports: &Ports) -> Result<Graph> {
+        let mut model = graph.clone();
+        model.outputs.retain(|(name, _)| *name == ports.logits_output);
+        let rules: Vec<&Rule> = self.library.lift.iter().chain(&self.library.simplify).collect();
+        let saturated = rewrite::saturate(&model, &rules, &rewrite::Options::default())?;
+        rewrite::count(&mut self.fired, &saturated.fired);
+        Ok(saturated.graph)
+    }
+
+    fn objective(&mut self, model: &Graph, ports: &Ports, method: &Method) -> Result<Graph> {
+        let definition = self.library.methods.get(&method.name).map(Vec::as_slice).unwrap_or_default();
+        objective::build(model, ports, method, definition, &mut self.fired)
+    }
+
+    /// Adds the outputs `grad/<parameter>`.
+    fn differentiate(&mut self, mut graph: Graph, trainable: &[LeafId]) -> Result<Graph> {
+        let internal = |m: String| Error::internal("differentiate", m);
+        let loss = graph.outputs.iter().find(|(n, _)| n == "loss_sum").map(|(_, id)| *id);
+        let loss = loss.ok_or_else(|| internal("there is no loss_sum".into()))?;
+        let wrt: std::result::Result<Vec<Id>, String> =
+            trainable.iter().map(|l| graph.insert(Node::Leaf(*l))).collect();
+        let gradients = autodiff::differentiate(&mut graph, loss, &wrt.map_err(internal)?, &self.library.grad)?;
+        for (leaf, gradient) in trainable.iter().zip(gradients) {
+            let name = format!("grad/{}", graph.leaf(*leaf).name);
+            graph.outputs.push((name, gradient));
+        }
+        Ok(graph)
+    }
+
+    fn manifest(&self, source: &Source, ports: &Ports, method: Method, graph: &Graph, trainable: &[LeafId]) -> Manifest {
+        let shape = |leaf: &crate::ir::Leaf| leaf.ty.shape.iter().filter_map(|d| d.known()).collect();
+        let role = |id: LeafId| if trainable.contains(&id) { Role::Trainable } else { Role::Frozen };
+        let mut parameters: Vec<Parameter> = (0..graph.leaves.len() as u32)
+            .map(LeafId)
+            .map(|id| (id, graph.leaf(id)))
+            .filter(|(_, l)| l.kind == LeafKind::Param)
+            .map(|(id, l)| Parameter {
+                name: l.name.clone(),
+                shape: shape(l),
+                dtype: l.ty.dtype.name().into(),
+                role: role(id),
+                transposed: l.transposed,
+                source_name: l.source_name.clone(),
+            })
+            .collect();
+        parameters.sort_by_key(|p| p.role == Role::Frozen);
+        let extra_inputs = source
+            .graph
+            .leaves
+            .iter()
+            .filter(|l| l.kind == LeafKind::Input && l.name != ports.token_input)
+            .map(|l| Input {
+                name: l.name.clone(),
+                dtype: l.ty.dtype.name().into(),
+                shape: l.ty.shape.iter().map(|d| d.to_string()).collect(),
+            })
+            .collect();
+        Manifest {
+            version: manifest::VERSION,
+            weftc: env!("CARGO_PKG_VERSION").into(),
+            method,
+            target: self.options.target,
+            opset: crate::onnx::emit::OPSET,
+            source: manifest::Source { file: String::new(), sha256: source.sha256.clone() },
+            token_input: ports.token_input.clone(),
+            extra_inputs,
+            logits_output: ports.logits_output.clone(),
+            vocab_size: ports.vocab_size,
+            parameters,
+            mended: source.mended.clone(),
+            rules_fired: self.fired.clone(),
+        }
+    }
+}
+
+/// The trainable leaves among those the logits need, in the order of the source.
+fn choose(model: &Graph, trainable: Trainable) -> Vec<LeafId> {
+    let mut leaves: Vec<LeafId> = model.live().iter().filter_map(|id| model.as_leaf(*id)).collect();
+    leaves.sort();
+    leaves.dedup();
+    leaves.retain(|id| {
+        let leaf = model.leaf(*id);
+        match trainable {
+            Trainable::Full => leaf.kind == LeafKind::Param && leaf.ty.dtype.is_float(),
+        }
+    });
+    leaves
+}
+
+/// The method with its hyper-parameters, or everything that is wrong with them.
+fn method(options: &Options, library: &Library, ports: &Ports) -> Result<Method> {
+    let mut problems = Vec::new();
+    let vocab = ports.vocab_size;
+    if !library.methods.contains_key(&options.method) {
+        let known: Vec<&str> = library.methods.keys().map(String::as_str).collect();
+        problems.push(
+            Problem::new("--method", format!("`{}` is not a method", options.method))
+                .help(format!("known methods: {}", known.join(", "))),
+        );
+    }
+    match options.mask_id {
+        None => problems.push(Problem::new("--mask-id", "the model file does not say which token is the mask").help(
+            "pass the mask token's id from the model's tokenizer: 126336 for LLaDA, 151666 for Dream, often vocabulary - 1",
+        )),
+        Some(id) if !(0..vocab).contains(&id) => problems.push(
+            Problem::new("--mask-id", format!("token {id} is outside the vocabulary of {vocab}"))
+                .help(format!("ids run from 0 to {}", vocab - 1)),
+        ),
+        Some(_) => {}
+    }
+    let mut one_of = |flag: &str, value: &str, known: &[&str]| {
+        if !known.contains(&value) {
+            problems.push(Problem::new(flag, format!("`{value}` is not one of {}", known.join(", "))));
+        }
+    };
+    one_of("--beta-scope", &options.beta_scope, &["sequence", "batch"]);
+    one_of("--loss-norm", &options.loss_norm, &["sequence", "token", "masked"]);
+    one_of("--logits-shift", &options.logits_shift.to_string(), &["0", "1"]);
+    for (flag, value, below) in [("--t-eps", options.t_eps, 1.0), ("--t-floor", options.t_floor, 1.0)] {
+        if !(0.0..below).contains(&value) {
+            problems.push(Problem::new(flag, format!("{value} is not in [0, 1)")));
+        }
+    }
+    if !options.weight_power.is_finite() {
+        problems.push(Problem::new("--weight-power", "must be a finite number"));
+    }
+    if let Err(Error::Usage { problems: more }) = objective::split_transform(&options.entropy_transform) {
+        problems.extend(more);
+    }
+    if !problems.is_empty() {
+        return Err(Error::Usage { problems });
+    }
+    Ok(Method {
+        name: options.method.clone(),
+        mask_id: options.mask_id.unwrap_or_default(),
+        logits_shift: options.logits_shift,
+        t_eps: options.t_eps,
+        t_floor: options.t_floor,
+        entropy_transform: options.entropy_transform.clone(),
+        beta_scope: options.beta_scope.clone(),
+        loss_norm: options.loss_norm.clone(),
+        weight_power: options.weight_power,
+    })
+}

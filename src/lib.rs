@@ -1,5 +1,59 @@
 //! weftc compiles the ONNX graph of a diffusion language model into a *training* graph and runs it on
 //! stock ONNX Runtime.
+//!
+//! # The house
+//!
+//! ```text
+//! model.onnx ─read─> Graph ─lift─> Graph ─objective─> Graph ─differentiate─> Graph
+//!                                    ─optimise─> Graph ─lower─> Graph ─schedule─> order ─write─> train.onnx
+//! train.onnx ─run─> weights, metrics
+//! ```
+//!
+//! | stage | what happens | where its knowledge lives |
+//! |---|---|---|
+//! | read | exporters' differences end; weights stay on disk | [`onnx::read`] |
+//! | lift | idioms become composites (`rms_norm`, `rope`, `attention`) | `rules/lift.egg`, `rules/simplify.egg` |
+//! | objective | the method's definition unfolds | `rules/methods/*.egg`, [`objective`] |
+//! | differentiate | one reverse sweep over a table of rows | `rules/grad.egg`, [`autodiff`] |
+//! | optimise | directed algebra over forward and backward together | `rules/simplify.egg`, [`rewrite`] |
+//! | lower | composites become ONNX operators and `ai.weft` functions | `rules/lower.egg`, `rules/fuse.egg`, [`lower`] |
+//! | schedule | the order of nodes in the file | [`schedule`] |
+//! | write | one fixed opset, deterministic names | [`onnx::write`] |
+//!
+//! [`compile`] strings the stages together; each takes the graph of the one before and never looks back.
+//! [`train`] runs what was written: it knows [`runtime`] and the [`manifest`], not the compiler.
+//!
+//! # Where to start
+//!
+//! - an operator: a row in [`ir::op`], an arm in [`interp`], a line in `rules/grad.egg`;
+//! - a rule: a form in `rules/` (the language: `rules/README.md`; what it may call: [`rules::builtin`]);
+//! - a method: a file in `rules/methods/`, a `define` of `objective`.
+//!
+//! Their tests exist already: `tests/rules.rs` loops over the tables.
+//!
+//! # What does not know what
+//!
+//! - [`ir`] names nothing of the crate. Only [`onnx`] names a protobuf type. Rules contain no Rust, and
+//!   [`autodiff`] and [`lower`] name no operator beyond what their own bookkeeping needs.
+//! - Weights never enter the e-graph. Nodes are pure: randomness, optimizer state and step number are inputs.
+//! - `tests/layers.rs` holds these arrows.
+//!
+//! # Where the plan was changed, and why
+//!
+//! - A dimension is a polynomial over symbols, not a product: shifted logits need `seq-1`.
+//! - No multi-output nodes: a gradient has one fused node per cotangent (`rms_norm_grad`, `rms_norm_grad_w`),
+//!   so patterns never need projections and each can be sunk or dropped on its own. The optimizer's update,
+//!   which has three results, is a function of its own graph.
+//! - A number in operand position is a *weak scalar* literal instead of a constant node: `?eps` of a pattern
+//!   binds the literal that becomes the attribute of the composite.
+//! - Lowering runs twice: operators that ONNX lacks are expanded in the graph, then `rules/fuse.egg` merges
+//!   transposes and scales into contractions; fused nodes are expanded only into their function bodies.
+//! - Weights inside the source file are copied into train.onnx, so that small models travel as one file;
+//!   only weights that already lie in external files are referenced in place.
+//! - `mask_rate` is evaluated in f64: ONNX has neither `log1p` nor `expm1`, and `1 - exp(r log(1 - t))`
+//!   over [batch, length] numbers costs nothing there.
+
+pub mod atomic;
 pub mod autodiff;
 pub mod cli;
 pub mod compile;

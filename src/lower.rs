@@ -1,1 +1,132 @@
-//! (see ARCHITECTURE)
+//! Lowering: composites become simpler operators by the `lower` rules.
+//!
+//! Two uses.  In the graph, operators that ONNX has no node for (`Emit::Expand`) are replaced.  For
+//! each fused node of domain `ai.weft` its rule, expanded to the bottom, is the body of its function.
+
+use crate::error::{Error, Result};
+use crate::ir::op::Emit;
+use crate::ir::{Builder, Dim, Graph, Id, Leaf, LeafKind, Lit, Node, Op, TensorType, Type};
+use crate::rules::template::{Subst, bind_lets, holds, instantiate};
+use crate::rules::{Rule, Term};
+use std::collections::BTreeMap;
+
+/// Every `lower` rule unfolds into smaller operators, so few rounds reach the bottom.
+const MAX_ROUNDS: usize = 16;
+
+/// Replaces every operator that cannot be written, until none is left.  Counts rule uses in `fired`.
+pub fn expand(graph: &Graph, rules: &[Rule], fired: &mut BTreeMap<String, usize>) -> Result<Graph> {
+    expand_where(graph, rules, fired, |op| op.row().emit == Emit::Expand)
+}
+
+fn expand_where(
+    graph: &Graph,
+    rules: &[Rule],
+    fired: &mut BTreeMap<String, usize>,
+    wanted: impl Fn(Op) -> bool,
+) -> Result<Graph> {
+    let mut current = graph.clone();
+    for _ in 0..MAX_ROUNDS {
+        let has = |g: &Graph| g.live().iter().any(|id| g.node(*id).op().is_some_and(&wanted));
+        if !has(&current) {
+            return Ok(current);
+        }
+        let mut next = Graph::with_leaves_of(&current);
+        let roots: Vec<Id> = current.outputs.iter().map(|(_, id)| *id).collect();
+        let ids = next
+            .copy_from(&current, &roots, |g, _, node| match &node {
+                Node::Op(op, children) if wanted(*op) => lower_one(g, *op, children, rules, fired),
+                _ => g.insert(node),
+            })
+            .map_err(|m| Error::internal("lower", m))?;
+        next.outputs = current.outputs.iter().map(|(n, _)| n.clone()).zip(ids).collect();
+        current = next;
+    }
+    Err(Error::internal("lower", format!("rules still unfold after {MAX_ROUNDS} rounds")))
+}
+
+/// The meaning of one composite over operands that are already lowered.
+fn lower_one(
+    g: &mut Graph,
+    op: Op,
+    children: &[Id],
+    rules: &[Rule],
+    fired: &mut BTreeMap<String, usize>,
+) -> std::result::Result<Id, String> {
+    for rule in rules {
+        let Term::Op(head, vars) = &rule.left else { continue };
+        if *head != op || vars.len() != children.len() {
+            continue;
+        }
+        let mut subst = Subst::default();
+        for (var, id) in vars.iter().zip(children) {
+            if let Term::Var(name) = var {
+                subst.insert(name.clone(), *id);
+            }
+        }
+        if !holds(&rule.guards, &subst, g) {
+            continue;
+        }
+        bind_lets(&rule.lets, &mut subst, g).map_err(|m| format!("{}: {m}", rule.name))?;
+        let Some(Some(right)) = rule.right.first() else { continue };
+        let id = instantiate(right, &subst, g).map_err(|m| format!("{}: {m}", rule.name))?;
+        *fired.entry(rule.name.to_string()).or_default() += 1;
+        return Ok(id);
+    }
+    let types: Vec<String> = children.iter().map(|c| g.type_of(*c).to_string()).collect();
+    Err(format!("no lower rule fits {}({})", op.name(), types.join(", ")))
+}
+
+/// The body of a fused node's function: a graph whose leaves are the node's operands, under `names`,
+/// and whose outputs are its results (`y0`, `y1`, ..).
+///
+/// Unknown sizes are renamed `d0`, `d1`, .. in order of appearance, so that calls which differ only in
+/// the names or products behind their sizes share one body.
+pub fn body(op: Op, types: &[&Type], names: &[String], rules: &[Rule]) -> Result<Graph> {
+    let internal = |m: String| Error::internal("lower", m);
+    let mut graph = Graph::new(op.name());
+    let mut renamed: BTreeMap<Dim, Dim> = BTreeMap::new();
+    let mut children = Vec::new();
+    for (k, ty) in types.iter().enumerate() {
+        children.push(match ty {
+            Type::Tensor(t) => {
+                let shape: Vec<Dim> = t.shape.iter().map(|d| rename(d, &mut renamed)).collect();
+                let leaf = Leaf {
+                    name: names.get(k).cloned().unwrap_or_else(|| format!("x{k}")),
+                    ty: TensorType::new(t.dtype, shape),
+                    kind: LeafKind::Input,
+                    data: None,
+                    transposed: false,
+                    source_name: None,
+                };
+                graph.add_leaf(leaf)
+            }
+            Type::Lit(l) => graph.lit(rename_lit(l, &mut renamed)).map_err(internal)?,
+            Type::Tuple => return Err(internal(format!("{} takes no tuple", op.name()))),
+        });
+    }
+    let call = graph.op(op, &children).map_err(internal)?;
+    graph.outputs = vec![("y0".into(), call)];
+    let fused = |op: Op| matches!(op.row().emit, Emit::Expand | Emit::Weft(_));
+    let mut graph = expand_where(&graph, rules, &mut BTreeMap::new(), fused)?;
+    let root = graph.outputs[0].1;
+    if let Node::Op(Op::Tuple, parts) = graph.node(root).clone() {
+        graph.outputs = parts.iter().enumerate().map(|(k, id)| (format!("y{k}"), *id)).collect();
+    }
+    Ok(graph)
+}
+
+fn rename(dim: &Dim, renamed: &mut BTreeMap<Dim, Dim>) -> Dim {
+    if dim.known().is_some() {
+        return dim.clone();
+    }
+    let fresh = Dim::sym(&format!("d{}", renamed.len()));
+    renamed.entry(dim.clone()).or_insert(fresh).clone()
+}
+
+fn rename_lit(lit: &Lit, renamed: &mut BTreeMap<Dim, Dim>) -> Lit {
+    match lit {
+        Lit::Int(d) => Lit::Int(rename(d, renamed)),
+        Lit::Ints(ds) => Lit::Ints(ds.iter().map(|d| rename(d, renamed)).collect()),
+        other => other.clone(),
+    }
+}

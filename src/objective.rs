@@ -1,1 +1,197 @@
-//! (see ARCHITECTURE)
+//! The objective stage: the model's logits become the outputs of a training step.
+//!
+//! The stage only writes down `(objective logits ids answer t u ...)` and lets the method's `define`
+//! rule unfold it; what entropy, mask rate and loss are stands in `rules/methods/` and METHOD.md.
+
+use crate::error::{Error, Problem, Result};
+use crate::ir::{Builder, DType, Dim, F64, Graph, Id, LeafKind, Lit, Node, Op};
+use crate::manifest::Method;
+use crate::rewrite::{self, Options};
+use crate::rules::Rule;
+use std::collections::BTreeMap;
+
+/// The step's outputs, in the order of the method's tuple.
+pub const OUTPUTS: [&str; 7] = ["loss", "loss_sum", "loss_count", "entropy", "mask_rate", "mask", "token_loss"];
+
+/// The step's inputs beside the model's own.
+pub const INPUTS: [&str; 3] = ["answer_mask", "t", "u"];
+
+/// The model's token input, `[B, L]` i64, its logits, `[B, L, V]`, and the vocabulary size V.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ports {
+    pub token_input: String,
+    pub logits_output: String,
+    pub vocab_size: i64,
+}
+
+/// Finds the token input and the logits; the names, where given, must exist.
+pub fn find_ports(graph: &Graph, token_input: Option<&str>, logits_output: Option<&str>) -> Result<Ports> {
+    let mut problems = Vec::new();
+    let logits = find_logits(graph, logits_output, &mut problems);
+    let vocab = logits.as_ref().map(|(_, v)| *v);
+    let tokens = find_tokens(graph, token_input, vocab, &mut problems);
+    match (logits, tokens) {
+        (Some((logits_output, vocab_size)), Some(token_input)) if problems.is_empty() => {
+            Ok(Ports { token_input, logits_output, vocab_size })
+        }
+        _ => Err(Error::Model { model: graph.name.clone().into(), problems }),
+    }
+}
+
+/// Outputs of floating-point type and shape `[B, L, V]` with a known V.
+fn find_logits(graph: &Graph, name: Option<&str>, problems: &mut Vec<Problem>) -> Option<(String, i64)> {
+    let vocab = |id: &Id| {
+        let t = graph.tensor_type(*id)?;
+        (t.dtype.is_float() && t.rank() == 3).then(|| t.shape[2].known())?
+    };
+    let shaped: Vec<(&String, i64)> = graph.outputs.iter().filter_map(|(n, id)| Some((n, vocab(id)?))).collect();
+    let list = || {
+        let all = graph.outputs.iter().map(|(n, id)| format!("{n}: {}", graph.type_of(*id)));
+        all.collect::<Vec<_>>().join(", ")
+    };
+    let help = "a diffusion language model has an output of shape [batch, length, vocabulary]; export it with its head";
+    match (name, shaped.as_slice()) {
+        (Some(name), _) => match shaped.iter().find(|(n, _)| *n == name) {
+            Some((n, v)) => return Some((n.to_string(), *v)),
+            None => problems.push(
+                Problem::new(name, "is not an output with the shape of logits").help(format!("the outputs are {}", list())),
+            ),
+        },
+        (None, [(n, v)]) => return Some((n.to_string(), *v)),
+        (None, []) => problems.push(Problem::new("outputs", format!("none has the shape of logits: {}", list())).help(help)),
+        (None, several) => match several.iter().find(|(n, _)| *n == "logits") {
+            Some((n, v)) => return Some((n.to_string(), *v)),
+            None => {
+                let names: Vec<&str> = several.iter().map(|(n, _)| n.as_str()).collect();
+                problems.push(
+                    Problem::new("outputs", format!("several could be the logits: {}", names.join(", ")))
+                        .help("name one with --logits-output"),
+                );
+            }
+        },
+    }
+    None
+}
+
+/// Integer inputs `[B, L]` that index rows of a table; with the vocabulary's number of rows if one has it.
+fn find_tokens(graph: &Graph, name: Option<&str>, vocab: Option<i64>, problems: &mut Vec<Problem>) -> Option<String> {
+    let is_tokens = |n: &str| {
+        graph.leaves.iter().any(|l| {
+            l.name == n && l.kind == LeafKind::Input && l.ty.dtype == DType::I64 && l.ty.rank() == 2
+        })
+    };
+    let inputs: Vec<&str> = graph.leaves.iter().filter(|l| is_tokens(&l.name)).map(|l| l.name.as_str()).collect();
+    let list = || {
+        let all = graph.leaves.iter().filter(|l| l.kind == LeafKind::Input);
+        all.map(|l| format!("{}: {}", l.name, l.ty)).collect::<Vec<_>>().join(", ")
+    };
+    if let Some(name) = name {
+        if is_tokens(name) {
+            return Some(name.into());
+        }
+        problems.push(
+            Problem::new(name, "is not an i64 input of shape [batch, length]").help(format!("the inputs are {}", list())),
+        );
+        return None;
+    }
+    // Which tables does each input index, and how many rows do they have?
+    let mut rows: BTreeMap<&str, Vec<i64>> = BTreeMap::new();
+    for id in graph.live() {
+        let Node::Op(Op::Gather, c) = graph.node(id) else { continue };
+        let (Some(table), Some(index)) = (graph.tensor_type(c[0]), graph.as_leaf(c[1])) else { continue };
+        if let Some(n) = table.shape.first().and_then(Dim::known) {
+            rows.entry(graph.leaf(index).name.as_str()).or_default().push(n);
+        }
+    }
+    let mut candidates: Vec<&str> = inputs.iter().copied().filter(|n| rows.contains_key(n)).collect();
+    if candidates.is_empty() {
+        candidates = inputs.clone();
+    }
+    let of_vocab = |n: &&str| rows.get(n).is_some_and(|r| r.iter().any(|r| vocab.is_some_and(|v| *r >= v)));
+    if candidates.len() > 1 && candidates.iter().filter(|n| of_vocab(n)).count() == 1 {
+        candidates.retain(|n| of_vocab(n));
+    }
+    match candidates.as_slice() {
+        [one] => return Some(one.to_string()),
+        [] => problems.push(
+            Problem::new("inputs", format!("none is an i64 token input of shape [batch, length]: {}", list()))
+                .help("export the model with token ids as input, not embeddings"),
+        ),
+        several => problems.push(
+            Problem::new("inputs", format!("several could be the token ids: {}", several.join(", ")))
+                .help("name one with --token-input"),
+        ),
+    }
+    None
+}
+
+/// The training step's forward part: a graph with the outputs of `OUTPUTS`.
+pub fn build(
+    model: &Graph,
+    ports: &Ports,
+    method: &Method,
+    definition: &[Rule],
+    fired: &mut BTreeMap<String, usize>,
+) -> Result<Graph> {
+    let internal = |m: String| Error::internal("objective", m);
+    let mut graph = model.clone();
+    let logits = graph.outputs.iter().find(|(n, _)| *n == ports.logits_output).map(|(_, id)| *id);
+    let logits = logits.ok_or_else(|| internal("the logits are gone".into()))?;
+    let leaf = graph.find_leaf(&ports.token_input).ok_or_else(|| internal("the tokens are gone".into()))?;
+    let shape = graph.leaf(leaf).ty.shape.clone();
+    let [batch, _] = shape.as_slice() else { return Err(internal("tokens must be [batch, length]".into())) };
+    let batch = batch.clone();
+    if let Some(taken) = INPUTS.iter().find(|n| graph.find_leaf(n).is_some()) {
+        let problem = Problem::new(*taken, "is the name of one of the training step's own inputs")
+            .help("rename this input or weight in the source model");
+        return Err(Error::Model { model: graph.name.clone().into(), problems: vec![problem] });
+    }
+    let ids = graph.insert(Node::Leaf(leaf)).map_err(internal)?;
+    let answer = graph.input("answer_mask", DType::Bool, &shape);
+    let t = graph.input("t", DType::F32, &[batch]);
+    let u = graph.input("u", DType::F32, &shape);
+    let (transform, power) = split_transform(&method.entropy_transform)?;
+    let attributes = [
+        Lit::Int(Dim::Known(method.mask_id)),
+        Lit::Int(Dim::Known(method.logits_shift)),
+        Lit::Word(transform.into()),
+        Lit::Float(F64(power)),
+        Lit::Word(method.beta_scope.as_str().into()),
+        Lit::Float(F64(method.t_eps)),
+        Lit::Float(F64(method.t_floor)),
+        Lit::Word(method.loss_norm.as_str().into()),
+        Lit::Float(F64(method.weight_power)),
+    ];
+    let mut children = vec![logits, ids, answer, t, u];
+    for lit in attributes {
+        children.push(graph.lit(lit).map_err(internal)?);
+    }
+    let objective = graph.op(Op::Objective, &children).map_err(internal)?;
+    graph.outputs = vec![("objective".into(), objective)];
+    let rules: Vec<&Rule> = definition.iter().collect();
+    let mut unfolded = rewrite::saturate(&graph, &rules, &Options::default())?;
+    rewrite::count(fired, &unfolded.fired);
+    let graph = &mut unfolded.graph;
+    let Node::Op(Op::Tuple, parts) = graph.node(graph.outputs[0].1).clone() else {
+        return Err(internal(format!("the method {} does not define a tuple", method.name)));
+    };
+    if parts.len() != OUTPUTS.len() {
+        return Err(internal(format!("the method {} defines {} outputs, not {}", method.name, parts.len(), OUTPUTS.len())));
+    }
+    graph.outputs = OUTPUTS.iter().map(|n| n.to_string()).zip(parts.iter().copied()).collect();
+    Ok(unfolded.graph)
+}
+
+/// `sqrt`, `linear`, `log1p` or `pow:P` as a word and the power.
+pub fn split_transform(text: &str) -> Result<(&str, f64)> {
+    match text.split_once(':') {
+        None if matches!(text, "sqrt" | "linear" | "log1p") => Ok((text, 1.0)),
+        Some(("pow", p)) if p.parse::<f64>().is_ok_and(|p| p.is_finite() && p >= 0.0) => {
+            Ok(("pow", p.parse().unwrap_or(1.0)))
+        }
+        _ => Err(Error::usage(
+            Problem::new("--entropy-transform", format!("`{text}` is not a transform"))
+                .help("sqrt (the paper's), linear, log1p, or pow:P with P >= 0"),
+        )),
+    }
+}

@@ -69,6 +69,42 @@ pub trait Builder {
     /// Adds a node, or returns the one that is there.  `Err` says why it has no type.
     fn insert(&mut self, node: Node) -> Result<Id, String>;
     fn type_of(&self, id: Id) -> &Type;
+    /// A node that computes this value; in an e-graph, one of them.
+    fn node_of(&self, id: Id) -> &Node;
+    /// The one name of equal values.
+    fn canonical(&self, id: Id) -> Id;
+
+    /// `root` with `leaf` replaced by `new`.  Linear in what `root` needs; what does not depend on the
+    /// leaf is shared, not copied.
+    fn substitute(&mut self, root: Id, leaf: Id, new: Id) -> Result<Id, String> {
+        let (root, leaf) = (self.canonical(root), self.canonical(leaf));
+        let mut copies: FxHashMap<Id, Id> = FxHashMap::default();
+        copies.insert(leaf, new);
+        let mut stack = vec![root];
+        while let Some(&id) = stack.last() {
+            if copies.contains_key(&id) {
+                stack.pop();
+                continue;
+            }
+            let node = self.node_of(id).clone();
+            let children: Vec<Id> = node.children().iter().map(|c| self.canonical(*c)).collect();
+            let missing = children.iter().filter(|c| !copies.contains_key(c));
+            let before = stack.len();
+            stack.extend(missing);
+            if stack.len() > before {
+                continue;
+            }
+            let copied: Box<[Id]> = children.iter().map(|c| copies[c]).collect();
+            let same = copied.iter().zip(&children).all(|(a, b)| a == b);
+            let copy = match node {
+                Node::Op(op, _) if !same => self.insert(Node::Op(op, copied))?,
+                _ => id,
+            };
+            copies.insert(id, copy);
+            stack.pop();
+        }
+        Ok(copies[&root])
+    }
 
     fn lit(&mut self, lit: Lit) -> Result<Id, String> {
         self.insert(Node::Lit(lit))
@@ -243,5 +279,13 @@ impl Builder for Graph {
 
     fn type_of(&self, id: Id) -> &Type {
         &self.types[usize::from(id)]
+    }
+
+    fn node_of(&self, id: Id) -> &Node {
+        self.node(id)
+    }
+
+    fn canonical(&self, id: Id) -> Id {
+        id
     }
 }

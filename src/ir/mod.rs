@@ -11,6 +11,6 @@ pub mod text;
 pub mod ty;
 
 pub use dim::{Dim, Sym};
-pub use graph::{Builder, Graph, Id, Leaf, LeafId, LeafKind, Node};
+pub use graph::{Builder, Data, Graph, Id, Leaf, LeafId, LeafKind, Node};
 pub use op::Op;
 pub use ty::{DType, F64, Lit, TensorType, Type};

@@ -1,1 +1,144 @@
-//! Writes a graph as an ONNX file.
+//! A lowered training graph as train.onnx (the contract: ARCHITECTURE.md, README).
+
+use super::emit::{CONTRIB, DOMAIN, Functions, OPSET, Scope, data_type, type_proto};
+use super::proto::{
+    GraphProto, ModelProto, OperatorSetIdProto, StringStringEntryProto, TensorProto, ValueInfoProto, tensor_proto,
+};
+use super::weights;
+use crate::error::{Error, Result};
+use crate::ir::{DType, Data, Dim, Graph, Id, Leaf, LeafId, LeafKind, Node, Op, TensorType, Type};
+use crate::manifest::{KEY, Manifest};
+use crate::rules::Rule;
+use prost::Message;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// The IR version of every file that weftc writes.
+pub const IR_VERSION: i64 = 10;
+
+/// Protobuf messages end at 2 GiB; what is larger must reference its weights.
+const MAX_BYTES: usize = (1 << 31) - 1;
+
+/// What is written.
+pub struct Parts<'a> {
+    pub graph: &'a Graph,
+    /// Nodes in file order.
+    pub order: &'a [Id],
+    /// Leaves that are inputs with a default initializer.
+    pub trainable: &'a [LeafId],
+    /// The `lower` rules, for function bodies.
+    pub rules: &'a [Rule],
+    pub manifest: &'a Manifest,
+    /// The source model's file: its own weights are copied, its external files are referenced.
+    pub source: &'a Path,
+}
+
+/// The encoded model.
+pub fn encode(parts: &Parts) -> Result<Vec<u8>> {
+    let graph = parts.graph;
+    let mut functions = Functions::default();
+    let mut scope = Scope::new(graph, parts.rules, &mut functions, None)?;
+    scope.run(parts.order)?;
+    let (node, constants, uses_contrib) =
+        (std::mem::take(&mut scope.nodes), std::mem::take(&mut scope.constants), scope.uses_contrib);
+    add_optimizer(&mut functions, parts.rules)?;
+
+    let live: BTreeSet<LeafId> = parts.order.iter().filter_map(|id| graph.as_leaf(*id)).collect();
+    let trainable: BTreeSet<LeafId> = parts.trainable.iter().copied().collect();
+    let leaves = || (0..graph.leaves.len() as u32).map(LeafId).map(|id| (id, graph.leaf(id)));
+    let mut input: Vec<ValueInfoProto> = leaves()
+        .filter(|(_, l)| l.kind == LeafKind::Input)
+        .chain(leaves().filter(|(id, _)| trainable.contains(id)))
+        .map(|(_, l)| value_info(&l.name, &l.ty))
+        .collect();
+    input.dedup_by(|a, b| a.name == b.name);
+    let mut initializer: Vec<TensorProto> = constants.into_values().collect();
+    for (id, leaf) in leaves().filter(|(_, l)| l.kind != LeafKind::Input) {
+        if live.contains(&id) || trainable.contains(&id) {
+            initializer.push(tensor(leaf, parts.source)?);
+        }
+    }
+    let output = graph
+        .outputs
+        .iter()
+        .filter_map(|(name, id)| Some(value_info(name, graph.tensor_type(*id)?)))
+        .collect();
+    let mut opset_import = vec![opset("", OPSET), opset(DOMAIN, 1)];
+    if uses_contrib {
+        opset_import.push(opset(CONTRIB, 1));
+    }
+    let manifest = serde_json::to_string(parts.manifest).map_err(|e| Error::internal("write", e.to_string()))?;
+    let model = ModelProto {
+        ir_version: IR_VERSION,
+        opset_import,
+        producer_name: "weftc".into(),
+        producer_version: env!("CARGO_PKG_VERSION").into(),
+        graph: Some(GraphProto { node, name: graph.name.clone(), initializer, input, output, ..Default::default() }),
+        metadata_props: vec![StringStringEntryProto { key: KEY.into(), value: manifest }],
+        functions: functions.protos.into_values().collect(),
+        ..Default::default()
+    };
+    if model.encoded_len() > MAX_BYTES {
+        return Err(Error::internal("write", "the model is larger than a protobuf message may be"));
+    }
+    Ok(model.encode_to_vec())
+}
+
+fn opset(domain: &str, version: i64) -> OperatorSetIdProto {
+    OperatorSetIdProto { domain: domain.into(), version }
+}
+
+fn value_info(name: &str, ty: &TensorType) -> ValueInfoProto {
+    ValueInfoProto { name: name.into(), r#type: Some(type_proto(ty)), ..Default::default() }
+}
+
+/// The optimizer's update stands in the file as a function; the runner instantiates it per parameter.
+fn add_optimizer(functions: &mut Functions, rules: &[Rule]) -> Result<()> {
+    let tensor = Type::Tensor(TensorType::new(DType::F32, vec![Dim::sym("n")]));
+    let scalar = Type::Tensor(TensorType::new(DType::F64, vec![]));
+    let types: Vec<&Type> = (0..11).map(|k| if k < 4 { &tensor } else { &scalar }).collect();
+    functions.name(Op::AdamW, &types, rules).map(drop)
+}
+
+/// A weight: copied from the source model's own file, referenced in its external files.
+fn tensor(leaf: &Leaf, source: &Path) -> Result<TensorProto> {
+    let dims: Option<Vec<i64>> = leaf.ty.shape.iter().map(Dim::known).collect();
+    let mut proto = TensorProto {
+        name: leaf.name.clone(),
+        dims: dims.ok_or_else(|| Error::internal("write", format!("weight {} has an unknown size", leaf.name)))?,
+        data_type: data_type(leaf.ty.dtype).into(),
+        ..Default::default()
+    };
+    match &leaf.data {
+        Some(Data::File { path, offset, len }) if path != source => {
+            let folder = source.parent().unwrap_or(Path::new(""));
+            let location = path.strip_prefix(folder).unwrap_or(path).to_string_lossy().to_string();
+            let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value };
+            proto.data_location = tensor_proto::DataLocation::External.into();
+            proto.external_data = vec![
+                entry("location", location),
+                entry("offset", offset.to_string()),
+                entry("length", len.to_string()),
+            ];
+        }
+        _ => proto.raw_data = weights::bytes(leaf)?.to_vec().into(),
+    }
+    Ok(proto)
+}
+
+/// A table of a graph for people: operator counts, fused nodes first.
+pub fn table(graph: &Graph) -> String {
+    use crate::ir::op::Emit;
+    use std::fmt::Write;
+    let mut out = String::new();
+    let counts = graph.histogram();
+    let fused = |name: &str| Op::parse(name).is_some_and(|op| matches!(op.row().emit, Emit::Weft(_)));
+    for want in [true, false] {
+        for (name, n) in counts.iter().filter(|(name, _)| fused(name) == want) {
+            let _ = writeln!(out, "{} {name:<30} {n:>6}", if want { "ai.weft" } else { "       " });
+        }
+    }
+    let nodes = graph.live().iter().filter(|id| matches!(graph.node(**id), Node::Op(..))).count();
+    let _ = writeln!(out, "        {:<30} {nodes:>6}", "total");
+    out
+}

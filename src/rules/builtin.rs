@@ -1,1 +1,172 @@
-//! (see README)
+//! The two tables that rules may call: computed attributes and guards.
+//!
+//! Both see only the types of their arguments (a literal's type is its value), so they work alike in a
+//! graph and in the e-graph.  Everything else about a rule stands in its text.
+
+use crate::ir::dim::numel;
+use crate::ir::infer::{resolve_axes, resolve_axis};
+use crate::ir::{Builder, Dim, F64, Id, Lit, Type};
+
+/// A row of either table: name, number of arguments (`None`: any), what it gives.
+pub struct Row<F: 'static> {
+    pub name: &'static str,
+    pub arity: Option<usize>,
+    pub doc: &'static str,
+    run: F,
+}
+
+type Computed = Row<fn(&[&Type]) -> Option<Lit>>;
+type Guard = Row<fn(&[&Type]) -> Option<bool>>;
+
+fn int(t: &Type) -> Option<Dim> {
+    t.lit()?.int().cloned()
+}
+
+fn ints(t: &Type) -> Option<&[Dim]> {
+    t.lit()?.ints()
+}
+
+fn known(t: &Type) -> Option<i64> {
+    int(t)?.known()
+}
+
+fn number(t: &Type) -> Option<f64> {
+    t.lit()?.number()
+}
+
+fn shape(t: &Type) -> Option<&[Dim]> {
+    t.tensor().map(|t| t.shape.as_slice())
+}
+
+/// An index into a list, where `-1` is the last.
+fn index(at: &Type, len: usize) -> Option<usize> {
+    resolve_axis(known(at)?, len).ok()
+}
+
+fn list(dims: impl IntoIterator<Item = Dim>) -> Option<Lit> {
+    Some(Lit::Ints(dims.into_iter().collect()))
+}
+
+fn size(dim: Dim) -> Option<Lit> {
+    Some(Lit::Int(dim))
+}
+
+fn float(x: f64) -> Option<Lit> {
+    x.is_finite().then_some(Lit::Float(F64(x)))
+}
+
+/// A permutation as plain indices.
+fn perm(t: &Type) -> Option<Vec<usize>> {
+    let p = ints(t)?;
+    resolve_axes(p, p.len()).ok()
+}
+
+fn indices(p: impl IntoIterator<Item = usize>) -> Option<Lit> {
+    list(p.into_iter().map(|k| Dim::Known(k as i64)))
+}
+
+fn swapped(rank: usize) -> Option<Vec<usize>> {
+    let mut p: Vec<usize> = (0..rank).collect();
+    p.swap(rank.checked_sub(2)?, rank - 1);
+    Some(p)
+}
+
+/// Computed attributes: literals from the types of the arguments.
+#[rustfmt::skip]
+pub static COMPUTED: &[Computed] = &[
+    // Of tensors.
+    Row { name: "shape", arity: Some(1), doc: "the shape of x", run: |a| list(shape(a[0])?.to_vec()) },
+    Row { name: "rank", arity: Some(1), doc: "the number of axes of x, or the length of a list",
+          run: |a| size(Dim::Known(shape(a[0]).or(ints(a[0]))?.len() as i64)) },
+    Row { name: "dim", arity: Some(2), doc: "the size of axis k of x", run: |a| { let s = shape(a[0])?; size(s[index(a[1], s.len())?].clone()) } },
+    Row { name: "dtype", arity: Some(1), doc: "the element type of x", run: |a| Some(Lit::DType(a[0].tensor()?.dtype)) },
+    Row { name: "numel", arity: Some(1), doc: "the number of elements of x", run: |a| size(numel(shape(a[0])?)) },
+    Row { name: "rows", arity: Some(1), doc: "the shape of x as a matrix: [elements / last, last]",
+          run: |a| { let (last, lead) = shape(a[0])?.split_last()?; list([numel(lead), last.clone()]) } },
+    Row { name: "leads", arity: Some(1), doc: "the shape of x without its last two axes",
+          run: |a| { let s = shape(a[0])?; list(s[..s.len().checked_sub(2)?].to_vec()) } },
+    Row { name: "leading_axes", arity: Some(2), doc: "all axes of x but the last k, counted from the end",
+          run: |a| { let n = shape(a[0])?.len() as i64; list((0..n - known(a[1])?).map(|k| Dim::Known(k - n))) } },
+    Row { name: "normal_axis", arity: Some(2), doc: "axis k of x counted from the front", run: |a| size(Dim::Known(index(a[1], shape(a[0])?.len())? as i64)) },
+    Row { name: "reduced", arity: Some(2), doc: "how many elements of x a reduction over the axes joins",
+          run: |a| { let s = shape(a[0])?; size(resolve_axes(ints(a[1])?, s.len()).ok()?.into_iter().map(|k| s[k].clone()).fold(Dim::Known(1), |x, y| x * y)) } },
+    Row { name: "swap_last", arity: Some(1), doc: "the permutation that swaps the last two axes of x", run: |a| indices(swapped(shape(a[0])?.len())?) },
+    // Of permutations and lists.
+    Row { name: "compose", arity: Some(2), doc: "the permutation: first p, then q",
+          run: |a| { let (p, q) = (perm(a[0])?, perm(a[1])?); (p.len() == q.len()).then(|| indices(q.iter().map(|k| p[*k])))? } },
+    Row { name: "invert", arity: Some(1), doc: "the inverse permutation",
+          run: |a| { let p = perm(a[0])?; indices((0..p.len()).map(|k| p.iter().position(|x| *x == k).unwrap_or(k))) } },
+    Row { name: "permute", arity: Some(2), doc: "the list s in the order p", run: |a| { let (s, p) = (ints(a[0])?, perm(a[1])?); (s.len() == p.len()).then(|| list(p.iter().map(|k| s[*k].clone())))? } },
+    Row { name: "list", arity: None, doc: "the list of these integers", run: |a| a.iter().map(|t| int(t)).collect::<Option<Box<[Dim]>>>().map(Lit::Ints) },
+    Row { name: "length", arity: Some(1), doc: "the length of a list", run: |a| size(Dim::Known(ints(a[0])?.len() as i64)) },
+    Row { name: "drop", arity: Some(2), doc: "the list without its first k", run: |a| list(ints(a[0])?.get(known(a[1])? as usize..)?.to_vec()) },
+    Row { name: "tail", arity: Some(2), doc: "the last k of the list", run: |a| { let s = ints(a[0])?; list(s[s.len().checked_sub(known(a[1])? as usize)?..].to_vec()) } },
+    Row { name: "insert", arity: Some(3), doc: "the list with d inserted as its element k; -1 appends",
+          run: |a| { let mut s = ints(a[0])?.to_vec(); let k = index(a[1], s.len() + 1)?; s.insert(k, int(a[2])?); list(s) } },
+    Row { name: "replace", arity: Some(3), doc: "the list with d as its element k",
+          run: |a| { let mut s = ints(a[0])?.to_vec(); let k = index(a[1], s.len())?; s[k] = int(a[2])?; list(s) } },
+    Row { name: "numel_of", arity: Some(1), doc: "the product of a list", run: |a| size(numel(ints(a[0])?)) },
+    // Of integers and numbers.
+    Row { name: "iadd", arity: Some(2), doc: "a + b", run: |a| size(int(a[0])? + int(a[1])?) },
+    Row { name: "isub", arity: Some(2), doc: "a - b", run: |a| size(int(a[0])? - int(a[1])?) },
+    Row { name: "imul", arity: Some(2), doc: "a b", run: |a| size(int(a[0])? * int(a[1])?) },
+    Row { name: "idiv", arity: Some(2), doc: "a / b, where it is exact", run: |a| size(int(a[0])?.div_exact(&int(a[1])?)?) },
+    Row { name: "imin", arity: Some(2), doc: "the smaller of a and b, where it is known",
+          run: |a| { let (x, y) = (int(a[0])?, int(a[1])?); size(if (x.clone() - y.clone()).known()? <= 0 { x } else { y }) } },
+    Row { name: "fadd", arity: Some(2), doc: "a + b", run: |a| float(number(a[0])? + number(a[1])?) },
+    Row { name: "fsub", arity: Some(2), doc: "a - b", run: |a| float(number(a[0])? - number(a[1])?) },
+    Row { name: "fmul", arity: Some(2), doc: "a b", run: |a| float(number(a[0])? * number(a[1])?) },
+    Row { name: "frecip", arity: Some(1), doc: "1 / a", run: |a| float(1.0 / number(a[0])?) },
+];
+
+/// Guards: conditions on the types of the arguments.
+#[rustfmt::skip]
+pub static GUARDS: &[Guard] = &[
+    Row { name: "lit", arity: Some(1), doc: "x is a number, not a tensor", run: |a| Some(number(a[0]).is_some()) },
+    Row { name: "tensor", arity: Some(1), doc: "x is a tensor", run: |a| Some(a[0].tensor().is_some()) },
+    Row { name: "rank", arity: Some(2), doc: "x has k axes", run: |a| Some(shape(a[0])?.len() as i64 == known(a[1])?) },
+    Row { name: "same_shape", arity: Some(2), doc: "x and y have one shape", run: |a| Some(shape(a[0])? == shape(a[1])?) },
+    Row { name: "same_type", arity: Some(2), doc: "x and y have one shape and element type", run: |a| Some(a[0].tensor()? == a[1].tensor()?) },
+    Row { name: "eq", arity: Some(2), doc: "two literals are equal; numbers by value", run: |a| Some(equal(a[0].lit()?, a[1].lit()?)) },
+    Row { name: "ne", arity: Some(2), doc: "two literals differ", run: |a| Some(!equal(a[0].lit()?, a[1].lit()?)) },
+    Row { name: "gt", arity: Some(2), doc: "a > b", run: |a| Some(number(a[0])? > number(a[1])?) },
+    Row { name: "near", arity: Some(2), doc: "two numbers agree to 1e-6, as after a trip through f32", run: |a| Some((number(a[0])? - number(a[1])?).abs() <= 1e-6 * number(a[1])?.abs()) },
+    Row { name: "is_float", arity: Some(1), doc: "x holds floating-point numbers", run: |a| Some(a[0].tensor()?.dtype.is_float()) },
+    Row { name: "identity_perm", arity: Some(1), doc: "p moves no axis", run: |a| { let p = perm(a[0])?; Some(p.iter().enumerate().all(|(k, x)| k == *x)) } },
+    Row { name: "swaps_last", arity: Some(1), doc: "p swaps the last two axes and moves no other", run: |a| { let p = perm(a[0])?; Some(swapped(p.len())? == p) } },
+    Row { name: "last_axis", arity: Some(2), doc: "axis k is the last of x", run: |a| { let n = shape(a[0])?.len(); Some(index(a[1], n)? + 1 == n) } },
+];
+
+fn equal(a: &Lit, b: &Lit) -> bool {
+    match (a.number(), b.number()) {
+        (Some(x), Some(y)) => x == y,
+        _ => a == b,
+    }
+}
+
+/// Evaluates a computed attribute.
+pub fn compute<B: Builder>(name: &str, args: &[Id], b: &mut B) -> Result<Id, String> {
+    if name == "apply" {
+        let [root, leaf, new] = args else { return Err("apply takes (apply ?logits ?ids ?new)".into()) };
+        return b.substitute(*root, *leaf, *new);
+    }
+    let row = COMPUTED.iter().find(|r| r.name == name).ok_or_else(|| format!("unknown computed attribute `{name}`"))?;
+    let lit = {
+        let types: Vec<&Type> = args.iter().map(|a| b.type_of(*a)).collect();
+        if row.arity.is_some_and(|n| n != types.len()) {
+            return Err(format!("`{name}` takes {:?} arguments", row.arity));
+        }
+        (row.run)(&types).ok_or_else(|| {
+            let got: Vec<String> = types.iter().map(|t| t.to_string()).collect();
+            format!("({name} {}) has no value", got.join(" "))
+        })?
+    };
+    b.lit(lit)
+}
+
+/// Evaluates a guard.
+pub fn test<B: Builder>(name: &str, args: &[Id], b: &B) -> bool {
+    let Some(row) = GUARDS.iter().find(|r| r.name == name) else { return false };
+    let types: Vec<&Type> = args.iter().map(|a| b.type_of(*a)).collect();
+    row.arity.is_none_or(|n| n == types.len()) && (row.run)(&types).unwrap_or(false)
+}
