@@ -10,7 +10,7 @@ use crate::ir::{Builder, Graph, Id, LeafId, LeafKind, Node, text};
 use crate::lower;
 use crate::manifest::{self, Input, Manifest, Method, Parameter, Role};
 use crate::objective::{self, Ports};
-use crate::onnx::read::{Source, read};
+use crate::onnx::{Source, read};
 use crate::onnx::write::{Parts, encode};
 use crate::rewrite;
 use crate::rules::parse::{Library, library};
