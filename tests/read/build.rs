@@ -17,11 +17,21 @@ pub trait With: Sized {
     fn with(self, a: AttributeProto) -> Self;
 
     fn int(self, name: &str, i: i64) -> Self {
-        self.with(AttributeProto { name: name.into(), i, r#type: AttributeType::Int as i32, ..Default::default() })
+        self.with(AttributeProto {
+            name: name.into(),
+            i: Some(i),
+            r#type: AttributeType::Int as i32,
+            ..Default::default()
+        })
     }
 
     fn float(self, name: &str, f: f32) -> Self {
-        self.with(AttributeProto { name: name.into(), f, r#type: AttributeType::Float as i32, ..Default::default() })
+        self.with(AttributeProto {
+            name: name.into(),
+            f: Some(f),
+            r#type: AttributeType::Float as i32,
+            ..Default::default()
+        })
     }
 
     fn refer(self, name: &str, to: &str) -> Self {

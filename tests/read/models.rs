@@ -51,9 +51,10 @@ fn expected_names(rest: &[&str], block: &str, layers: usize, inner: &[&str]) -> 
 
 fn llada(layers: usize) -> Vec<String> {
     let inner = ["attn_norm", "ff_norm", "q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"];
-    let inner = inner.map(|m| format!("{m}.weight"));
+    let inner: Vec<String> = inner.iter().map(|m| format!("{m}.weight")).collect();
+    let inner: Vec<&str> = inner.iter().map(String::as_str).collect();
     let rest = ["transformer.wte.weight", "transformer.ln_f.weight", "transformer.ff_out.weight"];
-    expected_names(&rest, "transformer.blocks", layers, &inner.each_ref().map(String::as_str))
+    expected_names(&rest, "transformer.blocks", layers, &inner)
 }
 
 /// The tied embedding has the name that the exporter kept, the head's.
