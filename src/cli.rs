@@ -119,7 +119,7 @@ pub fn main() -> ExitCode {
         Command::Doctor => {
             let report = doctor::doctor();
             println!("{report}");
-            return if report.usable() { ExitCode::SUCCESS } else { ExitCode::from(5) };
+            return if report.healthy() { ExitCode::SUCCESS } else { ExitCode::from(5) };
         }
     };
     match outcome {

@@ -1,9 +1,19 @@
 //! ONNX files in and out: the only place that knows protobuf, operator names, opsets and exporters.
 
+mod build;
+mod call;
 pub mod emit;
+mod import;
+mod known;
+mod names;
+mod ops;
 pub mod proto;
 pub mod read;
 pub mod replace;
+mod scope;
+mod symbols;
+mod tensor;
+mod tie;
 pub mod train_file;
 pub mod weights;
 pub mod write;

@@ -57,8 +57,8 @@ fn float(x: f64) -> Option<Lit> {
 
 /// A permutation as plain indices.
 fn perm(t: &Type) -> Option<Vec<usize>> {
-    let p = ints(t)?;
-    resolve_axes(p, p.len()).ok()
+    let p = resolve_axes(ints(t)?, ints(t)?.len()).ok()?;
+    (0..p.len()).all(|k| p.contains(&k)).then_some(p)
 }
 
 fn indices(p: impl IntoIterator<Item = usize>) -> Option<Lit> {
@@ -169,4 +169,85 @@ pub fn test<B: Builder>(name: &str, args: &[Id], b: &B) -> bool {
     let Some(row) = GUARDS.iter().find(|r| r.name == name) else { return false };
     let types: Vec<&Type> = args.iter().map(|a| b.type_of(*a)).collect();
     row.arity.is_none_or(|n| n == types.len()) && (row.run)(&types).unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::sexpr::read;
+    use crate::ir::{DType, Graph, text};
+
+    /// A graph with `x`: f32 `[batch 4 6]`, and the arguments of `(name arg ..)` in it.
+    fn call(source: &str) -> (Graph, String, Vec<Id>) {
+        let mut graph = Graph::new("g");
+        let x = graph.input("x", DType::F32, &[Dim::sym("batch"), 4.into(), 6.into()]);
+        let forms = read(source).unwrap();
+        let [name, args @ ..] = forms[0].list().unwrap() else { panic!("{source}") };
+        let args =
+            args.iter().map(|a| if a.atom() == Some("x") { x } else { graph.lit(text::literal(a).unwrap()).unwrap() });
+        let args = args.collect();
+        (graph, name.atom().unwrap().into(), args)
+    }
+
+    #[test]
+    fn computed_attributes() {
+        for (source, want) in [
+            ("(shape x)", "[batch 4 6]"),
+            ("(dim x -1)", "6"),
+            ("(rows x)", "[4*batch 6]"),
+            ("(leads x)", "[batch]"),
+            ("(leading_axes x 2)", "[-3]"),
+            ("(normal_axis x -1)", "2"),
+            ("(reduced x [0 -1])", "6*batch"),
+            ("(swap_last x)", "[0 2 1]"),
+            // out[k] = in[p[k]]: first p, then q.
+            ("(compose [1 2 0] [0 2 1])", "[1 0 2]"),
+            ("(invert [1 2 0])", "[2 0 1]"),
+            ("(permute [7 8 9] [1 2 0])", "[8 9 7]"),
+            ("(list 1 batch+0)", "[1 batch]"),
+            ("(drop [1 2 3] 1)", "[2 3]"),
+            ("(tail [1 2 3] 1)", "[3]"),
+            ("(insert [1 2] -1 3)", "[1 2 3]"),
+            ("(replace [1 2] -1 3)", "[1 3]"),
+            ("(idiv 6 2)", "3"),
+            ("(imin 3*batch 3*batch+1)", "3*batch"),
+            ("(frecip 4)", "0.25"),
+        ] {
+            let (mut graph, name, args) = call(source);
+            let id = compute(&name, &args, &mut graph).unwrap_or_else(|e| panic!("{source}: {e}"));
+            assert_eq!(graph.type_of(id).to_string(), want, "{source}");
+        }
+        for source in
+            ["(dim x 3)", "(idiv 7 2)", "(frecip 0)", "(invert [0 0])", "(tail [1] -1)", "(drop [1] 2)", "(shape 1)"]
+        {
+            let (mut graph, name, args) = call(source);
+            assert!(compute(&name, &args, &mut graph).is_err(), "{source}");
+        }
+    }
+
+    #[test]
+    fn guards() {
+        for (source, want) in [
+            ("(rank x 3)", true),
+            ("(rank x 2)", false),
+            ("(lit 2.0)", true),
+            ("(lit x)", false),
+            ("(tensor x)", true),
+            ("(eq 1 1.0)", true),
+            ("(ne sequence token)", true),
+            ("(near 0.70710677 0.7071067811865476)", true),
+            ("(near 0.7 0.7071067811865476)", false),
+            ("(swaps_last [0 2 1])", true),
+            ("(swaps_last [1 0 2])", false),
+            ("(identity_perm [0 -2 2])", true),
+            ("(last_axis x -1)", true),
+            ("(last_axis x 1)", false),
+            // What has no meaning does not hold.
+            ("(last_axis x 5)", false),
+            ("(gt x 1)", false),
+        ] {
+            let (graph, name, args) = call(source);
+            assert_eq!(test(&name, &args, &graph), want, "{source}");
+        }
+    }
 }

@@ -88,6 +88,8 @@ struct Reader<'a> {
 struct Tail<'a> {
     rights: Vec<&'a Sexpr>,
     options: Vec<(&'a str, &'a Span, Vec<&'a Sexpr>)>,
+    /// False only for a row without `=>`, which then is among the errors.
+    complete: bool,
 }
 
 const SHAPES: &str = "a form is (rewrite NAME LEFT RIGHT ..), (define NAME LEFT RIGHT ..), (vjp LEFT => D ..) or (lower NAME LEFT RIGHT ..)";
@@ -134,7 +136,7 @@ impl Reader<'_> {
             Some((name, span)) => self.claim(name, span),
             None => self.row_name(left_term.as_ref(), form.span()),
         };
-        let mut tail = self.tail(kind, rest);
+        let mut tail = self.tail(kind, rest, form.span());
         let mut rule = Rule {
             kind,
             name: name.as_str().into(),
@@ -161,7 +163,9 @@ impl Reader<'_> {
             rule.right.push(term);
         }
         rule.lets = std::mem::take(&mut scope.lets);
-        self.check_rights(&rule, form.span());
+        if tail.complete {
+            self.check_rights(&rule, form.span());
+        }
         (self.errors.len() == before).then_some(rule)
     }
 
@@ -214,8 +218,8 @@ impl Reader<'_> {
         }
     }
 
-    fn tail<'a>(&mut self, kind: Kind, rest: &'a [Sexpr]) -> Tail<'a> {
-        let mut tail = Tail { rights: Vec::new(), options: Vec::new() };
+    fn tail<'a>(&mut self, kind: Kind, rest: &'a [Sexpr], span: &Span) -> Tail<'a> {
+        let mut tail = Tail { rights: Vec::new(), options: Vec::new(), complete: true };
         let mut in_options = kind == Kind::Vjp;
         let mut arrow = kind != Kind::Vjp;
         for item in rest {
@@ -228,14 +232,16 @@ impl Reader<'_> {
                 _ => match tail.options.last_mut().filter(|_| in_options) {
                     Some((_, _, args)) => args.push(item),
                     None if arrow => tail.rights.push(item),
-                    None => self.error(item.span(), "expected `=>` or an option", SHAPES),
+                    // What stands before a missing `=>` is told once, below.
+                    None => {}
                 },
             }
         }
         if !arrow {
-            let end = rest.last().map_or(0..0, |e| e.span().clone());
-            self.error(&end, "this row has no `=>`", "behind `=>` stands one cotangent an operand");
+            let end = rest.last().map_or(span, Sexpr::span);
+            self.error(end, "this row has no `=>`", "behind `=>` stands one cotangent an operand");
         }
+        tail.complete = arrow;
         tail
     }
 

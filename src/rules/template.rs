@@ -76,3 +76,35 @@ fn matches_into(graph: &Graph, id: Id, left: &Term, subst: &mut Subst) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{DType, Op};
+    use crate::rules::parse::parse;
+
+    /// Deep enough to overflow the stack of a recursive walk, and doubling at every step without a memo.
+    #[test]
+    fn apply_copies_what_depends_on_the_leaf_once_and_shares_the_rest() {
+        let mut graph = Graph::new("g");
+        let (x, w) = (graph.input("x", DType::F32, &[4.into()]), graph.input("w", DType::F32, &[4.into()]));
+        let shared = graph.op(Op::Exp, &[w]).unwrap();
+        let mut y = x;
+        for _ in 0..20_000 {
+            let sum = graph.op(Op::Add, &[y, y]).unwrap();
+            y = graph.op(Op::Mul, &[sum, shared]).unwrap();
+        }
+        let rules = parse(
+            "r.egg",
+            "(define d (objective ?y ?x ?new ?t ?u ?a ?b ?c ?d ?e ?f ?g ?h ?i) (apply ?y ?x (neg ?new)))",
+        );
+        let rules = rules.unwrap_or_else(|e| panic!("{e}"));
+        let subst: Subst = [("y", y), ("x", x), ("new", x)].map(|(v, id)| (v.into(), id)).into();
+        let before = graph.len();
+        let right = rules[0].right[0].as_ref().unwrap();
+        let applied = instantiate(right, &subst, &mut graph).unwrap();
+        assert_eq!(graph.len() - before, 1 + 40_000);
+        assert_eq!(graph.node(applied).children()[1], shared);
+        assert_eq!(instantiate(right, &subst, &mut graph), Ok(applied));
+    }
+}

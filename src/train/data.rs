@@ -165,10 +165,10 @@ fn tokens(line: Line, tokenizer: Option<&Tokenizer>) -> std::result::Result<(Vec
             Ok((ids, prompt, total))
         }
         (None, Some(prompt), Some(answer), Some(tokenizer)) => {
-            let encode = |text: String| {
+            let encode = |text: String| -> std::result::Result<Vec<i64>, Problem> {
                 let encoded =
                     tokenizer.encode(text, false).map_err(|e| Problem::new("", format!("the tokenizer fails: {e}")))?;
-                Ok(encoded.get_ids().iter().map(|id| i64::from(*id)).collect::<Vec<_>>())
+                Ok(encoded.get_ids().iter().map(|id| i64::from(*id)).collect())
             };
             let mut ids = encode(prompt)?;
             let prompt = ids.len();

@@ -8,8 +8,11 @@ use crate::rules::builtin::{COMPUTED, GUARDS};
 use crate::rules::{Kind, Term, Var};
 use std::sync::Arc;
 
-/// `(apply ?logits ?ids ?new)`: the one call that gives a node.
-const APPLY: &str = "apply";
+/// What a table says of a call: its name, how many arguments (`None`: any), its meaning.
+type Entry = (&'static str, Option<usize>, &'static str);
+
+/// The one call that gives a node.
+const APPLY: Entry = ("apply", Some(3), "(apply ?logits ?ids ?new): the logits with ?ids replaced by ?new");
 
 /// Where a term stands.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -146,7 +149,8 @@ impl Scope {
             }
             return self.operator(op, args, span, side, errors);
         }
-        let call = COMPUTED.iter().find(|r| r.name == head).map(|r| r.arity).or((head == APPLY).then_some(Some(3)));
+        let mut calls = COMPUTED.iter().map(|r| (r.name, r.arity, r.doc)).chain([APPLY]);
+        let call = calls.find(|(name, ..)| *name == head);
         match (head, call) {
             ("let", _) if side == Side::Right => match args {
                 [Sexpr::Atom(var, at), term, body] => {
@@ -169,10 +173,10 @@ impl Scope {
                 );
                 None
             }
-            (_, Some(arity)) => {
-                let inner = if head == APPLY { Side::Right } else { Side::Guard };
+            (_, Some(entry)) => {
+                let inner = if entry == APPLY { Side::Right } else { Side::Guard };
                 let args = self.all(args, inner, errors);
-                check_arity(head, arity, args.len(), span, errors)?;
+                check_arity(entry, args.len(), span, errors)?;
                 Some(Term::Call(head.into(), args.into_iter().collect::<Option<_>>()?))
             }
             (_, None) => {
@@ -278,19 +282,15 @@ pub(super) fn check_guard(name: &str, at: &Span, e: &Sexpr, errors: &mut Errors)
         errors.push(SyntaxError::new(at, format!("unknown guard `{name}`")).help(help));
         return None;
     };
-    check_arity(name, row.arity, e.list().map_or(0, |l| l.len() - 1), e.span(), errors)
+    check_arity((row.name, row.arity, row.doc), e.list().map_or(0, |l| l.len() - 1), e.span(), errors)
 }
 
-fn check_arity(name: &str, arity: Option<usize>, got: usize, span: &Span, errors: &mut Errors) -> Option<()> {
-    match arity {
-        Some(want) if want != got => {
-            let doc = COMPUTED.iter().map(|r| (r.name, r.doc)).chain(GUARDS.iter().map(|r| (r.name, r.doc)));
-            let doc = doc.into_iter().find(|(n, _)| *n == name).map_or("", |(_, d)| d);
-            errors.push(SyntaxError::new(span, format!("`{name}` takes {want} arguments, got {got}")).help(doc));
-            None
-        }
-        _ => Some(()),
-    }
+/// That a call has its arguments.
+fn check_arity((name, arity, doc): Entry, got: usize, span: &Span, errors: &mut Errors) -> Option<()> {
+    let Some(want) = arity.filter(|want| *want != got) else { return Some(()) };
+    let plural = if want == 1 { "" } else { "s" };
+    errors.push(SyntaxError::new(span, format!("`{name}` takes {want} argument{plural}, got {got}")).help(doc));
+    None
 }
 
 fn variable(atom: &str, span: &Span, errors: &mut Errors) -> Option<Arc<str>> {

@@ -1,0 +1,267 @@
+//! What exporters break, mended: the names of weights, ties between them, weights apart from tables.
+
+use super::known::Known;
+use super::proto::{GraphProto, NodeProto};
+use super::scope::Scopes;
+use super::tensor::Tensor;
+use super::tie::{Form, Ties};
+use crate::ir::graph::{Leaf, LeafKind};
+use crate::ir::{Dim, TensorType};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What an initializer becomes.
+#[derive(Clone, Debug)]
+pub enum Entry {
+    /// Elements known while reading; used as a tensor it is this leaf.
+    Known(Known, Leaf),
+    Leaf(Leaf),
+    /// The same data as the leaf of another initializer.
+    Tied {
+        to: String,
+        transposed: bool,
+    },
+}
+
+/// Every initializer in use, by its name in the source and in the source's order, and what was mended.
+#[derive(Default, Debug)]
+pub struct Weights {
+    pub entries: Vec<(String, Entry)>,
+    pub mended: Vec<String>,
+}
+
+/// Words in a name that mark a table (a buffer that is computed, not learned).
+const TABLE_WORDS: &[&str] = &[
+    "cos",
+    "sin",
+    "freq",
+    "freqs",
+    "rope",
+    "rotary",
+    "mask",
+    "ids",
+    "alibi",
+    "slopes",
+    "buffer",
+    "cached",
+    "cis",
+    "embed_scale",
+];
+
+/// Decides names, kinds and ties of a graph's initializers.
+pub fn plan(graph: &GraphProto, tensors: &[(&str, Tensor)]) -> Weights {
+    let uses = uses(graph);
+    let names: BTreeSet<&str> = tensors.iter().map(|(n, _)| *n).collect();
+    let recovered = recovered_names(graph, tensors, &uses, &names);
+    let angles = angles(graph);
+    let mut weights = Weights::default();
+    let mut params = Vec::new();
+    for (source, tensor) in tensors {
+        let Some(users) = uses.get(source) else { continue };
+        let new = recovered.get(source);
+        let leaf = Leaf {
+            name: new.map_or(source.to_string(), |r| r.name.clone()),
+            ty: TensorType::new(tensor.dtype, tensor.dims.iter().map(|n| Dim::Known(*n as i64)).collect::<Vec<_>>()),
+            kind: LeafKind::Const,
+            data: Some(tensor.data.clone()),
+            transposed: new.is_some_and(|r| r.transposed),
+            source_name: new.map(|_| source.to_string()),
+        };
+        let is_float = tensor.dtype.is_float();
+        let is_scalar = tensor.numel() == 1 && (!is_module_path(source) || has_table_word(source));
+        let known = if !is_float || is_scalar { Known::load(tensor) } else { None };
+        if let Some(known) = known {
+            weights.entries.push((source.to_string(), Entry::Known(known, leaf)));
+            continue;
+        }
+        let is_table = !is_float
+            || angles.contains(source)
+            || new.is_none() && (has_table_word(source) || exporter_made(source) && !users.iter().any(Use::is_weight));
+        let kind = if is_table { LeafKind::Const } else { LeafKind::Param };
+        if let Some(r) = new.filter(|_| !is_table) {
+            let how = if r.transposed { ", transposed" } else { "" };
+            weights.mended.push(format!("weight `{source}` is `{}`{how}", r.name));
+        }
+        if !is_table {
+            params.push((weights.entries.len(), exporter_made(source)));
+        }
+        weights.entries.push((source.to_string(), Entry::Leaf(Leaf { kind, ..leaf })));
+    }
+    tie(&mut weights, params);
+    untie(graph, tensors, &mut weights);
+    weights
+}
+
+/// Where an initializer is used.
+struct Use<'m> {
+    node: &'m NodeProto,
+    operand: usize,
+}
+
+impl Use<'_> {
+    /// A place where only learned tensors stand.
+    fn is_weight(&self) -> bool {
+        match self.node.op_type.as_str() {
+            "MatMul" | "Gemm" | "FusedMatMul" => true,
+            "Gather" => self.operand == 0,
+            "LayerNormalization" | "RMSNormalization" | "SimplifiedLayerNormalization" | "PRelu" => self.operand > 0,
+            _ => false,
+        }
+    }
+}
+
+fn uses(graph: &GraphProto) -> BTreeMap<&str, Vec<Use<'_>>> {
+    let mut uses: BTreeMap<&str, Vec<Use>> = BTreeMap::new();
+    for node in &graph.node {
+        for (operand, name) in node.input.iter().enumerate().filter(|(_, n)| !n.is_empty()) {
+            uses.entry(name).or_default().push(Use { node, operand });
+        }
+        for branch in node.attribute.iter().filter_map(|a| a.g.as_ref()) {
+            for (name, inner) in self::uses(branch) {
+                uses.entry(name).or_default().extend(inner);
+            }
+        }
+    }
+    for output in &graph.output {
+        uses.entry(&output.name).or_default();
+    }
+    uses
+}
+
+struct Recovered {
+    name: String,
+    transposed: bool,
+}
+
+/// Names for tensors that the exporter renamed, from the modules of the nodes that use them.
+fn recovered_names<'m>(
+    graph: &'m GraphProto,
+    tensors: &[(&'m str, Tensor)],
+    uses: &BTreeMap<&'m str, Vec<Use<'m>>>,
+    names: &BTreeSet<&'m str>,
+) -> BTreeMap<&'m str, Recovered> {
+    let scopes = Scopes::new(graph, names);
+    let mut found: BTreeMap<&str, Recovered> = BTreeMap::new();
+    let mut claims: BTreeMap<String, usize> = BTreeMap::new();
+    for (source, tensor) in tensors.iter().filter(|(n, t)| exporter_made(n) && t.dtype.is_float() && t.numel() > 1) {
+        let candidate = uses.get(source).into_iter().flatten().find_map(|u| {
+            let (suffix, transposed) = role(u, tensor.dims.len())?;
+            let module = scopes.module(u.node)?;
+            Some(Recovered { name: format!("{module}.{suffix}"), transposed })
+        });
+        if let Some(r) = candidate.filter(|r| !names.contains(r.name.as_str())) {
+            *claims.entry(r.name.clone()).or_default() += 1;
+            found.insert(source, r);
+        }
+    }
+    // Two tensors of one module (experts, say): neither can claim the module's weight.
+    found.retain(|_, r| claims.get(&r.name) == Some(&1));
+    found
+}
+
+/// Which parameter of its module an operand is, and whether the exporter transposed it.
+fn role(u: &Use, rank: usize) -> Option<(&'static str, bool)> {
+    let attribute = |name: &str| u.node.attribute.iter().find(|a| a.name == name).map_or(0, |a| a.i);
+    match (u.node.op_type.as_str(), u.operand, rank) {
+        ("MatMul" | "FusedMatMul", 1, 2) => Some(("weight", attribute("transB") == 0)),
+        ("Gemm", 1, 2) => Some(("weight", attribute("transB") == 0)),
+        ("Gemm", 2, 1) => Some(("bias", false)),
+        ("Gather", 0, 2) => Some(("weight", false)),
+        ("LayerNormalization" | "RMSNormalization" | "SimplifiedLayerNormalization", 1, 1) => Some(("weight", false)),
+        ("LayerNormalization", 2, 1) => Some(("bias", false)),
+        _ => None,
+    }
+}
+
+/// A name that an exporter made up: `val_25`, `onnx::MatMul_355`, `/blocks.0/Constant_1_output_0`.
+fn exporter_made(name: &str) -> bool {
+    let numbered = |prefix: &str| {
+        name.strip_prefix(prefix).is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+    };
+    name.starts_with('/')
+        || name.contains("::")
+        || ["", "val_", "_tensor_constant", "lifted_tensor_", "Constant_", "constant_", "_inlined_"]
+            .iter()
+            .any(|p| numbered(p))
+}
+
+/// `transformer.ln_f.weight`, as PyTorch names parameters and buffers.
+pub fn is_module_path(name: &str) -> bool {
+    name.contains('.') && !exporter_made(name)
+}
+
+fn has_table_word(name: &str) -> bool {
+    let last = name.rsplit(['.', '/']).next().unwrap_or(name).to_lowercase();
+    TABLE_WORDS.contains(&last.as_str()) || last.split('_').any(|w| TABLE_WORDS.contains(&w))
+}
+
+/// Names from which rotary angles or their cosines are computed: tables, whatever they are called.
+fn angles(graph: &GraphProto) -> BTreeSet<&str> {
+    const THROUGH: &[&str] = &[
+        "Slice",
+        "Unsqueeze",
+        "Squeeze",
+        "Expand",
+        "Concat",
+        "Reshape",
+        "Gather",
+        "Cast",
+        "Identity",
+        "Transpose",
+        "Mul",
+        "Div",
+        "MatMul",
+        "Cos",
+        "Sin",
+    ];
+    let mut found = BTreeSet::new();
+    for node in graph.node.iter().rev() {
+        let reached =
+            node.output.iter().any(|o| found.contains(o.as_str())) && THROUGH.contains(&node.op_type.as_str());
+        match node.op_type.as_str() {
+            "RotaryEmbedding" => found.extend(node.input.iter().skip(1).take(2).map(String::as_str)),
+            "Cos" | "Sin" => found.extend(node.input.iter().map(String::as_str)),
+            _ if reached => found.extend(node.input.iter().map(String::as_str)),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Equal parameters become one leaf; of a pair the one with a name of its own stays.
+fn tie(weights: &mut Weights, mut params: Vec<(usize, bool)>) {
+    params.sort_by_key(|(k, made_up)| (*made_up, *k));
+    let mut ties = Ties::default();
+    for (k, _) in params {
+        let Some((source, Entry::Leaf(leaf))) = weights.entries.get(k) else { continue };
+        let Some((to, form)) = ties.find_or_insert(source, leaf) else { continue };
+        let transposed = form == Form::Transposed;
+        let how = if transposed { ", transposed" } else { "" };
+        // A tie replaces what was said of the name.
+        let said = format!("weight `{source}` is `{}`", leaf.name);
+        weights.mended.retain(|m| !m.starts_with(&said));
+        weights.mended.push(format!("weight `{source}` is tied to `{to}`{how}"));
+        if let Some((_, entry)) = weights.entries.get_mut(k) {
+            *entry = Entry::Tied { to, transposed };
+        }
+    }
+}
+
+/// TorchScript stores parameters of equal value once (all-zero biases, all-one norms) and copies them by
+/// `Identity`: each is a parameter of its own.  Equal values that are not constant are real ties.
+fn untie(graph: &GraphProto, tensors: &[(&str, Tensor)], weights: &mut Weights) {
+    for node in graph.node.iter().filter(|n| n.op_type == "Identity") {
+        let ([input], [output]) = (node.input.as_slice(), node.output.as_slice()) else { continue };
+        let Some((_, tensor)) = tensors.iter().find(|(n, t)| n == input && t.dtype.is_float()) else { continue };
+        if !is_module_path(output) || has_table_word(output) || tensor.numel() < 2 {
+            continue;
+        }
+        let Some(Entry::Leaf(leaf)) = weights.entries.iter().find(|(n, _)| n == input).map(|(_, e)| e) else {
+            continue;
+        };
+        if leaf.kind == LeafKind::Param && super::tie::is_uniform(leaf) {
+            weights.mended.push(format!("weight `{output}` is its own, not a copy of `{input}`"));
+            let leaf = Leaf { name: output.clone(), source_name: Some(input.clone()), ..leaf.clone() };
+            weights.entries.push((output.clone(), Entry::Leaf(leaf)));
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Slices, gathers and masks by position.
+
+use super::layout::shape_of;
+use crate::ir::graph::Id;
+use crate::ir::infer::resolve_axis;
+use crate::ir::{DType, Dim, Lit, Op};
+use crate::onnx::build::{Build, Value};
+use crate::onnx::call::{Call, Read};
+use crate::onnx::known::{Known, sign};
+use std::cmp::Ordering;
+
+/// Bounds at or beyond this size mean "to the end", as exporters write it.
+const HUGE: i64 = i32::MAX as i64;
+
+/// A slice bound as a place in `0..=size`.
+///
+/// Of unknown sizes a bound such as `seq` is trusted to be inside; one such as `-1` counts from the end.
+fn place(bound: &Dim, size: &Dim) -> Dim {
+    match (bound.known(), size.known()) {
+        (Some(k), _) if k <= -HUGE => Dim::Known(0),
+        (Some(k), _) if k >= HUGE => size.clone(),
+        (Some(k), Some(n)) => Dim::Known((if k < 0 { k + n } else { k }).clamp(0, n)),
+        _ if sign(bound) == Some(Ordering::Less) => size.clone() + bound.clone(),
+        _ => bound.clone(),
+    }
+}
+
+pub fn slice(b: &mut Build, call: &Call) -> Read {
+    let mut x = call.value(0)?.clone();
+    let dims = shape_of(b, &x)?;
+    let starts = call.dims(1, "starts")?.ok_or("starts are missing")?;
+    let ends = call.dims(2, "ends")?.ok_or("ends are missing")?;
+    let axes = call.integers("axes", 3)?.unwrap_or_else(|| (0..starts.len() as i64).collect());
+    let steps = call.integers("steps", 4)?.unwrap_or_else(|| vec![1; starts.len()]);
+    if ends.len() != starts.len() || axes.len() != starts.len() || steps.len() != starts.len() {
+        return Err("starts, ends, axes and steps differ in length".into());
+    }
+    for (((start, end), axis), step) in starts.iter().zip(&ends).zip(&axes).zip(&steps) {
+        let axis = resolve_axis(*axis, dims.len())?;
+        x = match step {
+            0 => return Err("the step must not be 0".into()),
+            1.. => forward(b, &x, axis, place(start, &dims[axis]), place(end, &dims[axis]), *step)?,
+            _ => backward(b, &x, axis, start, end, *step)?,
+        };
+    }
+    Ok(vec![x])
+}
+
+fn forward(b: &mut Build, x: &Value, axis: usize, start: Dim, end: Dim, step: i64) -> Result<Value, String> {
+    // An empty slice may be written with its bounds crossed.
+    let end = match (start.known(), end.known()) {
+        (Some(s), Some(e)) => Dim::Known(e.max(s)),
+        _ => end,
+    };
+    if let (Value::Known(known), Some(s), Some(e)) = (x, start.known(), end.known()) {
+        let rows: Vec<usize> = (s..e).step_by(step as usize).map(|k| k as usize).collect();
+        if let Some(folded) = known.selected(axis, &rows) {
+            return Ok(Value::Known(folded));
+        }
+    }
+    let id = b.tensor(x)?;
+    b.slice(id, axis, start, end, step).map(Value::Node)
+}
+
+/// A slice that runs backwards: its rows are gathered.
+fn backward(b: &mut Build, x: &Value, axis: usize, start: &Dim, end: &Dim, step: i64) -> Result<Value, String> {
+    let size = shape_of(b, x)?.get(axis).and_then(Dim::known).ok_or("a backward slice needs a known size")?;
+    let bound = |d: &Dim, least: i64| {
+        let k = d.known().ok_or("the bounds of a backward slice must be known".to_string())?;
+        Ok::<i64, String>((if k < 0 { k.saturating_add(size) } else { k }).clamp(least, size - 1))
+    };
+    let (start, end) = (bound(start, 0)?, bound(end, -1)?);
+    let rows: Vec<i64> = std::iter::successors(Some(start), |k| Some(k + step)).take_while(|k| *k > end).collect();
+    if let Value::Known(known) = x
+        && let Some(folded) = known.selected(axis, &rows.iter().map(|k| *k as usize).collect::<Vec<_>>())
+    {
+        return Ok(Value::Known(folded));
+    }
+    let id = b.tensor(x)?;
+    let rows = b.tensor(&Value::Known(Known::vector(rows.into_iter().map(Dim::Known).collect())))?;
+    b.op(Op::Gather, &[id, rows], &[Lit::Int(Dim::Known(axis as i64))]).map(Value::Node)
+}
+
+pub fn gather(b: &mut Build, call: &Call) -> Read {
+    let data = call.value(0)?.clone();
+    let dims = shape_of(b, &data)?;
+    let axis = call.axis(0, dims.len())?;
+    let at = |k: &Dim| if sign(k) == Some(Ordering::Less) { k.clone() + dims[axis].clone() } else { k.clone() };
+    let Some(index) = call.known(1) else {
+        let (x, index) = (b.tensor(&data)?, call.node(b, 1)?);
+        let index = b.cast(index, DType::I64)?;
+        return Ok(vec![Value::Node(b.op(Op::Gather, &[x, index], &[Lit::Int(Dim::Known(axis as i64))])?)]);
+    };
+    let rows: Vec<Dim> = index.dims().ok_or("indices must be integers")?.iter().map(at).collect();
+    let size = dims[axis].known();
+    if let (Some(n), Some(bad)) = (size, rows.iter().find(|r| r.known().is_some_and(|k| k < 0 || size <= Some(k)))) {
+        return Err(format!("index {bad} is outside size {n}").into());
+    }
+    let shape: Vec<Dim> = index.shape.iter().map(|n| Dim::Known(*n as i64)).collect();
+    let shape = [&dims[..axis], &shape, &dims[axis + 1..]].concat();
+    let known_rows: Option<Vec<usize>> = rows.iter().map(|r| r.known().map(|k| k as usize)).collect();
+    if let (Value::Known(known), Some(rows)) = (&data, known_rows)
+        && let Some(picked) = known.selected(axis, &rows)
+    {
+        return Ok(vec![super::layout::reshaped(b, &Value::Known(picked), &shape)?]);
+    }
+    let x = b.tensor(&data)?;
+    let id = match rows.as_slice() {
+        // One row is a slice: it needs no index tensor.
+        [row] => b.slice(x, axis, row.clone(), row.clone() + Dim::Known(1), 1)?,
+        _ => {
+            let rows = b.tensor(&Value::Known(Known::vector(rows)))?;
+            b.op(Op::Gather, &[x, rows], &[Lit::Int(Dim::Known(axis as i64))])?
+        }
+    };
+    Ok(vec![Value::Node(b.reshape(id, &shape)?)])
+}
+
+fn indexed(b: &mut Build, call: &Call) -> Result<(Id, Id, Lit), String> {
+    let (x, index) = (call.node(b, 0)?, call.node(b, 1)?);
+    let axis = call.axis(0, b.shape(x).len())?;
+    Ok((x, b.cast(index, DType::I64)?, Lit::Int(Dim::Known(axis as i64))))
+}
+
+pub fn gather_elements(b: &mut Build, call: &Call) -> Read {
+    let (x, index, axis) = indexed(b, call)?;
+    Ok(vec![Value::Node(b.op(Op::GatherElements, &[x, index], &[axis])?)])
+}
+
+pub fn scatter_elements(b: &mut Build, call: &Call) -> Read {
+    if call.word("reduction") != Some("add") {
+        return Err("only reduction `add` has a gradient that is known here".into());
+    }
+    let (x, index, axis) = indexed(b, call)?;
+    let updates = call.node(b, 2)?;
+    Ok(vec![Value::Node(b.op(Op::ScatterAdd, &[x, index, updates], &[axis])?)])
+}
+
+/// Row and column numbers of the last two axes, `[rows, 1]` and `[1, columns]`.
+pub fn positions(b: &mut Build, rows: &Dim, columns: &Dim) -> Result<(Id, Id), String> {
+    let one = Dim::Known(1);
+    let (r, c) = (b.iota(rows.clone())?, b.iota(columns.clone())?);
+    Ok((b.reshape(r, &[rows.clone(), one.clone()])?, b.reshape(c, &[one, columns.clone()])?))
+}
+
+/// The upper or lower triangle, zero elsewhere.
+pub fn trilu(b: &mut Build, call: &Call) -> Read {
+    let x = call.node(b, 0)?;
+    let k = call.dims(1, "the diagonal")?.and_then(|d| d.first().cloned()).unwrap_or(Dim::Known(0));
+    let dims = b.shape(x);
+    let [.., rows, columns] = dims.as_slice() else { return Err("needs matrices (rank 2 or more)".into()) };
+    let (r, c) = positions(b, rows, columns)?;
+    let k = b.lit_int(k)?;
+    let diagonal = b.op(Op::Add, &[r, k], &[])?;
+    let compare = if call.int_or("upper", 1) != 0 { Op::GreaterEqual } else { Op::LessEqual };
+    let keep = b.op(compare, &[c, diagonal], &[])?;
+    let dtype = b.ty(x)?.dtype;
+    if dtype == DType::Bool {
+        return Ok(vec![Value::Node(b.op(Op::And, &[x, keep], &[])?)]);
+    }
+    let zero = if dtype.is_float() { b.float(0.0)? } else { b.lit_int(Dim::Known(0))? };
+    Ok(vec![Value::Node(b.op(Op::Where, &[keep, x, zero], &[])?)])
+}
+
+pub fn one_hot(b: &mut Build, call: &Call) -> Read {
+    let index = call.node(b, 0)?;
+    let index = b.cast(index, DType::I64)?;
+    let depth = match call.known(1).and_then(|k| k.dims()).and_then(|d| d.first()) {
+        Some(depth) => depth.clone(),
+        None => Dim::Known(call.number(1, "the depth")?.ok_or("the depth is missing")? as i64),
+    };
+    let (values, dtype) = match call.known(2) {
+        Some(k) => (k.numbers().unwrap_or_default(), k.dtype),
+        None => return Err("the values must be known".into()),
+    };
+    let [off, on] = values.as_slice() else { return Err("the values must be two numbers".into()) };
+    let mut dims = b.shape(index);
+    let axis = resolve_axis(call.int_or("axis", -1), dims.len() + 1)?;
+    let mut along = vec![Dim::Known(1); dims.len() + 1];
+    along[axis] = depth.clone();
+    dims.insert(axis, Dim::Known(1));
+    let (index, classes) = (b.reshape(index, &dims)?, b.iota(depth)?);
+    let classes = b.reshape(classes, &along)?;
+    let hit = b.op(Op::Equal, &[index, classes], &[])?;
+    let on = b.full(*on, dtype, &[])?;
+    let off = if dtype.is_float() { b.float(*off)? } else { b.lit_int(Dim::Known(*off as i64))? };
+    Ok(vec![Value::Node(b.op(Op::Where, &[hit, on, off], &[])?)])
+}

@@ -1,0 +1,169 @@
+//! How each ONNX operator is read: one row an operator.
+//!
+//! To read another operator, add a row here and, unless it is elementwise, a function in the file of its
+//! family.  An operator the IR lacks is spelled in operators that it has.
+
+mod attention;
+mod compose;
+mod elementwise;
+mod index;
+mod layout;
+mod norm;
+mod reduce;
+mod rotary;
+
+use super::build::Build;
+use super::call::{Call, Read};
+use crate::ir::Op;
+
+/// How an operator is read.
+pub enum Reader {
+    Unary(Op),
+    Binary(Op),
+    /// Any number of operands, joined from the left.
+    Join(Op),
+    Reduce(reduce::Kind),
+    Fn(fn(&mut Build, &Call) -> Read),
+}
+
+pub struct Row {
+    pub name: &'static str,
+    /// The first opset that has the operator in the form that is read.
+    pub since: i64,
+    pub reader: Reader,
+}
+
+impl Row {
+    pub fn read(&self, b: &mut Build, call: &Call) -> Read {
+        match self.reader {
+            Reader::Unary(op) => elementwise::unary(b, call, op),
+            Reader::Binary(op) => elementwise::binary(b, call, op),
+            Reader::Join(op) => elementwise::join(b, call, op),
+            Reader::Reduce(kind) => reduce::reduce(b, call, kind),
+            Reader::Fn(f) => f(b, call),
+        }
+    }
+}
+
+/// The row of an operator of the standard domain, or of ONNX Runtime's.
+pub fn find(domain: &str, name: &str) -> Option<&'static Row> {
+    let rows = match domain {
+        "" | "ai.onnx" => STANDARD,
+        "com.microsoft" => CONTRIB,
+        _ => return None,
+    };
+    rows.iter().find(|r| r.name == name)
+}
+
+const fn row(name: &'static str, since: i64, reader: Reader) -> Row {
+    Row { name, since, reader }
+}
+
+use Reader::{Binary, Fn, Join, Reduce, Unary};
+
+#[rustfmt::skip]
+static STANDARD: &[Row] = &[
+    row("Abs", 1, Unary(Op::Abs)),
+    row("Add", 1, Binary(Op::Add)),
+    row("And", 1, Binary(Op::And)),
+    row("Attention", 23, Fn(attention::attention)),
+    row("Cast", 1, Fn(elementwise::cast)),
+    row("CastLike", 15, Fn(elementwise::cast_like)),
+    row("Ceil", 1, Unary(Op::Ceil)),
+    row("Clip", 11, Fn(elementwise::clip)),
+    row("Concat", 1, Fn(layout::concat)),
+    row("ConstantOfShape", 9, Fn(layout::constant_of_shape)),
+    row("Cos", 7, Unary(Op::Cos)),
+    row("CumSum", 11, Fn(reduce::cumsum)),
+    row("Div", 1, Binary(Op::Div)),
+    row("Dropout", 12, Fn(elementwise::dropout)),
+    row("Elu", 1, Fn(compose::elu)),
+    row("Equal", 1, Binary(Op::Equal)),
+    row("Erf", 9, Unary(Op::Erf)),
+    row("Exp", 1, Unary(Op::Exp)),
+    row("Expand", 8, Fn(layout::expand)),
+    row("Flatten", 1, Fn(layout::flatten)),
+    row("Floor", 1, Unary(Op::Floor)),
+    row("Gather", 1, Fn(index::gather)),
+    row("GatherElements", 11, Fn(index::gather_elements)),
+    row("Gelu", 20, Fn(compose::gelu)),
+    row("Gemm", 7, Fn(compose::gemm)),
+    row("Greater", 1, Binary(Op::Greater)),
+    row("GreaterOrEqual", 12, Binary(Op::GreaterEqual)),
+    row("HardSigmoid", 1, Fn(compose::hard_sigmoid)),
+    row("HardSwish", 14, Fn(compose::hard_swish)),
+    row("Identity", 1, Fn(elementwise::identity)),
+    row("IsInf", 10, Fn(compose::is_inf)),
+    row("IsNaN", 9, Unary(Op::IsNan)),
+    row("LayerNormalization", 17, Fn(norm::layer)),
+    row("LeakyRelu", 1, Fn(compose::leaky_relu)),
+    row("Less", 1, Binary(Op::Less)),
+    row("LessOrEqual", 12, Binary(Op::LessEqual)),
+    row("Log", 1, Unary(Op::Log)),
+    row("LogSoftmax", 13, Fn(reduce::log_softmax)),
+    row("MatMul", 1, Fn(compose::matmul)),
+    row("Max", 8, Join(Op::Max)),
+    row("Mean", 8, Fn(elementwise::mean)),
+    row("Min", 8, Join(Op::Min)),
+    row("Mish", 18, Fn(compose::mish)),
+    row("Mul", 1, Binary(Op::Mul)),
+    row("Neg", 1, Unary(Op::Neg)),
+    row("Not", 1, Unary(Op::Not)),
+    row("OneHot", 11, Fn(index::one_hot)),
+    row("Or", 1, Binary(Op::Or)),
+    row("Pad", 11, Fn(layout::pad)),
+    row("Pow", 1, Binary(Op::Pow)),
+    row("PRelu", 7, Fn(compose::prelu)),
+    row("RMSNormalization", 23, Fn(norm::rms)),
+    row("Range", 11, Fn(layout::range)),
+    row("Reciprocal", 1, Unary(Op::Reciprocal)),
+    row("ReduceL1", 1, Reduce(reduce::Kind::L1)),
+    row("ReduceL2", 1, Reduce(reduce::Kind::L2)),
+    row("ReduceLogSumExp", 1, Reduce(reduce::Kind::LogSumExp)),
+    row("ReduceMax", 1, Reduce(reduce::Kind::Max)),
+    row("ReduceMean", 1, Reduce(reduce::Kind::Mean)),
+    row("ReduceMin", 1, Reduce(reduce::Kind::Min)),
+    row("ReduceProd", 1, Reduce(reduce::Kind::Prod)),
+    row("ReduceSum", 1, Reduce(reduce::Kind::Sum)),
+    row("ReduceSumSquare", 1, Reduce(reduce::Kind::SumSquare)),
+    row("Relu", 1, Fn(compose::relu)),
+    row("Reshape", 5, Fn(layout::reshape)),
+    row("RotaryEmbedding", 23, Fn(rotary::rotary_embedding)),
+    row("ScatterElements", 11, Fn(index::scatter_elements)),
+    row("Selu", 6, Fn(compose::selu)),
+    row("SequenceAt", 11, Fn(layout::sequence_at)),
+    row("SequenceConstruct", 11, Fn(layout::sequence_construct)),
+    row("Shape", 1, Fn(layout::shape)),
+    row("Sigmoid", 1, Unary(Op::Sigmoid)),
+    row("Sign", 9, Unary(Op::Sign)),
+    row("Sin", 7, Unary(Op::Sin)),
+    row("Size", 1, Fn(layout::size)),
+    row("Slice", 10, Fn(index::slice)),
+    row("Softmax", 13, Fn(reduce::softmax)),
+    row("Softplus", 1, Unary(Op::Softplus)),
+    row("Softsign", 1, Fn(compose::softsign)),
+    row("Split", 2, Fn(layout::split)),
+    row("SplitToSequence", 11, Fn(layout::split_to_sequence)),
+    row("Sqrt", 1, Unary(Op::Sqrt)),
+    row("Squeeze", 1, Fn(layout::squeeze)),
+    row("Sub", 1, Binary(Op::Sub)),
+    row("Sum", 8, Join(Op::Add)),
+    row("Swish", 24, Fn(compose::swish)),
+    row("Tanh", 1, Unary(Op::Tanh)),
+    row("Tile", 6, Fn(layout::tile)),
+    row("Transpose", 1, Fn(layout::transpose)),
+    row("Trilu", 14, Fn(index::trilu)),
+    row("Unsqueeze", 1, Fn(layout::unsqueeze)),
+    row("Where", 9, Fn(elementwise::select)),
+    row("Xor", 1, Fn(elementwise::xor)),
+];
+
+/// Operators of ONNX Runtime's domain that its graph optimisers put into saved models.
+#[rustfmt::skip]
+static CONTRIB: &[Row] = &[
+    row("FastGelu", 1, Fn(compose::fast_gelu)),
+    row("FusedMatMul", 1, Fn(compose::fused_matmul)),
+    row("Gelu", 1, Fn(compose::gelu)),
+    row("QuickGelu", 1, Fn(compose::quick_gelu)),
+    row("SimplifiedLayerNormalization", 1, Fn(norm::rms)),
+];

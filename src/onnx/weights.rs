@@ -1,0 +1,115 @@
+//! The bytes of weights: mapped from their files, never copied whole.
+
+use crate::error::{Error, Result};
+use crate::ir::Leaf;
+use crate::ir::graph::Data;
+use memmap2::{Mmap, MmapOptions};
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::Read;
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Bytes of a tensor, little-endian and dense.
+#[derive(Debug)]
+pub enum Bytes {
+    Inline(Arc<[u8]>),
+    Mapped(Mmap),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Inline(bytes) => bytes,
+            Bytes::Mapped(map) => map,
+        }
+    }
+}
+
+/// The data of a weight or table, `numel * dtype.size()` bytes.
+///
+/// # Errors
+/// `Io` where the file is gone or has become shorter; `Internal` for a leaf that has no data (an input).
+pub fn bytes(leaf: &Leaf) -> Result<Bytes> {
+    match &leaf.data {
+        Some(data) => load(data),
+        None => Err(Error::internal("weights", format!("leaf `{}` has no data", leaf.name))),
+    }
+}
+
+/// The bytes behind a reference.
+///
+/// # Errors
+/// `Io` where the file is gone or has become shorter.
+pub fn load(data: &Data) -> Result<Bytes> {
+    match data {
+        Data::Inline(bytes) => Ok(Bytes::Inline(bytes.clone())),
+        // An empty range cannot be mapped.
+        Data::File { len: 0, .. } => Ok(Bytes::Inline(Arc::from([]))),
+        Data::File { path, offset, len } => {
+            let file = open(path)?;
+            let size = file.metadata().map_err(|e| Error::io("read", path, e))?.len();
+            if offset.checked_add(*len).is_none_or(|end| end > size) {
+                return Err(Error::io("read", path, std::io::ErrorKind::UnexpectedEof.into()));
+            }
+            let len =
+                usize::try_from(*len).map_err(|_| Error::internal("weights", "tensor beyond the address space"))?;
+            // SAFETY: the mapping is read-only and inside the file; as for every mapped weight file, the
+            // file must not be truncated while the program runs.
+            let map = unsafe { MmapOptions::new().offset(*offset).len(len).map(&file) };
+            map.map(Bytes::Mapped).map_err(|e| Error::io("map", path, e))
+        }
+    }
+}
+
+/// A whole file; empty files give no bytes.
+///
+/// # Errors
+/// `Io` where the file cannot be opened or mapped.
+pub fn map(path: &Path) -> Result<Bytes> {
+    let len = std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?.len();
+    load(&Data::File { path: path.to_path_buf(), offset: 0, len })
+}
+
+/// SHA-256 of a file in lower-case hexadecimal, read in pieces.
+///
+/// # Errors
+/// `Io` where the file cannot be read.
+pub fn sha256(path: &Path) -> Result<String> {
+    let mut file = open(path)?;
+    let mut hash = Sha256::new();
+    let mut piece = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut piece).map_err(|e| Error::io("read", path, e))? {
+            0 => break,
+            n => hash.update(&piece[..n]),
+        }
+    }
+    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(|e| Error::io("open", path, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn ranges_are_read_and_checked() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"abcdef").unwrap();
+        let range = |offset, len| load(&Data::File { path: file.path().to_path_buf(), offset, len });
+        assert_eq!(&*range(2, 3).unwrap(), b"cde");
+        assert_eq!(&*range(6, 0).unwrap(), b"");
+        assert!(matches!(range(4, 3), Err(Error::Io { .. })));
+        assert!(matches!(range(u64::MAX, 2), Err(Error::Io { .. })));
+        let hex = "bef57ec7f53a6d40beb640a780a639c83bc29ac8a9816f1fc6c5c6dcd93c4721";
+        assert_eq!(sha256(file.path()).unwrap(), hex);
+    }
+}
