@@ -13,6 +13,7 @@ use weftc::eval::sudoku::{LEN, MASK, PROMPT_LEN, Puzzle, Score, Split, World};
 use weftc::generate::{Decoding, Model};
 use weftc::runtime::session;
 use weftc::train::batch::{Batch, Shape};
+use weftc::train::checkpoint;
 use weftc::train::data::Sample;
 use weftc::train::optimizer::AdamW;
 use weftc::train::sampler::Sampler;
@@ -48,7 +49,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut trainer = Trainer::load(&train_onnx, Setup { adamw, session: one_thread(), ..Setup::default() })?;
     println!("\nTraining: {steps} steps of {BATCH} puzzles");
     train(&mut trainer, &samples, steps)?;
-    let trained = trainer.save(&out)?;
+    let trained = out.join("model.onnx");
+    checkpoint::save_model(&trainer, &model, &trained)?;
 
     println!("\nAfter training, on puzzles made of grids it has never seen");
     let score = solve(&trained, &unseen)?;
