@@ -299,7 +299,14 @@ impl<'a> Pipeline<'a> {
         Ok(graph)
     }
 
-    fn manifest(&self, source: &Source, ports: &Ports, method: Method, graph: &Graph, trainable: &[LeafId]) -> Manifest {
+    fn manifest(
+        &self,
+        source: &Source,
+        ports: &Ports,
+        method: Method,
+        graph: &Graph,
+        trainable: &[LeafId],
+    ) -> Manifest {
         let shape = |leaf: &crate::ir::Leaf| leaf.ty.shape.iter().filter_map(|d| d.known()).collect();
         let role = |id: LeafId| if trainable.contains(&id) { Role::Trainable } else { Role::Frozen };
         let mut parameters: Vec<Parameter> = (0..graph.leaves.len() as u32)

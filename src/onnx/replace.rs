@@ -1,9 +1,15 @@
 //! Writes a model again with other weights: the trained ones.
+//!
+//! Everything but the initializers is copied as it stands in the file.  To decode and encode it would lose
+//! what our messages do not say: whether an attribute is 0 or absent, and fields of newer versions.
 
-use super::proto::{ModelProto, StringStringEntryProto, TensorProto, tensor_proto};
+use super::proto::{GraphProto, StringStringEntryProto, TensorProto, tensor_proto};
+use super::tensor::Site;
 use super::train_file::{Weight, weight};
 use crate::error::{Error, Problem, Result};
 use prost::Message;
+use prost::bytes::Bytes;
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field};
 use std::io::Write;
 use std::path::Path;
 
@@ -24,24 +30,26 @@ pub type Change<'a> = &'a mut dyn FnMut(&str, &Weight) -> Result<Option<Vec<u8>>
 /// # Errors
 /// Where a file cannot be read or written, `source` is no model, or a replacement has another size.
 pub fn replace(source: &Path, out: &Path, new: Change<'_>) -> Result<usize> {
-    let file = std::fs::read(source).map_err(|e| Error::io("read", source, e))?;
+    let file = Bytes::from(std::fs::read(source).map_err(|e| Error::io("read", source, e))?);
     let refuse =
         |place: &str, why: String| Error::Model { model: source.into(), problems: vec![Problem::new(place, why)] };
-    let mut model =
-        ModelProto::decode(file.as_slice()).map_err(|e| refuse("", format!("this is no ONNX file: {e}")))?;
-    drop(file);
-    let beside = source.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let bad = |e: String| refuse("", format!("this is no ONNX file: {e}"));
+    let parts = fields(&file).map_err(bad)?;
+    let graph = parts.iter().find(|f| f.tag == GRAPH).ok_or_else(|| refuse("", "it has no graph".into()))?;
+    let graph_parts = fields(&graph.content).map_err(bad)?;
+    let tensors = graph_parts.iter().filter(|f| f.tag == INITIALIZER);
+    let tensors: std::result::Result<Vec<_>, _> = tensors.map(|f| TensorProto::decode(f.content.clone())).collect();
+    let mut tensors = tensors.map_err(|e| bad(e.to_string()))?;
+    let site = Site::new(source, file.clone()).map_err(|e| Error::io("find", source, e))?;
     let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut graph = model.graph.take().unwrap_or_default();
     let external = |t: &TensorProto| t.data_location == i32::from(tensor_proto::DataLocation::External);
-    let inline: usize = graph.initializer.iter().map(|t| t.raw_data.len() + 4 * t.float_data.len()).sum();
-    let data =
-        (inline > INLINE_LIMIT || graph.initializer.iter().any(external)).then(|| DataFile::new(out)).transpose()?;
-    let mut data = data;
+    let inline: usize = tensors.iter().map(|t| t.raw_data.len() + 4 * t.float_data.len()).sum();
+    let split = inline > INLINE_LIMIT || tensors.iter().any(external);
+    let mut data = if split { Some(DataFile::new(out)?) } else { None };
 
     let mut replaced = 0;
-    for tensor in &mut graph.initializer {
-        let Ok(old) = weight(tensor, beside) else {
+    for tensor in &mut tensors {
+        let Ok(old) = weight(tensor, &site) else {
             // A type that weftc never trains, such as a string; it must at least be in the file itself.
             if external(tensor) {
                 return Err(refuse(&tensor.name, "this external tensor cannot be read".into()));
@@ -75,11 +83,15 @@ pub fn replace(source: &Path, out: &Path, new: Change<'_>) -> Result<usize> {
             _ => tensor.raw_data = bytes.into(),
         }
     }
-    model.graph = Some(graph);
+    let mut new_graph: Vec<u8> = others(&graph_parts, INITIALIZER);
+    GraphProto { initializer: tensors, ..GraphProto::default() }.encode_raw(&mut new_graph);
+    let mut model = others(&parts, GRAPH);
+    encode_key(GRAPH, WireType::LengthDelimited, &mut model);
+    encode_varint(new_graph.len() as u64, &mut model);
 
     let mut model_file = scratch(folder)?;
     let io = |e| Error::io("write", out, e);
-    model_file.write_all(&model.encode_to_vec()).map_err(io)?;
+    model_file.write_all(&model).and_then(|()| model_file.write_all(&new_graph)).map_err(io)?;
     model_file.as_file().sync_all().map_err(io)?;
     if let Some(data) = data {
         // An old model must never be seen beside new data.
@@ -90,6 +102,46 @@ pub fn replace(source: &Path, out: &Path, new: Change<'_>) -> Result<usize> {
     }
     model_file.persist(out).map_err(|e| Error::io("write", out, e.error))?;
     Ok(replaced)
+}
+
+/// The numbers of `ModelProto.graph` and `GraphProto.initializer`.
+const GRAPH: u32 = 7;
+const INITIALIZER: u32 = 5;
+
+/// One field of a message as it lies in the file.
+struct Field {
+    tag: u32,
+    /// Key and value.
+    whole: Bytes,
+    /// The value of a length-delimited field; empty for others.
+    content: Bytes,
+}
+
+/// The fields of a message, in their order.
+fn fields(message: &Bytes) -> std::result::Result<Vec<Field>, String> {
+    let broken = |e: prost::DecodeError| e.to_string();
+    let mut rest = message.clone();
+    let mut found = Vec::new();
+    while !rest.is_empty() {
+        let start = message.len() - rest.len();
+        let (tag, wire) = decode_key(&mut rest).map_err(broken)?;
+        let mut content = Bytes::new();
+        if wire == WireType::LengthDelimited {
+            let length = decode_varint(&mut rest).map_err(broken)?;
+            let length = usize::try_from(length).ok().filter(|n| *n <= rest.len());
+            let length = length.ok_or_else(|| format!("field {tag} is longer than the file"))?;
+            content = rest.split_to(length);
+        } else {
+            skip_field(wire, tag, &mut rest, DecodeContext::default()).map_err(broken)?;
+        }
+        found.push(Field { tag, whole: message.slice(start..message.len() - rest.len()), content });
+    }
+    Ok(found)
+}
+
+/// The bytes of all fields but those of number `tag`.
+fn others(fields: &[Field], tag: u32) -> Vec<u8> {
+    fields.iter().filter(|f| f.tag != tag).flat_map(|f| f.whole.iter().copied()).collect()
 }
 
 /// The file of external data while it is written.

@@ -8,10 +8,10 @@ use crate::ir::DType;
 use crate::manifest::{Parameter, Role};
 use crate::onnx::replace::replace;
 use crate::onnx::train_file::Weight;
+use crate::onnx::weights;
 use crate::runtime::HostTensor;
 use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -98,16 +98,7 @@ fn new_bytes(trainer: &Trainer, p: &Parameter, transpose: bool) -> Result<Option
 
 /// Checks that `source` is the file that the manifest names.
 pub fn check_source(trainer: &Trainer, source: &Path) -> Result<()> {
-    let mut hasher = Sha256::new();
-    let mut file = std::fs::File::open(source).map_err(|e| Error::io("open", source, e))?;
-    let mut chunk = vec![0; 1 << 20];
-    loop {
-        match std::io::Read::read(&mut file, &mut chunk).map_err(|e| Error::io("read", source, e))? {
-            0 => break,
-            n => hasher.update(&chunk[..n]),
-        }
-    }
-    let sha256: String = hasher.finalize().iter().map(|b| format!("{b:02x}")).collect();
+    let sha256 = weights::sha256(source)?;
     let expected = &trainer.manifest().source;
     if sha256 == expected.sha256 {
         return Ok(());
