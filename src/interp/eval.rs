@@ -68,10 +68,8 @@ fn arm(a: &Args) -> Result<Tensor> {
         Op::Softmax => e::softmax(x()?, a.axis(x()?.rank())?),
         Op::MatMul => l::matmul(x()?, a.x(1)?),
         Op::Gemm => l::matmul(&l::turned(x()?, a.int("trans_x")?)?, &l::turned(a.x(1)?, a.int("trans_y")?)?),
-        Op::FusedMatMul => {
-            l::matmul(&l::turned(x()?, a.int("trans_x")?)?, &l::turned(a.x(1)?, a.int("trans_y")?)?)?
-                .affine(a.float("alpha")?, 0.0)
-        }
+        Op::FusedMatMul => l::matmul(&l::turned(x()?, a.int("trans_x")?)?, &l::turned(a.x(1)?, a.int("trans_y")?)?)?
+            .affine(a.float("alpha")?, 0.0),
         Op::Transpose => x()?.permute(a.axes("perm", x()?.rank())?)?.contiguous(),
         Op::Reshape => x()?.reshape(a.shape()),
         Op::Expand => x()?.broadcast_as(a.shape())?.contiguous(),
@@ -88,9 +86,7 @@ fn arm(a: &Args) -> Result<Tensor> {
         Op::RmsNorm => m::rms_norm(x()?, a.x(1)?, a.float("eps")?),
         Op::RmsNormGrad => m::rms_norm_grad(x()?, a.x(1)?, a.x(2)?, a.float("eps")?),
         Op::RmsNormGradW => x()?.broadcast_mul(&a.x(1)?.broadcast_div(&m::rms(a.x(1)?, a.float("eps")?)?)?),
-        Op::LayerNorm => {
-            m::normalize(x()?, a.float("eps")?)?.broadcast_mul(a.x(1)?)?.broadcast_add(a.x(2)?)
-        }
+        Op::LayerNorm => m::normalize(x()?, a.float("eps")?)?.broadcast_mul(a.x(1)?)?.broadcast_add(a.x(2)?),
         Op::LayerNormGrad => m::layer_norm_grad(x()?, a.x(1)?, a.x(2)?, a.float("eps")?),
         Op::Normalize => m::normalize(x()?, a.float("eps")?),
         Op::RotateHalf => m::rotate_half(x()?, 1.0),

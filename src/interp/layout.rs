@@ -12,7 +12,9 @@ pub fn matmul(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     let leads =
         Shape::from(&x.dims()[..rx - 2]).broadcast_shape_binary_op(&Shape::from(&y.dims()[..ry - 2]), "matmul")?;
     let batch = leads.elem_count();
-    let flat = |t: &Tensor, r: usize, c: usize| t.broadcast_as(leads.clone().extend(&[r, c]))?.contiguous()?.reshape((batch, r, c));
+    let flat = |t: &Tensor, r: usize, c: usize| {
+        t.broadcast_as(leads.clone().extend(&[r, c]))?.contiguous()?.reshape((batch, r, c))
+    };
     flat(x, m, k)?.matmul(&flat(y, k, n)?)?.reshape(leads.clone().extend(&[m, n]))
 }
 
