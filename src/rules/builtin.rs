@@ -118,6 +118,7 @@ pub static COMPUTED: &[Computed] = &[
     Row { name: "fadd", arity: Some(2), doc: "a + b", run: |a| float(number(a[0])? + number(a[1])?) },
     Row { name: "fsub", arity: Some(2), doc: "a - b", run: |a| float(number(a[0])? - number(a[1])?) },
     Row { name: "fmul", arity: Some(2), doc: "a b", run: |a| float(number(a[0])? * number(a[1])?) },
+    Row { name: "flog", arity: Some(1), doc: "the natural logarithm of a", run: |a| float(number(a[0])?.ln()) },
     Row { name: "frecip", arity: Some(1), doc: "1 / a", run: |a| float(1.0 / number(a[0])?) },
 ];
 
