@@ -54,11 +54,14 @@ fn find_logits(graph: &Graph, name: Option<&str>, problems: &mut Vec<Problem>) -
         (Some(name), _) => match shaped.iter().find(|(n, _)| *n == name) {
             Some((n, v)) => return Some((n.to_string(), *v)),
             None => problems.push(
-                Problem::new(name, "is not an output with the shape of logits").help(format!("the outputs are {}", list())),
+                Problem::new(name, "is not an output with the shape of logits")
+                    .help(format!("the outputs are {}", list())),
             ),
         },
         (None, [(n, v)]) => return Some((n.to_string(), *v)),
-        (None, []) => problems.push(Problem::new("outputs", format!("none has the shape of logits: {}", list())).help(help)),
+        (None, []) => {
+            problems.push(Problem::new("outputs", format!("none has the shape of logits: {}", list())).help(help))
+        }
         (None, several) => match several.iter().find(|(n, _)| *n == "logits") {
             Some((n, v)) => return Some((n.to_string(), *v)),
             None => {
@@ -76,9 +79,10 @@ fn find_logits(graph: &Graph, name: Option<&str>, problems: &mut Vec<Problem>) -
 /// Integer inputs `[B, L]` that index rows of a table; with the vocabulary's number of rows if one has it.
 fn find_tokens(graph: &Graph, name: Option<&str>, vocab: Option<i64>, problems: &mut Vec<Problem>) -> Option<String> {
     let is_tokens = |n: &str| {
-        graph.leaves.iter().any(|l| {
-            l.name == n && l.kind == LeafKind::Input && l.ty.dtype == DType::I64 && l.ty.rank() == 2
-        })
+        graph
+            .leaves
+            .iter()
+            .any(|l| l.name == n && l.kind == LeafKind::Input && l.ty.dtype == DType::I64 && l.ty.rank() == 2)
     };
     let inputs: Vec<&str> = graph.leaves.iter().filter(|l| is_tokens(&l.name)).map(|l| l.name.as_str()).collect();
     let list = || {
@@ -90,7 +94,8 @@ fn find_tokens(graph: &Graph, name: Option<&str>, vocab: Option<i64>, problems: 
             return Some(name.into());
         }
         problems.push(
-            Problem::new(name, "is not an i64 input of shape [batch, length]").help(format!("the inputs are {}", list())),
+            Problem::new(name, "is not an i64 input of shape [batch, length]")
+                .help(format!("the inputs are {}", list())),
         );
         return None;
     }
@@ -176,7 +181,12 @@ pub fn build(
         return Err(internal(format!("the method {} does not define a tuple", method.name)));
     };
     if parts.len() != OUTPUTS.len() {
-        return Err(internal(format!("the method {} defines {} outputs, not {}", method.name, parts.len(), OUTPUTS.len())));
+        return Err(internal(format!(
+            "the method {} defines {} outputs, not {}",
+            method.name,
+            parts.len(),
+            OUTPUTS.len()
+        )));
     }
     graph.outputs = OUTPUTS.iter().map(|n| n.to_string()).zip(parts.iter().copied()).collect();
     Ok(unfolded.graph)

@@ -55,7 +55,9 @@ fn inputs_outputs_functions_and_manifest() {
             assert_eq!(outputs, expected, "{file}");
 
             let functions: BTreeSet<&str> = model.functions.iter().map(|f| f.name.as_str()).collect();
-            for name in ["TokenEntropy", "MaskRate", "MaskSampler", "WeightedCrossEntropy", "RmsNorm", "RmsNormGrad", "AdamW"] {
+            for name in
+                ["TokenEntropy", "MaskRate", "MaskSampler", "WeightedCrossEntropy", "RmsNorm", "RmsNormGrad", "AdamW"]
+            {
                 assert!(functions.contains(name), "{file} lacks ai.weft.{name}");
             }
             assert!(model.functions.iter().all(|f| f.domain == "ai.weft"));
@@ -135,7 +137,8 @@ fn refusal(change: impl FnOnce(&mut Options)) -> (u8, String) {
 #[test]
 fn refusals() {
     let mut out = String::new();
-    let mut show = |name: &str, (code, text): (u8, String)| out.push_str(&format!("# {name}: exit code {code}\n{text}\n\n"));
+    let mut show =
+        |name: &str, (code, text): (u8, String)| out.push_str(&format!("# {name}: exit code {code}\n{text}\n\n"));
     show("no mask id", refusal(|o| o.mask_id = None));
     show("mask id outside the vocabulary", refusal(|o| o.mask_id = Some(32)));
     show(

@@ -134,7 +134,8 @@ fn check(model: &Path, golden: &Golden, target: Target, logits_shift: i64) -> St
         let rate = relative(&diagnostic("mask_rate"), golden.values("step1.t_i"));
         assert!(entropy < 1e-5, "{name}: entropy differs by {entropy:.1e}");
         assert!(rate < 1e-5, "{name}: t_i differs by {rate:.1e}");
-        let ce: Vec<f64> = golden.values("step1.ce").iter().zip(golden.values("step1.mask")).map(|(c, m)| c * m).collect();
+        let ce: Vec<f64> =
+            golden.values("step1.ce").iter().zip(golden.values("step1.mask")).map(|(c, m)| c * m).collect();
         let token_loss = distance(&diagnostic("token_loss"), &ce);
         assert!(token_loss < 1e-5, "{name}: token losses differ by {token_loss:.1e}");
         let norm = golden.values("hist.grad_norm")[0];
@@ -163,14 +164,21 @@ fn check_all(exports: &[&str], goldens: &[&str]) {
         let golden = golden(&shared.join("goldens").join(format!("{file}.safetensors")));
         for export in exports {
             for target in [Target::Portable, Target::Cpu] {
-                println!("{file}: {}", check(&shared.join("models").join(format!("{export}.onnx")), &golden, target, 0));
+                println!(
+                    "{file}: {}",
+                    check(&shared.join("models").join(format!("{export}.onnx")), &golden, target, 0)
+                );
             }
         }
     }
 }
 
-const NANO: [&str; 4] =
-    ["llada_nano_sdpa__dynamo18", "llada_nano_sdpa__dynamo25", "llada_nano_native__dynamo23", "llada_nano_sdpa__legacy17"];
+const NANO: [&str; 4] = [
+    "llada_nano_sdpa__dynamo18",
+    "llada_nano_sdpa__dynamo25",
+    "llada_nano_native__dynamo23",
+    "llada_nano_sdpa__legacy17",
+];
 
 #[test]
 fn nano() {

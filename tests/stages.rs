@@ -80,7 +80,11 @@ fn models() {
             let fired = &compiled.manifest.rules_fired;
             let fired: Vec<String> = fired.iter().map(|(rule, n)| format!("        {rule:<30} {n:>6}")).collect();
             let mended = compiled.manifest.mended.join("\n        ");
-            out += &format!("# {file}, target {target:?}\n\n{}\nrules fired\n{}\n\n", table(&compiled.graph), fired.join("\n"));
+            out += &format!(
+                "# {file}, target {target:?}\n\n{}\nrules fired\n{}\n\n",
+                table(&compiled.graph),
+                fired.join("\n")
+            );
             out += &format!("mended\n        {mended}\n\n");
         }
     }

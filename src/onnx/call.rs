@@ -38,7 +38,7 @@ impl<'m> Call<'m> {
     }
 
     pub fn int(&self, name: &str) -> Option<i64> {
-        self.attr(name).map(|a| a.i)
+        self.attr(name).map(|a| a.i())
     }
 
     pub fn int_or(&self, name: &str, default: i64) -> i64 {
@@ -46,7 +46,7 @@ impl<'m> Call<'m> {
     }
 
     pub fn float(&self, name: &str) -> Option<f64> {
-        self.attr(name).map(|a| f64::from(a.f))
+        self.attr(name).map(|a| f64::from(a.f()))
     }
 
     pub fn float_or(&self, name: &str, default: f64) -> f64 {
@@ -58,7 +58,7 @@ impl<'m> Call<'m> {
     }
 
     pub fn word(&self, name: &str) -> Option<&'m str> {
-        self.attr(name).and_then(|a| std::str::from_utf8(&a.s).ok())
+        self.attr(name).and_then(|a| std::str::from_utf8(a.s.as_deref().unwrap_or_default()).ok())
     }
 
     pub fn tensor_attr(&self, name: &str) -> Option<&'m TensorProto> {

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::ir::dim::Sym;
 use crate::ir::infer::resolve_axis;
 use crate::ir::op::{Attr, Emit, Kind, Slot};
-use crate::ir::{Builder, DType, Dim, Graph, Id, LeafKind, Lit, Node, Op, TensorType, Type};
+use crate::ir::{Builder, DType, Dim, F64, Graph, Id, LeafKind, Lit, Node, Op, TensorType, Type};
 use crate::lower;
 use crate::rules::{Rule, Term};
 use rustc_hash::FxHashMap;
@@ -67,12 +67,13 @@ impl Functions {
         let Emit::Weft(base) = op.row().emit else {
             return Err(Error::internal("write", format!("{} is not a fused node", op.name())));
         };
-        let signature = types.iter().map(|t| t.to_string()).collect::<Vec<_>>().join(" ");
+        let types = with_placeholders(op, types);
+        let signature = types.iter().map(|t| format!("{t} ")).collect::<String>();
         let signature = format!("{base} {signature}");
         if let Some(name) = self.by_signature.get(&signature) {
             return Ok(name.clone());
         }
-        let mut proto = function(op, types, rules)?;
+        let mut proto = function(op, &types.iter().collect::<Vec<_>>(), rules)?;
         // Equal bodies are one function; another body of the same operator gets a number.
         let mut name = base.to_string();
         for k in 2.. {
@@ -105,6 +106,21 @@ fn operand_names(op: Op, rules: &[Rule]) -> Vec<String> {
     vars.into_iter().flatten().map(|v| if let Term::Var(n) = v { n.to_string() } else { String::new() }).collect()
 }
 
+/// The types with a placeholder for each float that the node carries as an attribute.
+///
+/// Placeholders are distinct NaNs, so that in the body each is told from the others and from constants
+/// of the same value, whatever the call's own numbers are.
+fn with_placeholders(op: Op, types: &[&Type]) -> Vec<Type> {
+    let mut types: Vec<Type> = types.iter().map(|t| (*t).clone()).collect();
+    let first = op.operands(types.len());
+    for (k, attr, _) in node_attributes(op) {
+        if attr.kind == Kind::Float {
+            types[first + k] = Type::Lit(Lit::Float(F64(f64::from_bits(0x7ff8_0000_0000_0000 | (k as u64 + 1)))));
+        }
+    }
+    types
+}
+
 fn function(op: Op, types: &[&Type], rules: &[Rule]) -> Result<FunctionProto> {
     let body = lower::body(op, types, &operand_names(op, rules), rules)?;
     let first = op.operands(types.len());
@@ -115,7 +131,8 @@ fn function(op: Op, types: &[&Type], rules: &[Rule]) -> Result<FunctionProto> {
     scope.run(&order)?;
     let output: Vec<String> = body.outputs.iter().map(|(name, _)| name.clone()).collect();
     let node = std::mem::take(&mut scope.nodes);
-    let doc: Vec<&str> = rules.iter().filter(|r| matches!(&r.left, Term::Op(h, _) if *h == op)).map(|r| r.doc.as_str()).collect();
+    let doc: Vec<&str> =
+        rules.iter().filter(|r| matches!(&r.left, Term::Op(h, _) if *h == op)).map(|r| r.doc.as_str()).collect();
     Ok(FunctionProto {
         domain: DOMAIN.into(),
         input: body.leaves.iter().map(|l| l.name.clone()).collect(),
@@ -164,7 +181,8 @@ impl<'a> Scope<'a> {
                 }
             }
         }
-        let taken = graph.leaves.iter().map(|l| l.name.clone()).chain(graph.outputs.iter().map(|(n, _)| n.clone())).collect();
+        let taken =
+            graph.leaves.iter().map(|l| l.name.clone()).chain(graph.outputs.iter().map(|(n, _)| n.clone())).collect();
         Ok(Scope {
             graph,
             rules,
@@ -288,7 +306,7 @@ impl<'a> Scope<'a> {
             }
             Op::ScatterAdd => {
                 let axis = self.attribute("axis", Kind::Int, attrs[0])?;
-                let add = attribute("reduction", AttributeType::String, |a| a.s = "add".into());
+                let add = attribute("reduction", AttributeType::String, |a| a.s = Some("add".into()));
                 let inputs = self.operands(operands, DType::F32)?;
                 self.push("ScatterElements", "", inputs, name, vec![axis, add]);
             }
@@ -300,7 +318,9 @@ impl<'a> Scope<'a> {
                 self.push("Pad", "", vec![x, pads, String::new(), axes], name, vec![]);
             }
             Op::Full => {
-                let Some(t) = self.graph.tensor_type(id) else { return Err(Error::internal("write", "full has no type")) };
+                let Some(t) = self.graph.tensor_type(id) else {
+                    return Err(Error::internal("write", "full has no type"));
+                };
                 let value = self.literal(attrs[0]).and_then(Lit::number).unwrap_or(0.0);
                 let shape = self.ints(&t.shape.clone())?;
                 let tensor = TensorProto {
@@ -341,7 +361,8 @@ impl<'a> Scope<'a> {
         if let Some(name) = self.names.get(&id) {
             return Ok(name.clone());
         }
-        let lit = self.literal(id).ok_or_else(|| Error::internal("write", format!("%{id} is used before it is emitted")))?;
+        let lit =
+            self.literal(id).ok_or_else(|| Error::internal("write", format!("%{id} is used before it is emitted")))?;
         if let Some(name) = self.attribute_name(lit) {
             return Ok(self.attribute_scalar(name, weak));
         }
@@ -352,7 +373,7 @@ impl<'a> Scope<'a> {
                 let scalar = self.fresh("size");
                 self.push("Squeeze", "", vec![size], &scalar, vec![]);
                 let cast = self.fresh("size");
-                let to = attribute("to", AttributeType::Int, |a| a.i = data_type(weak) as i64);
+                let to = attribute("to", AttributeType::Int, |a| a.i = Some(data_type(weak) as i64));
                 self.push("Cast", "", vec![scalar], &cast, vec![to]);
                 Ok(cast)
             }
@@ -377,7 +398,7 @@ impl<'a> Scope<'a> {
         self.push("Constant", "", vec![], &name, vec![value]);
         if dtype != DType::F32 {
             let cast = self.fresh(attr);
-            let to = attribute("to", AttributeType::Int, |a| a.i = data_type(dtype) as i64);
+            let to = attribute("to", AttributeType::Int, |a| a.i = Some(data_type(dtype) as i64));
             self.push("Cast", "", vec![name], &cast, vec![to]);
             name = cast;
         }
@@ -392,7 +413,7 @@ impl<'a> Scope<'a> {
         Ok(match (kind, lit) {
             (Kind::Int, Lit::Int(d)) => {
                 let i = known(d)?;
-                attribute(name, AttributeType::Int, |a| a.i = i)
+                attribute(name, AttributeType::Int, |a| a.i = Some(i))
             }
             (Kind::Ints, Lit::Ints(ds)) => {
                 let ints: Result<Vec<i64>> = ds.iter().map(known).collect();
@@ -401,10 +422,10 @@ impl<'a> Scope<'a> {
             }
             (Kind::Float, l) => {
                 let f = l.number().ok_or_else(wrong)? as f32;
-                attribute(name, AttributeType::Float, |a| a.f = f)
+                attribute(name, AttributeType::Float, |a| a.f = Some(f))
             }
-            (Kind::DType, Lit::DType(t)) => attribute(name, AttributeType::Int, |a| a.i = data_type(*t) as i64),
-            (Kind::Word, Lit::Word(w)) => attribute(name, AttributeType::String, |a| a.s = w.to_string().into()),
+            (Kind::DType, Lit::DType(t)) => attribute(name, AttributeType::Int, |a| a.i = Some(data_type(*t) as i64)),
+            (Kind::Word, Lit::Word(w)) => attribute(name, AttributeType::String, |a| a.s = Some(w.to_string().into())),
             _ => return Err(wrong()),
         })
     }
@@ -469,7 +490,7 @@ impl<'a> Scope<'a> {
         }
         let parts: Result<Vec<String>> = dims.iter().map(|d| self.ints(std::slice::from_ref(d))).collect();
         let name = self.fresh("shape");
-        let axis = attribute("axis", AttributeType::Int, |a| a.i = 0);
+        let axis = attribute("axis", AttributeType::Int, |a| a.i = Some(0));
         self.push("Concat", "", parts?, &name, vec![axis]);
         self.sizes.insert(key, name.clone());
         Ok(name)
@@ -522,8 +543,8 @@ impl<'a> Scope<'a> {
             .cloned()
             .ok_or_else(|| Error::internal("write", format!("no input has an axis of size {}", sym.as_str())))?;
         let name = self.fresh("size");
-        let start = attribute("start", AttributeType::Int, |a| a.i = axis as i64);
-        let end = attribute("end", AttributeType::Int, |a| a.i = axis as i64 + 1);
+        let start = attribute("start", AttributeType::Int, |a| a.i = Some(axis as i64));
+        let end = attribute("end", AttributeType::Int, |a| a.i = Some(axis as i64 + 1));
         self.push("Shape", "", vec![value], &name, vec![start, end]);
         self.sizes.insert(key, name.clone());
         Ok(name)

@@ -138,6 +138,7 @@ impl<'m> Importer<'m> {
         let mut leaves: FxHashMap<String, Id> = FxHashMap::default();
         for (name, entry) in &plan.entries {
             let value = match entry {
+                Entry::Known(known, _) if known.len() == 1 => Value::Known(known.clone()),
                 Entry::Known(known, leaf) => {
                     self.b.tables.push(leaf.clone());
                     Value::Known(Known { table: Some(self.b.tables.len() - 1), ..known.clone() })
@@ -186,6 +187,13 @@ impl<'m> Importer<'m> {
             let origin: Arc<str> = place.as_str().into();
             for k in before..self.b.graph.len() {
                 self.b.graph.origin.entry(Id::from(k)).or_insert_with(|| origin.clone());
+            }
+            // No result means that the node was refused, and said so.
+            if (1..node.output.len()).contains(&results.len())
+                && node.output[results.len()..].iter().any(|o| !o.is_empty())
+            {
+                let message = format!("{}: results after the first {} are not supported", node.op_type, results.len());
+                self.problems.push(Problem::new(&place, message));
             }
             let mut results = results.into_iter();
             for output in &node.output {

@@ -160,7 +160,7 @@ fn recovered_names<'m>(
 
 /// Which parameter of its module an operand is, and whether the exporter transposed it.
 fn role(u: &Use, rank: usize) -> Option<(&'static str, bool)> {
-    let attribute = |name: &str| u.node.attribute.iter().find(|a| a.name == name).map_or(0, |a| a.i);
+    let attribute = |name: &str| u.node.attribute.iter().find(|a| a.name == name).map_or(0, |a| a.i());
     match (u.node.op_type.as_str(), u.operand, rank) {
         ("MatMul" | "FusedMatMul", 1, 2) => Some(("weight", attribute("transB") == 0)),
         ("Gemm", 1, 2) => Some(("weight", attribute("transB") == 0)),

@@ -2,6 +2,7 @@
 // Made by protox 0.10 and prost-build 0.14 from the `onnx.proto` (proto3) of ONNX 1.23.2:
 //   let set = protox::compile(["onnx.proto"], ["."])?;
 //   prost_build::Config::new().disable_comments(["."]).bytes(["."]).compile_fds(set)?;
+// with `f`, `i` and `s` of AttributeProto marked `optional`: readers ask whether they are there, also for 0.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AttributeProto {
     #[prost(string, tag = "1")]
@@ -12,12 +13,12 @@ pub struct AttributeProto {
     pub doc_string: ::prost::alloc::string::String,
     #[prost(enumeration = "attribute_proto::AttributeType", tag = "20")]
     pub r#type: i32,
-    #[prost(float, tag = "2")]
-    pub f: f32,
-    #[prost(int64, tag = "3")]
-    pub i: i64,
-    #[prost(bytes = "bytes", tag = "4")]
-    pub s: ::prost::bytes::Bytes,
+    #[prost(float, optional, tag = "2")]
+    pub f: ::core::option::Option<f32>,
+    #[prost(int64, optional, tag = "3")]
+    pub i: ::core::option::Option<i64>,
+    #[prost(bytes = "bytes", optional, tag = "4")]
+    pub s: ::core::option::Option<::prost::bytes::Bytes>,
     #[prost(message, optional, tag = "5")]
     pub t: ::core::option::Option<TensorProto>,
     #[prost(message, optional, tag = "6")]

@@ -5,11 +5,13 @@ use super::proto::{
     FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
     ValueInfoProto, tensor_proto, tensor_shape_proto, type_proto,
 };
+use super::tensor::{Site, Tensor, dtype};
+use super::weights;
 use crate::error::{Error, Problem, Result};
 use crate::ir::ty::DType;
 use crate::manifest::{self, Manifest};
 use prost::Message;
-use std::io::{Read, Seek, SeekFrom};
+use prost::bytes::Bytes;
 use std::path::{Path, PathBuf};
 
 /// The domain of our functions.
@@ -36,20 +38,22 @@ pub struct TrainFile {
     path: PathBuf,
     /// Where external data lies.
     folder: PathBuf,
-    bytes: Vec<u8>,
+    bytes: Bytes,
+    site: Site,
     model: ModelProto,
     pub manifest: Manifest,
 }
 
 impl TrainFile {
-    /// Reads `path`; external data is looked up in `folder`, else beside the file.
+    /// Reads `path`; external data is looked up in `folder`, else beside the source model that the manifest
+    /// names.
     pub fn read(path: &Path, folder: Option<&Path>) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+        let bytes = Bytes::from(std::fs::read(path).map_err(|e| Error::io("read", path, e))?);
         let refuse = |message: String, help: &str| Error::Model {
             model: path.to_path_buf(),
             problems: vec![Problem::new("", message).help(help)],
         };
-        let model = ModelProto::decode(bytes.as_slice())
+        let model = ModelProto::decode(bytes.clone())
             .map_err(|e| refuse(format!("this is no ONNX file: {e}"), "weftc compile makes a train.onnx"))?;
         let json = model.metadata_props.iter().find(|p| p.key == manifest::KEY).ok_or_else(|| {
             refuse(
@@ -67,14 +71,24 @@ impl TrainFile {
             let message = format!("its manifest has version {version}, this weftc knows {}", manifest::VERSION);
             return Err(refuse(message, "use a newer weftc, or compile the model again with this one"));
         }
-        let manifest = serde_json::from_str(&json.value).map_err(bad)?;
-        let beside = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let folder = folder.unwrap_or(beside).to_path_buf();
-        Ok(TrainFile { path: path.to_path_buf(), folder, bytes, model, manifest })
+        let manifest: Manifest = serde_json::from_str(&json.value).map_err(bad)?;
+        let source = beside(path).join(&manifest.source.file);
+        let folder = folder.unwrap_or(beside(&source)).to_path_buf();
+        let folder = if folder.is_dir() { folder } else { beside(path).to_path_buf() };
+        // External data is looked up as if this file lay in that folder; no bytes are given, since there
+        // are none under that name, and inline data is then copied.
+        let placed = folder.join(path.file_name().unwrap_or_default());
+        let site = Site::new(&placed, Bytes::new()).map_err(|e| Error::io("find", &folder, e))?;
+        Ok(TrainFile { path: path.to_path_buf(), folder, bytes, site, model, manifest })
     }
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The source model, as the manifest places it relative to this file.
+    pub fn source(&self) -> PathBuf {
+        beside(&self.path).join(&self.manifest.source.file)
     }
 
     /// The folder of the external data.
@@ -104,7 +118,7 @@ impl TrainFile {
     /// The default value of the input `name`.
     pub fn initial(&self, name: &str) -> Result<Weight> {
         let found = self.graph().initializer.iter().find(|t| t.name == name);
-        let read = found.ok_or_else(|| "it has no default value".to_string()).and_then(|t| weight(t, &self.folder));
+        let read = found.ok_or_else(|| "it has no default value".to_string()).and_then(|t| weight(t, &self.site));
         read.map_err(|why| Error::Model {
             model: self.path.clone(),
             problems: vec![
@@ -247,6 +261,10 @@ impl TrainFile {
     }
 }
 
+fn beside(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// The scalar inputs of `ai.weft.AdamW`, all f64, in order.
 pub const HYPER: [&str; 7] = ["lr", "weight_decay", "beta1", "beta2", "eps", "step", "grad_scale"];
 
@@ -265,7 +283,7 @@ impl Standard {
         let attribute = |&(key, i): &(&str, i64)| super::proto::AttributeProto {
             name: key.into(),
             r#type: super::proto::attribute_proto::AttributeType::Int.into(),
-            i,
+            i: Some(i),
             ..Default::default()
         };
         self.graph.node.push(NodeProto {
@@ -299,62 +317,11 @@ fn writes_after_reads(function: &FunctionProto, input: &str, output: &str) -> bo
     function.node.iter().zip(needed).all(|(node, needed)| needed || !node.input.iter().any(|i| i == input))
 }
 
-/// Reads the value of an initializer; external data must lie in `folder` itself.
-pub(super) fn weight(tensor: &TensorProto, folder: &Path) -> std::result::Result<Weight, String> {
-    let dtype = dtype(tensor.data_type).ok_or_else(|| format!("type {} is not supported", tensor.data_type))?;
-    let shape = tensor.dims.clone();
-    let elements = shape.iter().try_fold(1usize, |n, d| n.checked_mul(usize::try_from(*d).ok()?));
-    let size =
-        elements.and_then(|n| n.checked_mul(dtype.size())).ok_or_else(|| format!("shape {shape:?} is impossible"))?;
-    let bytes = if tensor.data_location == i32::from(tensor_proto::DataLocation::External) {
-        external(tensor, folder, size)?
-    } else if !tensor.raw_data.is_empty() {
-        tensor.raw_data.to_vec()
-    } else {
-        typed_data(tensor, dtype)
-    };
-    if bytes.len() != size {
-        return Err(format!("it has {} bytes, its type and shape need {size}", bytes.len()));
-    }
-    Ok(Weight { dtype, shape, bytes })
-}
-
-fn external(tensor: &TensorProto, folder: &Path, size: usize) -> std::result::Result<Vec<u8>, String> {
-    let entry = |key: &str| tensor.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
-    let location = entry("location").ok_or("its external data has no location")?;
-    // A path could lead out of the model's folder.
-    if location.is_empty() || location == ".." || location.contains(['/', '\\', ':']) {
-        return Err(format!("its external data lies in {location:?}, which is not a plain file name"));
-    }
-    let number = |key: &str| entry(key).map_or(Ok(0), |v| v.parse::<u64>().map_err(|_| format!("its {key} is {v:?}")));
-    let (offset, length) = (number("offset")?, number("length")?);
-    if length != 0 && length != size as u64 {
-        return Err(format!("its external data has {length} bytes, its type and shape need {size}"));
-    }
-    let path = folder.join(location);
-    let cannot = |e: std::io::Error| format!("cannot read {}: {e}", path.display());
-    let mut file = std::fs::File::open(&path).map_err(cannot)?;
-    // Asked before allocating, so that a file of lies cannot exhaust the memory.
-    let end = offset.checked_add(size as u64);
-    if end.is_none_or(|end| file.metadata().is_ok_and(|m| m.len() < end)) {
-        return Err(format!("{} ends before byte {}", path.display(), offset.saturating_add(size as u64)));
-    }
-    file.seek(SeekFrom::Start(offset)).map_err(cannot)?;
-    let mut bytes = vec![0; size];
-    file.read_exact(&mut bytes).map_err(cannot)?;
-    Ok(bytes)
-}
-
-fn typed_data(tensor: &TensorProto, dtype: DType) -> Vec<u8> {
-    let low = |n: usize| tensor.int32_data.iter().flat_map(|x| x.to_le_bytes()[..n].to_vec()).collect();
-    match dtype {
-        DType::F32 => tensor.float_data.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        DType::F64 => tensor.double_data.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        DType::I64 => tensor.int64_data.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        DType::I32 => low(4),
-        DType::F16 | DType::BF16 => low(2),
-        DType::I8 | DType::U8 | DType::Bool => low(1),
-    }
+/// Reads the value of an initializer of the model at `site`.
+pub(super) fn weight(tensor: &TensorProto, site: &Site) -> std::result::Result<Weight, String> {
+    let Tensor { dtype, data, .. } = site.tensor(tensor)?;
+    let bytes = weights::load(&data).map_err(|e| e.to_string())?.to_vec();
+    Ok(Weight { dtype, shape: tensor.dims.clone(), bytes })
 }
 
 fn port(info: &ValueInfoProto) -> Option<Port> {
@@ -364,7 +331,7 @@ fn port(info: &ValueInfoProto) -> Option<Port> {
         _ => None,
     };
     let shape = tensor.shape.as_ref().map(|s| s.dim.iter().map(size).collect()).unwrap_or_default();
-    Some(Port { name: info.name.clone(), dtype: dtype(tensor.elem_type)?, shape })
+    Some(Port { name: info.name.clone(), dtype: dtype(tensor.elem_type).ok()?, shape })
 }
 
 fn value_info(name: &str, dtype: DType, shape: &[Option<i64>]) -> ValueInfoProto {
@@ -378,22 +345,19 @@ fn value_info(name: &str, dtype: DType, shape: &[Option<i64>]) -> ValueInfoProto
     ValueInfoProto { name: name.into(), r#type, ..Default::default() }
 }
 
-const TYPES: [(DType, tensor_proto::DataType); 9] = [
-    (DType::F64, tensor_proto::DataType::Double),
-    (DType::F32, tensor_proto::DataType::Float),
-    (DType::F16, tensor_proto::DataType::Float16),
-    (DType::BF16, tensor_proto::DataType::Bfloat16),
-    (DType::I64, tensor_proto::DataType::Int64),
-    (DType::I32, tensor_proto::DataType::Int32),
-    (DType::I8, tensor_proto::DataType::Int8),
-    (DType::U8, tensor_proto::DataType::Uint8),
-    (DType::Bool, tensor_proto::DataType::Bool),
-];
-
-pub(super) fn onnx_type(dtype: DType) -> i32 {
-    TYPES.iter().find(|r| r.0 == dtype).map_or(0, |r| r.1.into())
-}
-
-pub(super) fn dtype(onnx: i32) -> Option<DType> {
-    TYPES.iter().find(|r| i32::from(r.1) == onnx).map(|r| r.0)
+/// ONNX's number for our element type.
+fn onnx_type(dtype: DType) -> i32 {
+    use tensor_proto::DataType as Onnx;
+    let onnx = match dtype {
+        DType::F64 => Onnx::Double,
+        DType::F32 => Onnx::Float,
+        DType::F16 => Onnx::Float16,
+        DType::BF16 => Onnx::Bfloat16,
+        DType::I64 => Onnx::Int64,
+        DType::I32 => Onnx::Int32,
+        DType::I8 => Onnx::Int8,
+        DType::U8 => Onnx::Uint8,
+        DType::Bool => Onnx::Bool,
+    };
+    onnx.into()
 }

@@ -58,11 +58,8 @@ pub fn encode(parts: &Parts) -> Result<Vec<u8>> {
             initializer.push(tensor(leaf, parts.source)?);
         }
     }
-    let output = graph
-        .outputs
-        .iter()
-        .filter_map(|(name, id)| Some(value_info(name, graph.tensor_type(*id)?)))
-        .collect();
+    let output =
+        graph.outputs.iter().filter_map(|(name, id)| Some(value_info(name, graph.tensor_type(*id)?))).collect();
     let mut opset_import = vec![opset("", OPSET), opset(DOMAIN, 1)];
     if uses_contrib {
         opset_import.push(opset(CONTRIB, 1));

@@ -3,20 +3,20 @@
 //! Every file is complete or absent: it is written under another name, synced, and renamed.
 
 use super::trainer::Trainer;
+use crate::atomic;
 use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
 use crate::manifest::{Parameter, Role};
 use crate::onnx::replace::replace;
 use crate::onnx::train_file::Weight;
+use crate::onnx::weights;
 use crate::runtime::HostTensor;
 use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The files in `--out`.
 pub const WEIGHTS: &str = "model.safetensors";
@@ -98,16 +98,7 @@ fn new_bytes(trainer: &Trainer, p: &Parameter, transpose: bool) -> Result<Option
 
 /// Checks that `source` is the file that the manifest names.
 pub fn check_source(trainer: &Trainer, source: &Path) -> Result<()> {
-    let mut hasher = Sha256::new();
-    let mut file = std::fs::File::open(source).map_err(|e| Error::io("open", source, e))?;
-    let mut chunk = vec![0; 1 << 20];
-    loop {
-        match std::io::Read::read(&mut file, &mut chunk).map_err(|e| Error::io("read", source, e))? {
-            0 => break,
-            n => hasher.update(&chunk[..n]),
-        }
-    }
-    let sha256: String = hasher.finalize().iter().map(|b| format!("{b:02x}")).collect();
+    let sha256 = weights::sha256(source)?;
     let expected = &trainer.manifest().source;
     if sha256 == expected.sha256 {
         return Ok(());
@@ -165,14 +156,6 @@ pub fn load_state(trainer: &mut Trainer, path: &Path) -> Result<Position> {
     Ok(position)
 }
 
-/// Writes `text` atomically.
-pub fn save_text(text: &str, path: &Path) -> Result<()> {
-    let mut file = scratch(path)?;
-    let io = |e| Error::io("write", path, e);
-    file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(io)?;
-    file.persist(path).map(drop).map_err(|e| io(e.error))
-}
-
 type Read<'a> = Box<dyn Fn() -> Result<HostTensor> + 'a>;
 
 /// Writes tensors one after the other, holding one at a time.
@@ -184,15 +167,13 @@ fn write_tensors(path: &Path, tensors: Vec<(String, DType, Vec<i64>, Read<'_>)>,
     });
     // One entry only: the order of several would change from run to run.
     let entry = HashMap::from([(entry.0.to_string(), entry.1)]);
-    let file = scratch(path)?;
+    let file = atomic::scratch(path)?;
     let written = safetensors::serialize_to_file(lazy, Some(entry), file.path());
     if let Some(error) = failure.into_inner() {
         return Err(error);
     }
-    let io = |e| Error::io("write", path, e);
-    written.map_err(|e| io(std::io::Error::other(e)))?;
-    file.as_file().sync_all().map_err(io)?;
-    file.persist(path).map(drop).map_err(|e| io(e.error))
+    written.map_err(|e| Error::io("write", path, std::io::Error::other(e)))?;
+    atomic::persist(file, path)
 }
 
 /// A tensor that is read when it is written.
@@ -245,11 +226,4 @@ fn host(weight: Weight) -> Result<HostTensor> {
 
 fn dtype(p: &Parameter) -> DType {
     DType::parse(&p.dtype).unwrap_or(DType::F32)
-}
-
-/// A temporary file in the folder of `path`, so that the rename stays within one file system.
-fn scratch(path: &Path) -> Result<tempfile::NamedTempFile> {
-    let folder: PathBuf = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).into();
-    let file = tempfile::Builder::new().prefix(".weftc-").tempfile_in(&folder);
-    file.map_err(|e| Error::io("write in", &folder, e))
 }

@@ -7,6 +7,7 @@ use super::log::{Log, Metrics};
 use super::optimizer::{AdamW, Schedule};
 use super::sampler::Sampler;
 use super::trainer::{Outcome, Setup, Trainer};
+use crate::atomic;
 use crate::error::{Error, Problem, Result};
 use crate::runtime::Options;
 use serde::Serialize;
@@ -121,6 +122,22 @@ pub struct Summary {
     pub notes: Vec<String>,
 }
 
+impl Summary {
+    /// The end of the run, for people.
+    fn lines(&self) -> Vec<String> {
+        let rate = self.tokens as f64 / self.seconds.max(1e-9);
+        let mut lines = vec![format!(
+            "{} steps in {:.1} s, {rate:.0} tokens/s; loss {:.4} -> {:.4} (means of the first and last tenth)",
+            self.steps, self.seconds, self.first_loss, self.last_loss
+        )];
+        let count = |n: u64, what: &str| (n > 0).then(|| format!("{n} steps {what}"));
+        lines.extend(count(self.skipped, "were skipped: the loss or the gradient was not finite"));
+        lines.extend(count(self.empty, "were empty: no token was masked"));
+        lines.extend(self.written.iter().map(|p| format!("wrote {}", p.display())));
+        lines
+    }
+}
+
 /// Trains as `args` say.
 ///
 /// # Errors
@@ -223,10 +240,9 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
         })?;
         position.step = step + 1;
         position.updates = trainer.updates();
-        if let (Some(out), Some(every)) = (&args.out, args.save_every) {
-            if every > 0 && position.step.is_multiple_of(every) && position.step < steps {
-                checkpoint::save_state(&trainer, &position, &out.join(checkpoint::STATE))?;
-            }
+        let due = args.save_every.is_some_and(|n| n > 0 && position.step.is_multiple_of(n)) && position.step < steps;
+        if let Some(out) = args.out.as_ref().filter(|_| due) {
+            checkpoint::save_state(&trainer, &position, &out.join(checkpoint::STATE))?;
         }
     }
     summary.steps = position.step;
@@ -236,8 +252,11 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
     summary.first_loss = mean(&losses[..tenth]);
     summary.last_loss = mean(&losses[losses.len() - tenth..]);
     if let Some(out) = &args.out {
+        let known = summary.notes.len();
         save(args, &trainer, &position, source.as_deref(), out, &mut summary)?;
+        summary.notes[known..].iter().for_each(|n| log.say(n));
     }
+    summary.lines().iter().for_each(|line| log.say(line));
     Ok(summary)
 }
 
@@ -276,8 +295,7 @@ fn source(args: &RunArgs, trainer: &Trainer, notes: &mut Vec<String>) -> Result<
     if args.out.is_none() {
         return Ok(None);
     }
-    let name = &trainer.manifest().source.file;
-    let path = args.model.clone().unwrap_or_else(|| trainer.file.folder().join(name));
+    let path = args.model.clone().unwrap_or_else(|| trainer.file.source());
     if args.model.is_none() && !path.is_file() {
         notes.push(format!("no model.onnx will be written: {} is not there (see --model)", path.display()));
         return Ok(None);
@@ -373,5 +391,5 @@ fn save(
     summary.written.push(path.clone());
     let record = Record { weftc: env!("CARGO_PKG_VERSION"), arguments: args, manifest: trainer.manifest(), summary };
     let json = serde_json::to_string_pretty(&record).map_err(|e| Error::internal("run", e.to_string()))?;
-    checkpoint::save_text(&(json + "\n"), &path)
+    atomic::write(&path, |file| writeln!(file, "{json}"))
 }

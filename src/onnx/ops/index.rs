@@ -165,7 +165,10 @@ pub fn trilu(b: &mut Build, call: &Call) -> Read {
 pub fn one_hot(b: &mut Build, call: &Call) -> Read {
     let index = call.node(b, 0)?;
     let index = b.cast(index, DType::I64)?;
-    let depth = call.dims(1, "the depth")?.and_then(|d| d.first().cloned()).ok_or("the depth is missing")?;
+    let depth = match call.known(1).and_then(|k| k.dims()).and_then(|d| d.first()) {
+        Some(depth) => depth.clone(),
+        None => Dim::Known(call.number(1, "the depth")?.ok_or("the depth is missing")? as i64),
+    };
     let (values, dtype) = match call.known(2) {
         Some(k) => (k.numbers().unwrap_or_default(), k.dtype),
         None => return Err("the values must be known".into()),

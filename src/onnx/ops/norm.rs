@@ -3,14 +3,11 @@
 use crate::ir::dim::numel;
 use crate::ir::graph::Id;
 use crate::ir::{Dim, F64, Lit, Op};
-use crate::onnx::build::{Build, Value};
+use crate::onnx::build::{Build, Value, ints};
 use crate::onnx::call::{Call, Read};
 
 /// Operands with the normalised axes joined into one, and the shape to go back to.
 fn joined(b: &mut Build, call: &Call) -> Result<(Id, Vec<Id>, Vec<Dim>), String> {
-    if call.outputs > 1 {
-        return Err("the statistics (results after the first) are not supported".into());
-    }
     let x = call.node(b, 0)?;
     let dims = b.shape(x);
     let axis = call.axis(-1, dims.len())?;
@@ -33,6 +30,9 @@ pub fn rms(b: &mut Build, call: &Call) -> Read {
     let [w] = weights.as_slice() else { return Err("the scale is missing".into()) };
     let eps = Lit::Float(F64(call.float_or("epsilon", f64::from(1e-5f32))));
     let id = b.op(Op::RmsNorm, &[x, *w], &[eps])?;
+    if call.outputs > 1 {
+        return Err("the statistics (results after the first) are not supported".into());
+    }
     Ok(vec![Value::Node(b.reshape(id, &dims)?)])
 }
 
@@ -47,5 +47,23 @@ pub fn layer(b: &mut Build, call: &Call) -> Read {
         }
         _ => return Err("the scale is missing".into()),
     };
-    Ok(vec![Value::Node(b.reshape(id, &dims)?)])
+    let mut results = vec![b.reshape(id, &dims)?];
+    if call.outputs > 1 {
+        results.extend(statistics(b, call, x, &dims)?);
+    }
+    Ok(results.into_iter().map(Value::Node).collect())
+}
+
+/// Mean and inverse deviation, which some exporters name though nothing uses them.
+fn statistics(b: &mut Build, call: &Call, x: Id, dims: &[Dim]) -> Result<[Id; 2], String> {
+    let axis = call.axis(-1, dims.len())?;
+    let kept = [&dims[..axis], &vec![Dim::Known(1); dims.len() - axis]].concat();
+    let eps = b.float(call.float_or("epsilon", f64::from(1e-5f32)))?;
+    let mean = b.op(Op::Mean, &[x], &[ints([-1])])?;
+    let centred = b.op(Op::Sub, &[x, mean], &[])?;
+    let squares = b.op(Op::Mul, &[centred, centred], &[])?;
+    let variance = b.op(Op::Mean, &[squares], &[ints([-1])])?;
+    let variance = b.op(Op::Add, &[variance, eps], &[])?;
+    let inverse = b.op(Op::Rsqrt, &[variance], &[])?;
+    Ok([b.reshape(mean, &kept)?, b.reshape(inverse, &kept)?])
 }
