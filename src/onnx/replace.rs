@@ -6,6 +6,7 @@
 use super::proto::{GraphProto, StringStringEntryProto, TensorProto, tensor_proto};
 use super::tensor::Site;
 use super::train_file::{Weight, weight};
+use crate::atomic;
 use crate::error::{Error, Problem, Result};
 use prost::Message;
 use prost::bytes::Bytes;
@@ -41,7 +42,6 @@ pub fn replace(source: &Path, out: &Path, new: Change<'_>) -> Result<usize> {
     let tensors: std::result::Result<Vec<_>, _> = tensors.map(|f| TensorProto::decode(f.content.clone())).collect();
     let mut tensors = tensors.map_err(|e| bad(e.to_string()))?;
     let site = Site::new(source, file.clone()).map_err(|e| Error::io("find", source, e))?;
-    let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let external = |t: &TensorProto| t.data_location == i32::from(tensor_proto::DataLocation::External);
     let inline: usize = tensors.iter().map(|t| t.raw_data.len() + 4 * t.float_data.len()).sum();
     let split = inline > INLINE_LIMIT || tensors.iter().any(external);
@@ -89,10 +89,6 @@ pub fn replace(source: &Path, out: &Path, new: Change<'_>) -> Result<usize> {
     encode_key(GRAPH, WireType::LengthDelimited, &mut model);
     encode_varint(new_graph.len() as u64, &mut model);
 
-    let mut model_file = scratch(folder)?;
-    let io = |e| Error::io("write", out, e);
-    model_file.write_all(&model).and_then(|()| model_file.write_all(&new_graph)).map_err(io)?;
-    model_file.as_file().sync_all().map_err(io)?;
     if let Some(data) = data {
         // An old model must never be seen beside new data.
         match std::fs::remove_file(out) {
@@ -100,7 +96,7 @@ pub fn replace(source: &Path, out: &Path, new: Change<'_>) -> Result<usize> {
             _ => data.finish()?,
         }
     }
-    model_file.persist(out).map_err(|e| Error::io("write", out, e.error))?;
+    atomic::write(out, |file| file.write_all(&model).and_then(|()| file.write_all(&new_graph)))?;
     Ok(replaced)
 }
 
@@ -159,8 +155,7 @@ impl DataFile {
     fn new(model: &Path) -> Result<Self> {
         let location = format!("{}.data", model.file_name().unwrap_or_default().to_string_lossy());
         let path = model.with_file_name(&location);
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        Ok(DataFile { file: std::io::BufWriter::new(scratch(folder)?), path, location, end: 0 })
+        Ok(DataFile { file: std::io::BufWriter::new(atomic::scratch(&path)?), path, location, end: 0 })
     }
 
     fn append(&mut self, tensor: &mut TensorProto, bytes: &[u8]) -> Result<()> {
@@ -180,13 +175,79 @@ impl DataFile {
     }
 
     fn finish(self) -> Result<()> {
-        let path = self.path;
-        let file = self.file.into_inner().map_err(|e| Error::io("write", &path, e.into_error()))?;
-        file.as_file().sync_all().map_err(|e| Error::io("write", &path, e))?;
-        file.persist(&path).map(drop).map_err(|e| Error::io("write", &path, e.error))
+        let file = self.file.into_inner().map_err(|e| Error::io("write", &self.path, e.into_error()))?;
+        atomic::persist(file, &self.path)
     }
 }
 
-fn scratch(folder: &Path) -> Result<tempfile::NamedTempFile> {
-    tempfile::Builder::new().prefix(".weftc-").tempfile_in(folder).map_err(|e| Error::io("write in", folder, e))
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::DType;
+    use crate::onnx::proto::{AttributeProto, ModelProto, NodeProto};
+
+    fn external(name: &str, values: usize, offset: usize) -> TensorProto {
+        let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value };
+        TensorProto {
+            name: name.into(),
+            dims: vec![values as i64],
+            data_type: 1,
+            data_location: 1,
+            external_data: vec![
+                entry("location", "old.data".into()),
+                entry("offset", offset.to_string()),
+                entry("length", (4 * values).to_string()),
+            ],
+            ..TensorProto::default()
+        }
+    }
+
+    #[test]
+    fn external_weights_move_along_and_the_rest_is_copied_verbatim() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let data: Vec<u8> = (0..4 * 514u32).map(|k| k as u8).collect();
+        std::fs::write(from.path().join("old.data"), &data).unwrap();
+        let zero = AttributeProto { name: "value_float".into(), r#type: 1, f: Some(0.0), ..Default::default() };
+        let graph = GraphProto {
+            initializer: vec![external("large", 512, 0), external("small", 2, 2048)],
+            node: vec![NodeProto { op_type: "Constant".into(), attribute: vec![zero], ..Default::default() }],
+            ..GraphProto::default()
+        };
+        let mut bytes = ModelProto { ir_version: 10, graph: Some(graph.clone()), ..Default::default() }.encode_to_vec();
+        // A field that this version does not know.
+        encode_key(900, WireType::Varint, &mut bytes);
+        encode_varint(5, &mut bytes);
+        let (source, out) = (from.path().join("old.onnx"), to.path().join("new.onnx"));
+        std::fs::write(&source, &bytes).unwrap();
+
+        let mut seen = Vec::new();
+        let replaced = replace(&source, &out, &mut |name, old| {
+            seen.push((name.to_string(), old.bytes.len()));
+            assert_eq!(old.dtype, DType::F32);
+            Ok((name == "large").then(|| vec![7; 2048]))
+        });
+        assert_eq!((replaced.unwrap(), seen), (1, vec![("large".into(), 2048), ("small".into(), 8)]));
+        assert!(std::fs::read(to.path().join("new.onnx.data")).unwrap() == vec![7; 2048]);
+        let written = Bytes::from(std::fs::read(&out).unwrap());
+        let model = ModelProto::decode(written.clone()).unwrap();
+        let new = model.graph.unwrap();
+        assert_eq!(new.node, graph.node);
+        assert_eq!(new.initializer[1].raw_data, data[2048..]);
+        let site = Site::new(&out, written.clone()).unwrap();
+        assert_eq!(weight(&new.initializer[0], &site).unwrap().bytes, vec![7; 2048]);
+        assert!(fields(&written).unwrap().iter().any(|f| f.tag == 900));
+        assert_eq!(std::fs::read(&source).unwrap(), bytes);
+    }
+
+    #[test]
+    fn a_replacement_of_another_size_writes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let tensor = TensorProto { dims: vec![1], data_type: 1, raw_data: vec![0; 4].into(), ..Default::default() };
+        let graph = GraphProto { initializer: vec![tensor], ..GraphProto::default() };
+        let source = folder.path().join("a.onnx");
+        std::fs::write(&source, ModelProto { graph: Some(graph), ..Default::default() }.encode_to_vec()).unwrap();
+        let out = folder.path().join("b.onnx");
+        assert!(replace(&source, &out, &mut |_, _| Ok(Some(vec![0; 8]))).is_err());
+        assert!(!out.exists());
+    }
 }

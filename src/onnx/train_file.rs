@@ -45,7 +45,8 @@ pub struct TrainFile {
 }
 
 impl TrainFile {
-    /// Reads `path`; external data is looked up in `folder`, else beside the file.
+    /// Reads `path`; external data is looked up in `folder`, else beside the source model that the manifest
+    /// names.
     pub fn read(path: &Path, folder: Option<&Path>) -> Result<Self> {
         let bytes = Bytes::from(std::fs::read(path).map_err(|e| Error::io("read", path, e))?);
         let refuse = |message: String, help: &str| Error::Model {
@@ -70,17 +71,24 @@ impl TrainFile {
             let message = format!("its manifest has version {version}, this weftc knows {}", manifest::VERSION);
             return Err(refuse(message, "use a newer weftc, or compile the model again with this one"));
         }
-        let manifest = serde_json::from_str(&json.value).map_err(bad)?;
-        let beside = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let folder = folder.unwrap_or(beside).to_path_buf();
-        // Weights are looked up as if the file lay in that folder.
+        let manifest: Manifest = serde_json::from_str(&json.value).map_err(bad)?;
+        let source = beside(path).join(&manifest.source.file);
+        let folder = folder.unwrap_or(beside(&source)).to_path_buf();
+        let folder = if folder.is_dir() { folder } else { beside(path).to_path_buf() };
+        // External data is looked up as if this file lay in that folder; no bytes are given, since there
+        // are none under that name, and inline data is then copied.
         let placed = folder.join(path.file_name().unwrap_or_default());
-        let site = Site::new(&placed, bytes.clone()).map_err(|e| Error::io("find", &folder, e))?;
+        let site = Site::new(&placed, Bytes::new()).map_err(|e| Error::io("find", &folder, e))?;
         Ok(TrainFile { path: path.to_path_buf(), folder, bytes, site, model, manifest })
     }
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The source model, as the manifest places it relative to this file.
+    pub fn source(&self) -> PathBuf {
+        beside(&self.path).join(&self.manifest.source.file)
     }
 
     /// The folder of the external data.
@@ -251,6 +259,10 @@ impl TrainFile {
         let ir_version = self.model.ir_version;
         ModelProto { ir_version, opset_import, graph: Some(graph), functions, ..ModelProto::default() }.encode_to_vec()
     }
+}
+
+fn beside(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// The scalar inputs of `ai.weft.AdamW`, all f64, in order.

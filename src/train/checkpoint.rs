@@ -3,6 +3,7 @@
 //! Every file is complete or absent: it is written under another name, synced, and renamed.
 
 use super::trainer::Trainer;
+use crate::atomic;
 use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
 use crate::manifest::{Parameter, Role};
@@ -15,8 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The files in `--out`.
 pub const WEIGHTS: &str = "model.safetensors";
@@ -156,14 +156,6 @@ pub fn load_state(trainer: &mut Trainer, path: &Path) -> Result<Position> {
     Ok(position)
 }
 
-/// Writes `text` atomically.
-pub fn save_text(text: &str, path: &Path) -> Result<()> {
-    let mut file = scratch(path)?;
-    let io = |e| Error::io("write", path, e);
-    file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(io)?;
-    file.persist(path).map(drop).map_err(|e| io(e.error))
-}
-
 type Read<'a> = Box<dyn Fn() -> Result<HostTensor> + 'a>;
 
 /// Writes tensors one after the other, holding one at a time.
@@ -175,15 +167,13 @@ fn write_tensors(path: &Path, tensors: Vec<(String, DType, Vec<i64>, Read<'_>)>,
     });
     // One entry only: the order of several would change from run to run.
     let entry = HashMap::from([(entry.0.to_string(), entry.1)]);
-    let file = scratch(path)?;
+    let file = atomic::scratch(path)?;
     let written = safetensors::serialize_to_file(lazy, Some(entry), file.path());
     if let Some(error) = failure.into_inner() {
         return Err(error);
     }
-    let io = |e| Error::io("write", path, e);
-    written.map_err(|e| io(std::io::Error::other(e)))?;
-    file.as_file().sync_all().map_err(io)?;
-    file.persist(path).map(drop).map_err(|e| io(e.error))
+    written.map_err(|e| Error::io("write", path, std::io::Error::other(e)))?;
+    atomic::persist(file, path)
 }
 
 /// A tensor that is read when it is written.
@@ -236,11 +226,4 @@ fn host(weight: Weight) -> Result<HostTensor> {
 
 fn dtype(p: &Parameter) -> DType {
     DType::parse(&p.dtype).unwrap_or(DType::F32)
-}
-
-/// A temporary file in the folder of `path`, so that the rename stays within one file system.
-fn scratch(path: &Path) -> Result<tempfile::NamedTempFile> {
-    let folder: PathBuf = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).into();
-    let file = tempfile::Builder::new().prefix(".weftc-").tempfile_in(&folder);
-    file.map_err(|e| Error::io("write in", &folder, e))
 }

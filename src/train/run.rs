@@ -7,6 +7,7 @@ use super::log::{Log, Metrics};
 use super::optimizer::{AdamW, Schedule};
 use super::sampler::Sampler;
 use super::trainer::{Outcome, Setup, Trainer};
+use crate::atomic;
 use crate::error::{Error, Problem, Result};
 use crate::runtime::Options;
 use serde::Serialize;
@@ -294,8 +295,7 @@ fn source(args: &RunArgs, trainer: &Trainer, notes: &mut Vec<String>) -> Result<
     if args.out.is_none() {
         return Ok(None);
     }
-    let name = &trainer.manifest().source.file;
-    let path = args.model.clone().unwrap_or_else(|| trainer.file.folder().join(name));
+    let path = args.model.clone().unwrap_or_else(|| trainer.file.source());
     if args.model.is_none() && !path.is_file() {
         notes.push(format!("no model.onnx will be written: {} is not there (see --model)", path.display()));
         return Ok(None);
@@ -391,5 +391,5 @@ fn save(
     summary.written.push(path.clone());
     let record = Record { weftc: env!("CARGO_PKG_VERSION"), arguments: args, manifest: trainer.manifest(), summary };
     let json = serde_json::to_string_pretty(&record).map_err(|e| Error::internal("run", e.to_string()))?;
-    checkpoint::save_text(&(json + "\n"), &path)
+    atomic::write(&path, |file| writeln!(file, "{json}"))
 }

@@ -1,6 +1,7 @@
 //! The training step: forward, skip or clip, update.
 
 use super::batch::{self, Batch, Shape};
+use super::checkpoint;
 use super::engine::{Engine, OnnxRuntime, Update};
 use super::optimizer::AdamW;
 use crate::error::{Error, Problem, Result};
@@ -251,6 +252,19 @@ impl Trainer {
     /// The gradient of the last step's `loss_sum` (divide by its `loss_count` for that of the loss).
     pub fn gradient(&self, name: &str) -> Result<HostTensor> {
         self.engine.gradient(self.index(name)?)
+    }
+
+    /// Writes `model.safetensors` and `model.onnx` into `folder`, which must be there; returns the latter.
+    ///
+    /// # Errors
+    /// Where the source model is not where the manifest places it, has changed, or a file cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<PathBuf> {
+        let source = self.file.source();
+        checkpoint::check_source(self, &source)?;
+        checkpoint::save_weights(self, &folder.join(checkpoint::WEIGHTS))?;
+        let path = folder.join(checkpoint::MODEL);
+        checkpoint::save_model(self, &source, &path)?;
+        Ok(path)
     }
 
     pub(super) fn index(&self, name: &str) -> Result<usize> {

@@ -18,8 +18,12 @@ const BOOL: i32 = 9;
 const DOUBLE: i32 = 11;
 
 fn node(op: &str, inputs: &[&str], output: &str, attributes: &[(&str, i64)]) -> NodeProto {
-    let attribute =
-        |(name, i): &(&str, i64)| AttributeProto { name: name.to_string(), r#type: 2, i: Some(*i), ..Default::default() };
+    let attribute = |(name, i): &(&str, i64)| AttributeProto {
+        name: name.to_string(),
+        r#type: 2,
+        i: Some(*i),
+        ..Default::default()
+    };
     NodeProto {
         op_type: op.into(),
         domain: if op == "AdamW" { "ai.weft".into() } else { String::new() },
