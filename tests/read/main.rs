@@ -4,3 +4,4 @@ mod build;
 mod errors;
 mod graphs;
 mod models;
+mod numbers;
