@@ -1,5 +1,6 @@
 //! Reading ONNX: exported models, small graphs of each kind, and what is refused.
 
+mod back;
 mod build;
 mod errors;
 mod graphs;
