@@ -257,6 +257,12 @@ fn a_run_learns_and_leaves_weights_model_metrics_and_record() {
     let mut names: Vec<_> = std::fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["metrics.jsonl", "model.onnx", "model.safetensors", "run.json"]);
+    #[cfg(unix)]
+    for name in names {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(out.join(&name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o444, 0o444, "{name:?} can be read by others");
+    }
 }
 
 #[test]
