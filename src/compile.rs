@@ -10,8 +10,8 @@ use crate::ir::{Builder, Graph, Id, LeafId, LeafKind, Node, text};
 use crate::lower;
 use crate::manifest::{self, Input, Manifest, Method, Parameter, Role};
 use crate::objective::{self, Ports};
-use crate::onnx::read::{Source, read};
 use crate::onnx::write::{Parts, encode};
+use crate::onnx::{Source, read};
 use crate::rewrite;
 use crate::rules::parse::{Library, library};
 use crate::rules::{Rule, Target};
@@ -169,22 +169,28 @@ fn relative(path: &Path, folder: &Path) -> String {
 /// Runs the whole pipeline.
 pub fn compile(options: &Options) -> Result<Compiled> {
     let mut pipeline = Pipeline::new(options)?;
-    let mut on_stage = |_: Stage, _: &Graph| {};
-    pipeline.run(&mut on_stage)
+    pipeline.run(&mut |_, _| {}).map_err(|e| of_model(e, &options.model))
+}
+
+/// Stages know the graph; the user knows the file.
+fn of_model(error: Error, model: &Path) -> Error {
+    match error {
+        Error::Model { problems, .. } => Error::Model { model: model.to_path_buf(), problems },
+        other => other,
+    }
 }
 
 /// The text of the graph after one stage.
 pub fn emit_ir(options: &Options, wanted: Stage) -> Result<String> {
     let mut shown = String::new();
     let mut pipeline = Pipeline::new(options)?;
-    pipeline.last = wanted;
     let outcome = pipeline.run(&mut |stage, graph| {
         if stage == wanted {
             shown = text::print(graph);
         }
     });
     // A stage that was reached is shown, also where a later one would refuse.
-    if shown.is_empty() { outcome.map(|_| shown) } else { Ok(shown) }
+    if shown.is_empty() { outcome.map(|_| shown).map_err(|e| of_model(e, &options.model)) } else { Ok(shown) }
 }
 
 /// The state of one compilation.
@@ -194,21 +200,12 @@ struct Pipeline<'a> {
     fired: BTreeMap<String, usize>,
     stages: Vec<StageReport>,
     started: Instant,
-    /// Stages behind this one may be skipped.
-    last: Stage,
 }
 
 impl<'a> Pipeline<'a> {
     fn new(options: &'a Options) -> Result<Self> {
         let library = library()?;
-        Ok(Pipeline {
-            options,
-            library,
-            fired: BTreeMap::new(),
-            stages: vec![],
-            started: Instant::now(),
-            last: Stage::Schedule,
-        })
+        Ok(Pipeline { options, library, fired: BTreeMap::new(), stages: vec![], started: Instant::now() })
     }
 
     fn run(&mut self, on_stage: &mut dyn FnMut(Stage, &Graph)) -> Result<Compiled> {

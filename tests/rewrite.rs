@@ -155,3 +155,49 @@ fn a_residual_chain_of_depth_300_has_a_finite_cost() {
     // 16 bytes in and out for each operand, and a launch.
     assert_eq!(out.stats.cost_after, 300 * (48 + 32 + 2 * 4096));
 }
+
+/// A rule without end: the limits stop it, at the same place every time, and the result is still right.
+#[test]
+fn limits_stop_a_rule_that_never_ends() {
+    let source = "(rewrite grow (exp ?x) (exp (neg (neg ?x))) :search)
+        (graph g (input x f32 [4]) (output y (exp x)))";
+    let (rules, graph) = case("grow.egg", source);
+    let rules: Vec<&Rule> = rules.iter().collect();
+    let run = |iterations, nodes| {
+        let out = saturate(&graph, &rules, &Options { iterations, nodes: Some(nodes) });
+        out.unwrap_or_else(|e| panic!("{e}"))
+    };
+    let by_nodes = run(1000, 50);
+    assert_eq!(by_nodes.stats.stop, Stop::Nodes);
+    assert!(by_nodes.stats.nodes <= 50 + 3, "{:?}", by_nodes.stats);
+    assert_eq!(run(1000, 50).stats.iterations, by_nodes.stats.iterations);
+    let by_rounds = run(7, 1000);
+    assert_eq!((by_rounds.stats.stop, by_rounds.fired["grow"]), (Stop::Iterations, 7));
+    assert_eq!(text::print(&by_nodes.graph), text::print(&graph));
+    assert_eq!(text::print(&by_rounds.graph), text::print(&graph));
+}
+
+#[test]
+fn an_objective_without_definition_is_an_error() {
+    let source = include_str!("golden/weft.egg").replace("(library weft)", "");
+    let (rules, graph) = case("weft.egg", &source);
+    let rules: Vec<&Rule> = rules.iter().collect();
+    let error = saturate(&graph, &rules, &Options::default()).expect_err("nothing defines the objective");
+    assert!(error.to_string().contains("`objective` has no definition"), "{error}");
+}
+
+#[test]
+fn nodes_keep_the_place_they_came_from() {
+    let source = "(rewrite lift-silu (mul ?x (sigmoid ?x)) (silu ?x))
+        (graph g (input x f32 [4]) (output y (exp (mul x (sigmoid x)))))";
+    let (rules, mut graph) = case("silu.egg", source);
+    for id in graph.live() {
+        if let Some(op) = graph.node(id).op() {
+            graph.origin.insert(id, format!("/block/{}", op.name()).into());
+        }
+    }
+    let out = run(&rules, &graph).graph;
+    let places: Vec<_> =
+        out.live().iter().filter_map(|id| Some((out.node(*id).op()?, out.origin.get(id)?.to_string()))).collect();
+    assert_eq!(places, [(Op::Silu, "/block/mul".to_string()), (Op::Exp, "/block/exp".to_string())]);
+}

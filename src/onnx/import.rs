@@ -138,6 +138,7 @@ impl<'m> Importer<'m> {
         let mut leaves: FxHashMap<String, Id> = FxHashMap::default();
         for (name, entry) in &plan.entries {
             let value = match entry {
+                Entry::Known(known, _) if known.len() == 1 => Value::Known(known.clone()),
                 Entry::Known(known, leaf) => {
                     self.b.tables.push(leaf.clone());
                     Value::Known(Known { table: Some(self.b.tables.len() - 1), ..known.clone() })

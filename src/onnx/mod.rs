@@ -17,3 +17,5 @@ mod tie;
 pub mod train_file;
 pub mod weights;
 pub mod write;
+
+pub use read::{Source, read};

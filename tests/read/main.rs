@@ -1,0 +1,6 @@
+//! Reading ONNX: exported models, small graphs of each kind, and what is refused.
+
+mod build;
+mod errors;
+mod graphs;
+mod models;
