@@ -105,7 +105,9 @@ fn same_numbers(target: Target) -> Outcome {
         assert_eq!(ours.len(), theirs.len(), "{name}");
         assert!(ours.iter().all(|x| x.is_finite()), "{name} is not finite");
         let scale = ours.iter().fold(1e-6, |m: f64, x| m.max(x.abs()));
-        let far = ours.iter().zip(theirs).find(|(a, b)| !((*a - *b).abs() <= TOLERANCE * scale));
+        // What is not a number is not close to anything.
+        let close = |a: f64, b: f64| (a - b).abs() <= TOLERANCE * scale;
+        let far = ours.iter().zip(theirs).find(|(a, b)| !close(**a, **b));
         assert!(far.is_none(), "{name}: {far:?} of at most {scale}");
     }
     assert!(ours["mask"].to_f64().contains(&1.0), "nothing was masked");
