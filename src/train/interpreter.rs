@@ -1,6 +1,6 @@
 //! Training without ONNX Runtime: the reference interpreter in f64, and AdamW in plain Rust.
 //!
-//! A second opinion on every number of a run, for small models; a hundred times slower.
+//! A second opinion on every number of a run, for small models; several times slower.
 
 use super::engine::{Engine, Update};
 use crate::error::{Error, Result};

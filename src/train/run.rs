@@ -273,7 +273,7 @@ fn open(args: &RunArgs, notes: &mut Vec<String>) -> Result<Trainer> {
         args.model.as_ref().and_then(|m| m.parent()).map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
     let session = Options { threads: args.threads, ..Options::default() };
     let setup = Setup { folder: folder.map(Path::to_path_buf), adamw, accumulate: args.accumulate, session };
-    const SLOW: &str = "the reference interpreter runs the graph: in f64, and a hundred times slower";
+    const SLOW: &str = "the reference interpreter runs the graph: in f64, and several times slower";
     let mut say = |line: &str| {
         if !args.quiet {
             eprintln!("{line}");
@@ -284,7 +284,7 @@ fn open(args: &RunArgs, notes: &mut Vec<String>) -> Result<Trainer> {
         RuntimeKind::Onnxruntime => None,
         RuntimeKind::Auto => match environment(&mut say) {
             // A library that the user names must work; any other may be missing.
-            Err(why) if locate::explicit().is_none() => Some(format!("{why}\nuntil then ")),
+            Err(why) if locate::explicit().is_none() => Some(format!("{why}\nwithout it ")),
             _ => None,
         },
     };

@@ -87,7 +87,7 @@ impl Trainer {
         })
     }
 
-    /// Opens `train_onnx` on the reference interpreter: in f64, and a hundred times slower.
+    /// Opens `train_onnx` on the reference interpreter: in f64, and several times slower.
     pub fn load_interpreted(train_onnx: &Path, setup: Setup) -> Result<Self> {
         let file = TrainFile::read(train_onnx, setup.folder.as_deref())?;
         Self::with(file, setup.adamw, |file, trainable| Ok(Box::new(Interpreter::new(file, trainable)?)))
