@@ -16,6 +16,7 @@ mod tensor;
 mod tie;
 pub mod train_file;
 pub mod weights;
+mod wire;
 pub mod write;
 
 pub use read::{Source, read};
