@@ -29,11 +29,35 @@ impl Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.place.is_empty() {
-            write!(f, "{}: ", self.place)?;
+            write!(f, "{}: ", shown(&self.place, MAX_PLACE))?;
         }
-        write!(f, "{}", self.message)?;
-        self.help.iter().try_for_each(|h| write!(f, "\n    help: {h}"))
+        write!(f, "{}", shown(&self.message, MAX_TEXT))?;
+        self.help.iter().try_for_each(|h| write!(f, "\n    help: {}", shown(h, MAX_TEXT)))
     }
+}
+
+/// The characters of a place and of a text that are shown; names in a file may be of any length.
+const MAX_PLACE: usize = 160;
+const MAX_TEXT: usize = 600;
+
+/// The problems that are shown; a broken file may have one a node.
+const MAX_PROBLEMS: usize = 100;
+
+/// Text for a terminal: control characters escaped, the middle left out where it is long.
+fn shown(text: &str, most: usize) -> String {
+    // Unicode's controls of direction can make a text read as another.
+    let steers = |c: char| matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let safe = |c: char| match c.is_control() || steers(c) {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    };
+    let count = text.chars().count();
+    if count <= most {
+        return text.chars().map(safe).collect();
+    }
+    let half = most / 2;
+    let (head, tail) = (text.chars().take(half).map(safe), text.chars().skip(count - half).map(safe));
+    format!("{} ... {}", head.collect::<String>(), tail.collect::<String>())
 }
 
 /// An error of the program, with everything that was found, not only the first.
@@ -93,7 +117,10 @@ impl Error {
 }
 
 fn list(head: &str, problems: &[Problem]) -> String {
-    let lines: Vec<String> = problems.iter().map(|p| format!("  {p}")).collect();
+    let mut lines: Vec<String> = problems.iter().take(MAX_PROBLEMS).map(|p| format!("  {p}")).collect();
+    if problems.len() > MAX_PROBLEMS {
+        lines.push(format!("  and {} more like these", problems.len() - MAX_PROBLEMS));
+    }
     format!("{head}\n{}", lines.join("\n"))
 }
 

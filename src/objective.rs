@@ -30,11 +30,50 @@ pub fn find_ports(graph: &Graph, token_input: Option<&str>, logits_output: Optio
     let logits = find_logits(graph, logits_output, &mut problems);
     let vocab = logits.as_ref().map(|(_, v)| *v);
     let tokens = find_tokens(graph, token_input, vocab, &mut problems);
+    check_names(graph, &mut problems);
+    if let (Some((logits, _)), Some(tokens)) = (&logits, &tokens) {
+        check_positions(graph, logits, tokens, &mut problems);
+    }
     match (logits, tokens) {
         (Some((logits_output, vocab_size)), Some(token_input)) if problems.is_empty() => {
             Ok(Ports { token_input, logits_output, vocab_size })
         }
         _ => Err(Error::Model { model: graph.name.clone().into(), problems }),
+    }
+}
+
+/// Names of leaves that the training step gives to values of its own.
+fn check_names(graph: &Graph, problems: &mut Vec<Problem>) {
+    let mut own: BTreeMap<String, &str> = BTreeMap::new();
+    own.extend(INPUTS.map(|n| (n.to_string(), "one of the training step's own inputs")));
+    own.extend(OUTPUTS.map(|n| (n.to_string(), "one of the training step's own outputs")));
+    for leaf in graph.leaves.iter().filter(|l| l.kind == LeafKind::Param) {
+        own.insert(format!("grad/{}", leaf.name), "the gradient of another weight");
+    }
+    for leaf in &graph.leaves {
+        if let Some(what) = own.get(&leaf.name) {
+            problems.push(
+                Problem::new(&leaf.name, format!("is the name of {what}"))
+                    .help("rename this input or weight in the source model"),
+            );
+        }
+    }
+}
+
+/// Logits must have a row for every token.
+fn check_positions(graph: &Graph, logits: &str, tokens: &str, problems: &mut Vec<Problem>) {
+    let rows = graph.outputs.iter().find(|(n, _)| n == logits).map(|(_, id)| graph.type_of(*id));
+    let leaf = graph.leaves.iter().find(|l| l.name == tokens);
+    if let (Some(rows), Some(leaf)) = (rows, leaf)
+        && !rows.shape().starts_with(&leaf.ty.shape)
+    {
+        problems.push(
+            Problem::new(
+                logits,
+                format!("logits {rows} do not have one row for each of the tokens `{tokens}` {}", leaf.ty),
+            )
+            .help("export the model with logits at every position; shifted logits keep all rows (--logits-shift)"),
+        );
     }
 }
 
@@ -59,6 +98,9 @@ fn find_logits(graph: &Graph, name: Option<&str>, problems: &mut Vec<Problem>) -
             ),
         },
         (None, [(n, v)]) => return Some((n.to_string(), *v)),
+        (None, []) if graph.outputs.is_empty() => {
+            problems.push(Problem::new("outputs", "the model has none").help(help));
+        }
         (None, []) => {
             problems.push(Problem::new("outputs", format!("none has the shape of logits: {}", list())).help(help))
         }
@@ -146,11 +188,6 @@ pub fn build(
     let shape = graph.leaf(leaf).ty.shape.clone();
     let [batch, _] = shape.as_slice() else { return Err(internal("tokens must be [batch, length]".into())) };
     let batch = batch.clone();
-    if let Some(taken) = INPUTS.iter().find(|n| graph.find_leaf(n).is_some()) {
-        let problem = Problem::new(*taken, "is the name of one of the training step's own inputs")
-            .help("rename this input or weight in the source model");
-        return Err(Error::Model { model: graph.name.clone().into(), problems: vec![problem] });
-    }
     let ids = graph.insert(Node::Leaf(leaf)).map_err(internal)?;
     let answer = graph.input("answer_mask", DType::Bool, &shape);
     let t = graph.input("t", DType::F32, &[batch]);

@@ -48,6 +48,14 @@ impl Dim {
         *self == Dim::Known(n)
     }
 
+    /// How many monomials, and the most symbols in one: what arithmetic with this size costs.
+    pub fn extent(&self) -> (usize, usize) {
+        match self {
+            Dim::Known(_) => (1, 0),
+            Dim::Poly(terms) => (terms.len(), terms.iter().map(|(s, _)| s.len()).max().unwrap_or(0)),
+        }
+    }
+
     fn terms(&self) -> Vec<Term> {
         match self {
             Dim::Known(0) => vec![],

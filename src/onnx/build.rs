@@ -33,13 +33,54 @@ pub fn ints(items: impl IntoIterator<Item = i64>) -> Lit {
     Lit::Ints(items.into_iter().map(Dim::Known).collect())
 }
 
+/// The largest size of an axis, and the most elements of a tensor; nothing real comes near.
+pub const MAX_SIZE: i64 = 1 << 40;
+const MAX_ELEMENTS: i64 = 1 << 48;
+const MAX_RANK: usize = 64;
+
+/// The most monomials in the product of some sizes, and symbols in one of them.  Arithmetic on sizes could
+/// otherwise take memory out of all proportion to the file.
+const MAX_TERMS: usize = 256;
+const MAX_DEGREE: usize = 32;
+
+/// Refuses sizes whose product is no shape of a real model's.
+pub fn check_arithmetic(dims: &[Dim]) -> Result<(), String> {
+    let (mut terms, mut degree) = (1usize, 0usize);
+    for dim in dims {
+        let (t, d) = dim.extent();
+        (terms, degree) = (terms.saturating_mul(t), degree.saturating_add(d));
+    }
+    if terms > MAX_TERMS || degree > MAX_DEGREE {
+        return Err("its sizes are longer sums and products than any model's".into());
+    }
+    Ok(())
+}
+
+/// Refuses shapes that no tensor has.
+pub fn check_shape(shape: &[Dim]) -> Result<(), String> {
+    if shape.len() > MAX_RANK {
+        return Err(format!("{} axes are more than the {MAX_RANK} that are read", shape.len()));
+    }
+    check_arithmetic(shape)?;
+    let known = || shape.iter().filter_map(Dim::known);
+    if let Some(bad) = known().find(|n| !(0..=MAX_SIZE).contains(n)) {
+        return Err(format!("{bad} is not a size of a tensor"));
+    }
+    if known().fold(1i64, i64::saturating_mul) > MAX_ELEMENTS {
+        return Err(format!("a tensor of shape [{}] is too large", crate::ir::ty::join(shape)));
+    }
+    Ok(())
+}
+
 impl Build {
     pub fn op(&mut self, op: Op, operands: &[Id], attrs: &[Lit]) -> Result<Id, String> {
         let mut children = operands.to_vec();
         for attr in attrs {
             children.push(self.graph.lit(attr.clone())?);
         }
-        self.graph.op(op, &children)
+        let id = self.graph.op(op, &children)?;
+        check_shape(self.graph.type_of(id).shape())?;
+        Ok(id)
     }
 
     pub fn float(&mut self, x: f64) -> Result<Id, String> {

@@ -2,11 +2,13 @@
 
 use super::build::{Build, Value};
 use super::known::Known;
+use super::proto::attribute_proto::AttributeType;
 use super::proto::{AttributeProto, GraphProto, TensorProto};
 use crate::error::Problem;
 use crate::ir::graph::Id;
 use crate::ir::infer::resolve_axis;
 use crate::ir::{DType, Dim};
+use std::cell::RefCell;
 
 /// What a reader of an operator returns: one value a result, or why it refuses.
 pub type Read = Result<Vec<Value>, Problem>;
@@ -30,6 +32,26 @@ pub struct Call<'m> {
     pub outputs: usize,
     /// Attributes by name, references to a function's attributes already resolved.
     pub attrs: Vec<(&'m str, &'m AttributeProto)>,
+    /// Attributes that were asked for and are of another type; one such refuses the node.
+    pub mistyped: RefCell<Vec<String>>,
+}
+
+/// The type of an attribute: the declared one, else that of the field that is set.
+fn kind(a: &AttributeProto) -> AttributeType {
+    let declared = AttributeType::try_from(a.r#type).unwrap_or(AttributeType::Undefined);
+    let set = [
+        (a.i.is_some(), AttributeType::Int),
+        (a.f.is_some(), AttributeType::Float),
+        (a.s.is_some(), AttributeType::String),
+        (a.t.is_some(), AttributeType::Tensor),
+        (a.g.is_some(), AttributeType::Graph),
+        (!a.ints.is_empty(), AttributeType::Ints),
+        (!a.floats.is_empty(), AttributeType::Floats),
+    ];
+    match declared {
+        AttributeType::Undefined => set.iter().find(|(is, _)| *is).map_or(declared, |(_, k)| *k),
+        other => other,
+    }
 }
 
 impl<'m> Call<'m> {
@@ -37,8 +59,20 @@ impl<'m> Call<'m> {
         self.attrs.iter().find(|(n, _)| *n == name).map(|(_, a)| *a)
     }
 
+    /// The attribute, where it has the wanted type.
+    fn typed(&self, name: &str, wanted: AttributeType) -> Option<&'m AttributeProto> {
+        let a = self.attr(name)?;
+        let found = kind(a);
+        if found == wanted {
+            return Some(a);
+        }
+        let word = |k: AttributeType| k.as_str_name();
+        self.mistyped.borrow_mut().push(format!("attribute {name} must be {}, not {}", word(wanted), word(found)));
+        None
+    }
+
     pub fn int(&self, name: &str) -> Option<i64> {
-        self.attr(name).map(|a| a.i())
+        self.typed(name, AttributeType::Int).map(|a| a.i())
     }
 
     pub fn int_or(&self, name: &str, default: i64) -> i64 {
@@ -46,7 +80,7 @@ impl<'m> Call<'m> {
     }
 
     pub fn float(&self, name: &str) -> Option<f64> {
-        self.attr(name).map(|a| f64::from(a.f()))
+        self.typed(name, AttributeType::Float).map(|a| f64::from(a.f()))
     }
 
     pub fn float_or(&self, name: &str, default: f64) -> f64 {
@@ -54,19 +88,20 @@ impl<'m> Call<'m> {
     }
 
     pub fn ints(&self, name: &str) -> Option<&'m [i64]> {
-        self.attr(name).map(|a| a.ints.as_slice())
+        self.typed(name, AttributeType::Ints).map(|a| a.ints.as_slice())
     }
 
     pub fn word(&self, name: &str) -> Option<&'m str> {
-        self.attr(name).and_then(|a| std::str::from_utf8(a.s.as_deref().unwrap_or_default()).ok())
+        self.typed(name, AttributeType::String)
+            .and_then(|a| std::str::from_utf8(a.s.as_deref().unwrap_or_default()).ok())
     }
 
     pub fn tensor_attr(&self, name: &str) -> Option<&'m TensorProto> {
-        self.attr(name).and_then(|a| a.t.as_ref())
+        self.typed(name, AttributeType::Tensor).and_then(|a| a.t.as_ref())
     }
 
     pub fn graph_attr(&self, name: &str) -> Option<&'m GraphProto> {
-        self.attr(name).and_then(|a| a.g.as_ref())
+        self.typed(name, AttributeType::Graph).and_then(|a| a.g.as_ref())
     }
 
     /// Operand `k`, if it is given.
@@ -98,7 +133,9 @@ impl<'m> Call<'m> {
         match self.get(k) {
             None => Ok(None),
             Some(Value::Known(known)) => {
-                known.dims().map(|d| Some(d.to_vec())).ok_or_else(|| format!("{what} must be integers"))
+                let dims = known.dims().ok_or_else(|| format!("{what} must be integers"))?;
+                super::build::check_arithmetic(dims)?;
+                Ok(Some(dims.to_vec()))
             }
             Some(_) => Err(format!("{what} must not depend on the model's inputs, only on their shapes")),
         }
@@ -132,6 +169,7 @@ impl<'m> Call<'m> {
 
     /// The element type that attribute `name` names.
     pub fn dtype(&self, name: &str) -> Result<Option<DType>, String> {
-        self.int(name).map(|n| super::tensor::dtype(n as i32)).transpose()
+        let number = |n| i32::try_from(n).map_err(|_| format!("unknown element type {n}"));
+        self.int(name).map(|n| super::tensor::dtype(number(n)?)).transpose()
     }
 }

@@ -1,22 +1,39 @@
 //! The walk over a model's nodes: names to values, functions inlined, every problem collected.
 
 mod inline;
+mod order;
 
 use super::build::{Build, Value};
 use super::call::Call;
+use super::hints;
 use super::known::Known;
 use super::names::{self, Entry};
 use super::ops;
-use super::proto::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto};
+use super::proto::tensor_proto::DataLocation;
+use super::proto::tensor_shape_proto::dimension;
+use super::proto::{
+    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, type_proto,
+};
+use super::symbols::Symbols;
 use super::tensor::{Site, Tensor};
 use crate::error::Problem;
-use crate::ir::{Graph, Id};
+use crate::ir::{Dim, Graph, Id, LeafKind};
 use indexmap::IndexMap;
+use order::Early;
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::sync::Arc;
 
 /// The deepest nesting of functions and branches that is followed.
 const MAX_DEPTH: usize = 32;
+
+/// The most nodes that are read, functions unfolded: a few lines of functions can stand for 2^32.
+const MAX_NODES: usize = 1 << 19;
+
+/// The most elements that are kept as known numbers, over the whole model and as operands of one node.
+const MAX_ELEMENTS: usize = 1 << 22;
+
+/// The characters of a node's name, and of the calls around it, that messages keep.
+const MAX_NAME: usize = 120;
 
 /// A graph and what was mended in it.
 pub struct Imported {
@@ -38,6 +55,8 @@ struct Scope<'m> {
     /// The call that nodes are inlined from, for messages.
     inside: String,
     depth: usize,
+    /// The functions that are being inlined.
+    calls: Vec<*const FunctionProto>,
 }
 
 /// Operators of one kind that cannot be read: how many, and the first.
@@ -58,6 +77,11 @@ pub struct Importer<'m> {
     constants: FxHashMap<*const TensorProto, usize>,
     problems: Vec<Problem>,
     groups: IndexMap<String, Group>,
+    /// Nodes read so far, and elements of known values.
+    read: usize,
+    elements: usize,
+    /// Names that weights have taken over from the nodes that copy them.
+    copies: FxHashSet<&'m str>,
 }
 
 impl<'m> Importer<'m> {
@@ -72,6 +96,9 @@ impl<'m> Importer<'m> {
             constants: FxHashMap::default(),
             problems: Vec::new(),
             groups: IndexMap::new(),
+            read: 0,
+            elements: 0,
+            copies: FxHashSet::default(),
         }
     }
 
@@ -81,11 +108,12 @@ impl<'m> Importer<'m> {
         };
         self.b.graph.name = if graph.name.is_empty() { "model".into() } else { graph.name.clone() };
         let mut env = Env::default();
+        self.declarations(graph);
         self.inputs(graph, &mut env);
         let mended = self.weights(graph, &mut env);
-        let scope = Scope { bindings: vec![], opset: self.opset, inside: String::new(), depth: 0 };
+        let scope = Scope { bindings: vec![], opset: self.opset, inside: String::new(), depth: 0, calls: vec![] };
         self.nodes(&graph.node, &mut env, &scope);
-        for output in &graph.output {
+        for output in graph.output.iter().filter(|_| self.read <= MAX_NODES) {
             match env.get(output.name.as_str()).cloned() {
                 None => {
                     let problem = Problem::new(&output.name, "no node produces this output");
@@ -93,11 +121,15 @@ impl<'m> Importer<'m> {
                 }
                 Some(Value::Refused) => {}
                 Some(value) => match self.b.tensor(&value) {
-                    Ok(id) => self.b.graph.outputs.push((output.name.clone(), id)),
+                    Ok(id) => {
+                        self.problems.extend(contradiction(output, &self.b, id));
+                        self.b.graph.outputs.push((output.name.clone(), id));
+                    }
                     Err(why) => self.problems.push(Problem::new(&output.name, why)),
                 },
             }
         }
+        self.leaf_names();
         let groups = self.groups.into_values().map(|g| {
             let nodes = if g.count == 1 { "node".to_string() } else { format!("{} nodes, first", g.count) };
             Problem::new("", format!("{} ({nodes} `{}`)", g.message, g.first)).help(g.help)
@@ -106,11 +138,61 @@ impl<'m> Importer<'m> {
         if problems.is_empty() { Ok(Imported { graph: self.b.graph, mended }) } else { Err(problems) }
     }
 
+    /// What is declared twice, or in a way that is not read.
+    fn declarations(&mut self, graph: &'m GraphProto) {
+        let mut twice = |names: &mut dyn Iterator<Item = &'m str>, what: &str| {
+            let mut seen = FxHashSet::default();
+            for name in names {
+                if name.is_empty() {
+                    self.problems.push(Problem::new("", format!("{what} has no name")).help(DAMAGED));
+                } else if !seen.insert(name) {
+                    self.problems.push(Problem::new(name, format!("{what} is there twice")).help(DAMAGED));
+                }
+            }
+        };
+        twice(&mut graph.input.iter().map(|i| i.name.as_str()), "an input of this name");
+        twice(&mut graph.initializer.iter().map(|t| t.name.as_str()), "a weight of this name");
+        twice(&mut graph.output.iter().map(|o| o.name.as_str()), "an output of this name");
+        let mut functions = FxHashSet::default();
+        for f in &self.model.functions {
+            if !functions.insert((&f.domain, &f.name, &f.overload)) {
+                let name = format!("{}::{}", f.domain, f.name);
+                self.problems.push(Problem::new(name, "a function of this name is there twice").help(DAMAGED));
+            }
+        }
+        for sparse in graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref()) {
+            let problem = Problem::new(&sparse.name, "is a sparse weight; only dense ones are supported");
+            self.problems.push(problem.help("export the model with dense weights"));
+        }
+    }
+
+    /// Every leaf has a name of its own in train.onnx: tables get a number, weights and inputs are refused.
+    fn leaf_names(&mut self) {
+        let leaves = &mut self.b.graph.leaves;
+        let mut taken: FxHashSet<String> = FxHashSet::default();
+        for leaf in leaves.iter().filter(|l| l.kind != LeafKind::Const) {
+            if !taken.insert(leaf.name.clone()) {
+                let problem = Problem::new(&leaf.name, "two inputs or weights have this name");
+                self.problems.push(problem.help("rename one of them in the source model"));
+            }
+        }
+        let mut next: FxHashMap<String, usize> = FxHashMap::default();
+        for leaf in leaves.iter_mut().filter(|l| l.kind == LeafKind::Const) {
+            let name = leaf.name.clone();
+            while !taken.insert(leaf.name.clone()) {
+                let k = next.entry(name.clone()).or_insert(1);
+                *k += 1;
+                leaf.name = format!("{name}_{k}");
+            }
+        }
+    }
+
     fn inputs(&mut self, graph: &'m GraphProto, env: &mut Env<'m>) {
         // An input with an initializer is a weight that may be overridden.
         let weights: FxHashSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
-        let mut symbols = super::symbols::Symbols::default();
-        for input in graph.input.iter().filter(|i| !weights.contains(i.name.as_str())) {
+        let fed = || graph.input.iter().filter(|i| !weights.contains(i.name.as_str()));
+        let mut symbols = Symbols::new(fed());
+        for input in fed() {
             match symbols.type_of(input) {
                 Ok(ty) => {
                     let id = self.b.graph.input(&input.name, ty.dtype, &ty.shape);
@@ -130,11 +212,19 @@ impl<'m> Importer<'m> {
             match self.site.tensor(proto) {
                 Ok(tensor) => tensors.push((&proto.name, tensor)),
                 Err(why) => {
-                    self.problems.push(Problem::new(&proto.name, why));
+                    let external = proto.data_location == DataLocation::External as i32;
+                    let help = external.then(|| "external data lies in the model's folder or below".to_string());
+                    self.problems.push(Problem { place: proto.name.clone(), message: why, help });
                     env.insert(&proto.name, Value::Refused);
                 }
             }
         }
+        for sparse in graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref()) {
+            env.insert(&sparse.name, Value::Refused);
+        }
+        let own: FxHashSet<&'m str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
+        let results = graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str));
+        let names: FxHashSet<&'m str> = own.iter().copied().chain(results).collect();
         let plan = names::plan(graph, &tensors);
         let mut leaves: FxHashMap<String, Id> = FxHashMap::default();
         for (name, entry) in &plan.entries {
@@ -151,7 +241,7 @@ impl<'m> Importer<'m> {
                 }
                 Entry::Tied { .. } => continue,
             };
-            if let Some(name) = own_name(graph, name) {
+            if let Some(name) = names.get(name.as_str()) {
                 env.insert(name, value);
             }
         }
@@ -162,26 +252,32 @@ impl<'m> Importer<'m> {
                 (Some(id), true) => self.b.swap_last(*id).map_or(Value::Refused, Value::Node),
                 (None, _) => Value::Refused,
             };
-            if let Some(name) = own_name(graph, name) {
+            if let Some(name) = names.get(name.as_str()) {
                 env.insert(name, value);
             }
         }
+        let copies = plan.entries.iter().filter_map(|(name, _)| names.get(name.as_str()).copied());
+        self.copies = copies.filter(|n| !own.contains(n)).collect();
         plan.mended
     }
 
     fn nodes(&mut self, nodes: &'m [NodeProto], env: &mut Env<'m>, scope: &Scope<'m>) {
         let later: FxHashSet<&str> = nodes.iter().flat_map(|n| n.output.iter().map(String::as_str)).collect();
+        let mut early = Early::default();
         for node in nodes {
             let place = place(node, &scope.inside);
             // Parameters that TorchScript copied are leaves already.
-            if node.op_type == "Identity"
+            if let ("Identity", [copy]) = (node.op_type.as_str(), node.output.as_slice())
                 && scope.depth == 0
-                && node.output.iter().all(|o| env.contains_key(o.as_str()))
+                && self.copies.remove(copy.as_str())
             {
                 continue;
             }
+            if !self.within_bounds(&place) {
+                return;
+            }
             let before = self.b.graph.len();
-            let results = match self.operands(node, env, &later, &place) {
+            let results = match self.operands(node, env, &later, &mut early, &place) {
                 Some(inputs) => self.node(node, inputs, env, scope, &place),
                 None => vec![],
             };
@@ -196,33 +292,70 @@ impl<'m> Importer<'m> {
                 let message = format!("{}: results after the first {} are not supported", node.op_type, results.len());
                 self.problems.push(Problem::new(&place, message));
             }
+            let known = |v: &Value| if let Value::Known(known) = v { known.len() } else { 0 };
+            self.elements += results.iter().map(known).sum::<usize>();
             let mut results = results.into_iter();
             for output in &node.output {
                 let value = results.next().unwrap_or(Value::Refused);
                 if !output.is_empty() && env.insert(output, value).is_some() {
-                    self.problems.push(Problem::new(&place, format!("`{output}` is produced twice")));
+                    let problem = Problem::new(&place, format!("`{output}` is there already and produced again"));
+                    self.problems.push(problem.help(DAMAGED));
                 }
             }
         }
+        self.problems.extend(early.problem(nodes, &scope.inside));
+    }
+
+    /// Counts a node; false, with one message, where the model unfolds beyond all bounds.
+    fn within_bounds(&mut self, place: &str) -> bool {
+        self.read += 1;
+        let why = match self.read {
+            _ if self.read > MAX_NODES + 1 => return false,
+            n if n > MAX_NODES => format!("the model's functions unfold to more than {MAX_NODES} nodes"),
+            _ if self.elements > MAX_ELEMENTS => {
+                self.read = MAX_NODES + 1;
+                format!("more than {MAX_ELEMENTS} constants are computed while reading")
+            }
+            _ => return true,
+        };
+        let help = "no model of a sensible size does this; export it again, with constants folded";
+        self.problems.push(Problem::new(place, why).help(help));
+        false
     }
 
     /// A node's operands; `None` where one is missing or was refused.
-    fn operands(&mut self, node: &NodeProto, env: &Env, later: &FxHashSet<&str>, place: &str) -> Option<Vec<Value>> {
+    fn operands(
+        &mut self,
+        node: &NodeProto,
+        env: &Env,
+        later: &FxHashSet<&str>,
+        early: &mut Early,
+        place: &str,
+    ) -> Option<Vec<Value>> {
         let mut inputs = Vec::new();
         let mut complete = true;
+        let mut elements = 0;
         for name in &node.input {
             match env.get(name.as_str()) {
                 _ if name.is_empty() => inputs.push(Value::Absent),
                 Some(Value::Refused) => complete = false,
-                Some(value) => inputs.push(value.clone()),
+                Some(value) => {
+                    elements += if let Value::Known(known) = value { known.len() } else { 0 };
+                    if elements > MAX_ELEMENTS {
+                        let why = format!("its operands are more than {MAX_ELEMENTS} constants");
+                        self.problems.push(Problem::new(place, why));
+                        return None;
+                    }
+                    inputs.push(value.clone());
+                }
+                None if later.contains(name.as_str()) => {
+                    complete = false;
+                    early.add(place, name);
+                }
                 None => {
                     complete = false;
-                    let (why, help) = if later.contains(name.as_str()) {
-                        ("is produced only by a later node", "the nodes are out of order or form a cycle")
-                    } else {
-                        ("is no input, weight or result of a node", "the file is damaged; export the model again")
-                    };
-                    self.problems.push(Problem::new(place, format!("`{name}` {why}")).help(help));
+                    let problem = Problem::new(place, format!("`{name}` is no input, weight or result of a node"));
+                    self.problems.push(problem.help(DAMAGED));
                 }
             }
         }
@@ -233,7 +366,7 @@ impl<'m> Importer<'m> {
         &mut self,
         node: &'m NodeProto,
         inputs: Vec<Value>,
-        env: &Env<'m>,
+        env: &mut Env<'m>,
         scope: &Scope<'m>,
         place: &str,
     ) -> Vec<Value> {
@@ -242,11 +375,12 @@ impl<'m> Importer<'m> {
             inputs,
             outputs: node.output.iter().filter(|o| !o.is_empty()).count(),
             attrs: resolve(node, &scope.bindings),
+            mistyped: Default::default(),
         };
         let key = (node.domain.as_str(), node.op_type.as_str(), node.overload.as_str());
         let standard = matches!(node.domain.as_str(), "" | "ai.onnx");
-        let result = if let Some(function) = self.functions.get(&key).copied() {
-            self.inline(function, call, scope, place)
+        let mut result = if let Some(function) = self.functions.get(&key).copied() {
+            self.inline(function, &call, scope, place)
         } else if standard && call.op == "Constant" {
             self.constant(&call, node.output.first().map_or("", String::as_str))
         } else if standard && call.op == "If" {
@@ -258,36 +392,75 @@ impl<'m> Importer<'m> {
                     let message = format!("{} needs opset {}, the file says {}", row.name, row.since, scope.opset);
                     let help = "the exporter wrote an invalid file (it does for opsets that it does not know): export \
                                 again with opset_version=23, 24 or 25";
-                    return self.refuse(message, help, place);
+                    return self.refuse(message, help.into(), place);
                 }
                 None => {
                     let domain = if standard { String::new() } else { format!("{}::", node.domain) };
                     let message = format!("operator {domain}{} is not supported", node.op_type);
-                    let help = "if the model can do without it, export it in evaluation mode, without cache and \
-                                data-dependent control flow";
-                    return self.refuse(message, help, place);
+                    return self.refuse(message, hints::help(&node.domain, &node.op_type), place);
                 }
             }
         };
+        let mistyped = call.mistyped.take();
+        if !mistyped.is_empty() {
+            result = Err(mistyped.join("; ").into());
+        }
         result.unwrap_or_else(|problem| {
-            let message = format!("{}: {}", node.op_type, problem.message);
+            let message = format!("{}: {}", clipped(&node.op_type, MAX_NAME), problem.message);
             self.problems.push(Problem { place: place.to_string(), message, help: problem.help });
             vec![]
         })
     }
 
-    fn refuse(&mut self, message: String, help: &str, place: &str) -> Vec<Value> {
-        let new = Group { count: 0, first: place.to_string(), message: message.clone(), help: help.to_string() };
+    fn refuse(&mut self, message: String, help: String, place: &str) -> Vec<Value> {
+        let new = Group { count: 0, first: place.to_string(), message: message.clone(), help };
         self.groups.entry(message).or_insert(new).count += 1;
         vec![]
     }
 }
 
-/// A name as the graph holds it: of an initializer, or of the result of a copying node.
-fn own_name<'m>(graph: &'m GraphProto, name: &str) -> Option<&'m str> {
-    let weights = graph.initializer.iter().map(|t| t.name.as_str());
-    let results = graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str));
-    weights.chain(results).find(|n| *n == name)
+/// Help for what no exporter writes.
+const DAMAGED: &str = "the file is damaged; export the model again";
+
+/// Where the declared type of an output is not the one that its nodes give.
+fn contradiction(output: &ValueInfoProto, b: &Build, id: Id) -> Option<Problem> {
+    let Some(type_proto::Value::TensorType(declared)) = &output.r#type.as_ref()?.value else {
+        return Some(Problem::new(&output.name, "is declared as something other than a tensor"));
+    };
+    let found = b.ty(id).ok()?;
+    let same_type = super::tensor::dtype(declared.elem_type).is_ok_and(|t| t == found.dtype);
+    let dims = declared.shape.as_ref().map(|s| s.dim.as_slice());
+    let agrees = |(dim, size): (&dimension::Value, &Dim)| match (dim, size.known()) {
+        (dimension::Value::DimValue(n), Some(known)) => *n == known || *n <= 0,
+        _ => true,
+    };
+    let same_shape = dims.is_none_or(|dims| {
+        let sizes = dims.iter().zip(&found.shape).filter_map(|(d, size)| Some((d.value.as_ref()?, size)));
+        dims.len() == found.shape.len() && sizes.into_iter().all(agrees)
+    });
+    if (same_type || declared.elem_type == 0) && same_shape {
+        return None;
+    }
+    let size = |d: &super::proto::tensor_shape_proto::Dimension| match &d.value {
+        Some(dimension::Value::DimValue(n)) => n.to_string(),
+        Some(dimension::Value::DimParam(name)) => name.clone(),
+        None => "?".into(),
+    };
+    let sizes = dims.unwrap_or_default().iter().map(size).collect::<Vec<_>>().join(" ");
+    let element = match super::tensor::dtype(declared.elem_type) {
+        Ok(dtype) => dtype.name().to_string(),
+        Err(why) => format!("({why})"),
+    };
+    let message = format!("is declared as {element}[{sizes}], its nodes give {found}");
+    Some(Problem::new(&output.name, message).help("the file contradicts itself; export the model again"))
+}
+
+/// The beginning of a text.
+fn clipped(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_string(),
+    }
 }
 
 /// A node's attributes, with those of the enclosing function put in for references.
@@ -309,5 +482,6 @@ fn place(node: &NodeProto, inside: &str) -> String {
         ("", None) => node.op_type.clone(),
         (name, _) => name.to_string(),
     };
-    if inside.is_empty() { name } else { format!("{inside} > {name}") }
+    let name = clipped(&name, MAX_NAME);
+    if inside.is_empty() { name } else { format!("{} > {name}", clipped(inside, MAX_NAME)) }
 }

@@ -140,6 +140,12 @@ impl Known {
         let first = parts.first()?;
         let mut shape = first.shape.clone();
         *shape.get_mut(axis)? = parts.iter().map(|p| p.shape.get(axis)).sum::<Option<usize>>()?;
+        let beside = |(k, (a, b)): (usize, (&usize, &usize))| k == axis || a == b;
+        let agrees = |p: &&Known| {
+            let (rank, sizes) = (p.shape.len(), p.shape.iter().zip(&shape));
+            p.dtype == first.dtype && rank == shape.len() && sizes.enumerate().all(beside)
+        };
+        elements(&shape).filter(|_| parts.iter().all(agrees))?;
         let outer: usize = shape[..axis].iter().product();
         let whole = |p: &Known| p.len() / outer.max(1);
         let ints: Option<Vec<&[Dim]>> = parts.iter().map(|p| p.dims()).collect();
@@ -194,6 +200,9 @@ impl Known {
 
     /// An elementwise operator of two operands, broadcasting; `None` where the result is not known.
     pub fn binary(op: Op, a: &Known, b: &Known) -> Option<Known> {
+        if a.dtype != b.dtype && op != Op::Pow {
+            return None;
+        }
         let shape = common_shape(&a.shape, &b.shape)?;
         let (a, b) = (a.expanded(&shape)?, b.expanded(&shape)?);
         let compares =
@@ -234,7 +243,7 @@ fn elements(shape: &[usize]) -> Option<usize> {
 }
 
 fn strides(shape: &[usize]) -> Vec<usize> {
-    (0..shape.len()).map(|k| shape[k + 1..].iter().product()).collect()
+    (0..shape.len()).map(|k| shape[k + 1..].iter().fold(1usize, |n, d| n.saturating_mul(*d))).collect()
 }
 
 /// Strides over `from` for an index into `to`, 0 along broadcast axes.
@@ -280,7 +289,7 @@ pub fn sign(d: &Dim) -> Option<Ordering> {
     }
     let terms = d.monomials();
     // With every symbol at 1 a polynomial with coefficients of one sign is at its least magnitude.
-    let at_one: i64 = terms.iter().map(|(_, c)| c).sum();
+    let at_one = terms.iter().fold(0i64, |sum, (_, c)| sum.saturating_add(*c));
     let symbolic = |positive: bool| terms.iter().filter(|(s, _)| !s.is_empty()).all(|(_, c)| (*c > 0) == positive);
     match at_one.cmp(&0) {
         Ordering::Greater if symbolic(true) => Some(Ordering::Greater),
@@ -289,11 +298,13 @@ pub fn sign(d: &Dim) -> Option<Ordering> {
     }
 }
 
-/// The most terms that a product of dimensions may have; shapes of models have a handful.
+/// The most terms that a product of dimensions may have, and symbols in one; shapes of models have a handful.
 const MAX_TERMS: usize = 64;
+const MAX_DEGREE: usize = 16;
 
 fn int_binary(op: Op, x: &Dim, y: &Dim) -> Option<Dim> {
-    if x.monomials().len() * y.monomials().len() > MAX_TERMS {
+    let ((terms_x, degree_x), (terms_y, degree_y)) = (x.extent(), y.extent());
+    if terms_x * terms_y > MAX_TERMS || degree_x + degree_y > MAX_DEGREE {
         return None;
     }
     let order = || sign(&(x.clone() - y.clone()));

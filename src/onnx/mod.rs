@@ -3,6 +3,7 @@
 mod build;
 mod call;
 pub mod emit;
+mod hints;
 mod import;
 mod known;
 mod names;

@@ -249,15 +249,18 @@ fn tie(weights: &mut Weights, mut params: Vec<(usize, bool)>) {
 /// TorchScript stores parameters of equal value once (all-zero biases, all-one norms) and copies them by
 /// `Identity`: each is a parameter of its own.  Equal values that are not constant are real ties.
 fn untie(graph: &GraphProto, tensors: &[(&str, Tensor)], weights: &mut Weights) {
+    let floats = tensors.iter().filter(|(_, t)| t.dtype.is_float());
+    let tensors: BTreeMap<&str, &Tensor> = floats.map(|(n, t)| (*n, t)).collect();
+    let places: BTreeMap<String, usize> =
+        weights.entries.iter().enumerate().map(|(k, (name, _))| (name.clone(), k)).collect();
     for node in graph.node.iter().filter(|n| n.op_type == "Identity") {
         let ([input], [output]) = (node.input.as_slice(), node.output.as_slice()) else { continue };
-        let Some((_, tensor)) = tensors.iter().find(|(n, t)| n == input && t.dtype.is_float()) else { continue };
+        let Some(tensor) = tensors.get(input.as_str()) else { continue };
         if !is_module_path(output) || has_table_word(output) || tensor.numel() < 2 {
             continue;
         }
-        let Some(Entry::Leaf(leaf)) = weights.entries.iter().find(|(n, _)| n == input).map(|(_, e)| e) else {
-            continue;
-        };
+        let place = places.get(input).and_then(|k| weights.entries.get(*k));
+        let Some(Entry::Leaf(leaf)) = place.map(|(_, e)| e) else { continue };
         if leaf.kind == LeafKind::Param && super::tie::is_uniform(leaf) {
             weights.mended.push(format!("weight `{output}` is its own, not a copy of `{input}`"));
             let leaf = Leaf { name: output.clone(), source_name: Some(input.clone()), ..leaf.clone() };

@@ -35,12 +35,16 @@ pub struct Source {
 /// `Io` where the file cannot be read; `Model` with everything that stands in the way otherwise.
 pub fn read(path: &Path) -> Result<Source> {
     let refuse = |problems: Vec<Problem>| Error::Model { model: path.to_path_buf(), problems };
+    if path.is_dir() {
+        let problem = Problem::new("", "is a folder, not a file");
+        return Err(refuse(vec![problem.help("name the .onnx file inside it")]));
+    }
     // Raw data in the messages borrows the mapping: nothing is copied.
     let file = Bytes::from_owner(weights::map(path)?);
-    let model = ModelProto::decode(file.clone()).map_err(|e| {
-        let problem = Problem::new("", format!("not an ONNX file, or cut short: {e}"));
-        refuse(vec![problem.help("weftc reads .onnx files (protobuf), as torch.onnx.export writes them")])
-    })?;
+    let model = ModelProto::decode(file.clone()).map_err(|e| refuse(vec![undecodable(&file, &e.to_string())]))?;
+    if file.is_empty() {
+        return Err(refuse(vec![Problem::new("", "the file is empty").help(EXPORT)]));
+    }
     let opset = opset(&model).map_err(|p| refuse(vec![p]))?;
     let site = Site::new(path, file).map_err(|e| Error::io("open", path, e))?;
     let imported = Importer::new(&model, &site, opset).run().map_err(refuse)?;
@@ -54,11 +58,50 @@ pub fn read(path: &Path) -> Result<Source> {
     })
 }
 
+const EXPORT: &str = "weftc reads .onnx files (protobuf), as torch.onnx.export writes them";
+
+/// First bytes of files that are taken for models.
+const OTHERS: &[(&[u8], &str)] = &[
+    (b"PK\x03\x04", "a zip archive (a PyTorch checkpoint?)"),
+    (b"GGUF", "a GGUF file"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"version https://git-lfs", "a Git LFS pointer: the model itself was not downloaded (git lfs pull)"),
+    (b"<", "a web page or XML"),
+];
+
+/// Why a file cannot be decoded, as far as its bytes tell.
+fn undecodable(file: &[u8], why: &str) -> Problem {
+    let why = why.trim_start_matches("failed to decode Protobuf message: ");
+    let is_safetensors = file.get(8) == Some(&b'{') && file.get(4..8) == Some(&[0; 4]);
+    let other = OTHERS.iter().find(|(start, _)| file.starts_with(start)).map(|(_, kind)| *kind);
+    let other = other.or(is_safetensors.then_some("a safetensors file: weights without a graph"));
+    let is_text = file.iter().take(64).all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace());
+    match other.or(is_text.then_some("a text file")) {
+        Some(kind) => Problem::new("", format!("not an ONNX file, but {kind}")).help(EXPORT),
+        None if why.contains("recursion limit") => Problem::new("", "messages are nested more than 100 deep")
+            .help("export for fixed behaviour: branches inside branches are not followed that far"),
+        None if why.contains("UTF-8") => Problem::new("", format!("a name or text is not UTF-8 ({why})"))
+            .help("the file is damaged; export the model again"),
+        None if why.contains("underflow") => Problem::new("", format!("the file is cut short or no ONNX file ({why})"))
+            .help("copy or download it again and compare its size"),
+        None => Problem::new("", format!("not an ONNX file, or damaged ({why})")).help(EXPORT),
+    }
+}
+
 fn opset(model: &ModelProto) -> std::result::Result<i64, Problem> {
-    let declared = model.opset_import.iter().find(|o| matches!(o.domain.as_str(), "" | "ai.onnx"));
-    let Some(version) = declared.map(|o| o.version) else {
-        let problem = Problem::new("", "the file declares no opset: it is empty or not an ONNX model");
-        return Err(problem.help("weftc reads .onnx files (protobuf), as torch.onnx.export writes them"));
+    let standard = model.opset_import.iter().filter(|o| matches!(o.domain.as_str(), "" | "ai.onnx"));
+    let mut versions: Vec<i64> = standard.map(|o| o.version).collect();
+    versions.dedup();
+    let version = match versions.as_slice() {
+        [version] => *version,
+        [] => {
+            let problem = Problem::new("", "the file declares no opset of ONNX's own operators");
+            return Err(problem.help(EXPORT));
+        }
+        several => {
+            let problem = Problem::new("", format!("the file declares several opsets: {several:?}"));
+            return Err(problem.help("export the model again with opset_version=23"));
+        }
     };
     if OPSETS.contains(&version) {
         return Ok(version);

@@ -2,28 +2,51 @@
 
 use super::proto::tensor_shape_proto::dimension;
 use super::proto::{ValueInfoProto, type_proto};
+use crate::ir::dim::is_symbol;
 use crate::ir::{Dim, TensorType};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The names given so far: equal names in the file are one size, different ones stay different.
 #[derive(Default)]
 pub struct Symbols {
     by_source: BTreeMap<String, String>,
+    /// Names that are the whole size of some axis: a run can read their values, and sums of them.
+    readable: BTreeSet<String>,
 }
 
 impl Symbols {
+    pub fn new<'m>(inputs: impl Iterator<Item = &'m ValueInfoProto>) -> Self {
+        let mut readable = BTreeSet::new();
+        for input in inputs {
+            let Some(type_proto::Value::TensorType(tensor)) = input.r#type.as_ref().and_then(|t| t.value.as_ref())
+            else {
+                continue;
+            };
+            for dim in tensor.shape.iter().flat_map(|s| &s.dim) {
+                if let Some(dimension::Value::DimParam(name)) = &dim.value
+                    && is_symbol(name.trim())
+                {
+                    readable.insert(name.trim().to_string());
+                }
+            }
+        }
+        Symbols { by_source: BTreeMap::new(), readable }
+    }
+
     pub fn type_of(&mut self, input: &ValueInfoProto) -> Result<TensorType, String> {
         let Some(type_proto::Value::TensorType(tensor)) = input.r#type.as_ref().and_then(|t| t.value.as_ref()) else {
-            return Err("only tensors are supported as inputs".into());
+            return Err("is no tensor: sequences, maps and optionals are not supported as inputs".into());
         };
         let dtype = super::tensor::dtype(tensor.elem_type)?;
-        let shape = tensor.shape.as_ref().ok_or("the input has no shape")?;
+        let shape = tensor.shape.as_ref().ok_or("the input has no shape: not even its rank is known")?;
         let dims = shape.dim.iter().enumerate().map(|(axis, dim)| match &dim.value {
             Some(dimension::Value::DimValue(n)) if *n > 0 => Dim::Known(*n),
             Some(dimension::Value::DimParam(name)) if !name.trim().is_empty() => self.named(name.trim()),
             _ => self.named(&format!("{}_{axis}", input.name)),
         });
-        Ok(TensorType::new(dtype, dims.collect::<Vec<_>>()))
+        let dims: Vec<Dim> = dims.collect();
+        super::build::check_shape(&dims)?;
+        Ok(TensorType::new(dtype, dims))
     }
 
     /// `2*seq + 1` stays arithmetic; any other text becomes a word.
@@ -32,6 +55,7 @@ impl Symbols {
         let compact: String = text.chars().filter(|c| !arithmetic || !c.is_whitespace()).collect();
         if !compact.contains('.')
             && let Some(dim) = Dim::parse(&compact)
+            && dim.symbols().iter().all(|s| !arithmetic || self.readable.contains(s.as_str()))
         {
             for symbol in dim.symbols() {
                 self.by_source.entry(symbol.as_str().into()).or_insert_with(|| symbol.as_str().into());
@@ -59,10 +83,11 @@ mod tests {
 
     #[test]
     fn names_become_words_and_stay_apart() {
-        let mut symbols = Symbols::default();
+        let mut symbols = Symbols { readable: ["seq".to_string()].into(), ..Symbols::default() };
         let mut name = |text: &str| symbols.named(text).to_string();
         assert_eq!(name("batch"), "batch");
         assert_eq!(name("seq + 1"), "seq+1");
+        assert_eq!(name("gone + 1"), "gone___1");
         assert_eq!(name("a b"), "a_b");
         assert_eq!(name("a-.b"), "a__b");
         assert_eq!(name("a/b"), "a_b_");

@@ -2,8 +2,8 @@
 
 use super::proto::TensorProto;
 use super::proto::tensor_proto::{DataLocation, DataType};
-use crate::ir::DType;
 use crate::ir::graph::Data;
+use crate::ir::{DType, Dim};
 use prost::bytes::Bytes;
 use std::path::{Component, Path, PathBuf};
 
@@ -83,7 +83,9 @@ impl Site {
         let entry = |key: &str| proto.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
         let location = entry("location").ok_or("external data without a location")?;
         let number = |key: &str, default: u64| match entry(key) {
-            Some(text) => text.parse::<u64>().map_err(|_| format!("external data: {key} `{text}` is not a number")),
+            Some(text) => {
+                text.parse::<u64>().map_err(|_| format!("external data: {key} `{text}` is no number of bytes"))
+            }
             None => Ok(default),
         };
         let (offset, len) = (number("offset", 0)?, number("length", bytes)?);
@@ -121,6 +123,8 @@ fn header(proto: &TensorProto) -> Result<(DType, Vec<usize>, usize), String> {
     let dims = dims.ok_or_else(|| format!("shape {:?} has a negative size", proto.dims))?;
     let bytes = dims.iter().try_fold(dtype.size(), |n, d| n.checked_mul(*d));
     let bytes = bytes.filter(|n| *n <= isize::MAX as usize).ok_or("its shape is too large")?;
+    let sizes: Vec<Dim> = proto.dims.iter().copied().map(Dim::Known).collect();
+    super::build::check_shape(&sizes)?;
     Ok((dtype, dims, bytes))
 }
 

@@ -85,7 +85,6 @@ refused! {
         function("d", "G", &["x"], &["y"], vec![call("F", "x", "y")]),
     ]);
     functions_1000_deep => |_| chain(1000);
-    functions_that_multiply => |_| laughs(30);
     function_reads_what_it_is_not_given => |_| body(node("Add", &["x", "hidden"], &["y"]));
     function_never_computes_its_result => |_| body(node("Neg", &["x"], &["z"]));
     function_of_an_old_opset => |_| {

@@ -125,6 +125,4 @@ refused! {
     norm_of_another_width => |_| through_with(&[floats("k", &[5])], vec![binary("LayerNormalization")]);
     reduce_axes_out_of_range => |_| by_ints("ReduceSum", &[9]);
     reduce_twice => |_| by_ints("ReduceSum", &[0, 0]);
-    sizes_of_endless_degree => |_| polynomial(40);
-    sizes_of_endless_terms => |_| sums(40);
 }

@@ -85,14 +85,22 @@ fn backward(b: &mut Build, x: &Value, axis: usize, start: &Dim, end: &Dim, step:
     b.op(Op::Gather, &[id, rows], &[Lit::Int(Dim::Known(axis as i64))]).map(Value::Node)
 }
 
+/// Operand 1 as i64 indices.
+fn indices(b: &mut Build, call: &Call) -> Result<Id, String> {
+    let index = call.node(b, 1)?;
+    match b.ty(index)?.dtype {
+        t if t.is_int() => b.cast(index, DType::I64),
+        t => Err(format!("indices must be integers, not {}", t.name())),
+    }
+}
+
 pub fn gather(b: &mut Build, call: &Call) -> Read {
     let data = call.value(0)?.clone();
     let dims = shape_of(b, &data)?;
     let axis = call.axis(0, dims.len())?;
     let at = |k: &Dim| if sign(k) == Some(Ordering::Less) { k.clone() + dims[axis].clone() } else { k.clone() };
     let Some(index) = call.known(1) else {
-        let (x, index) = (b.tensor(&data)?, call.node(b, 1)?);
-        let index = b.cast(index, DType::I64)?;
+        let (x, index) = (b.tensor(&data)?, indices(b, call)?);
         return Ok(vec![Value::Node(b.op(Op::Gather, &[x, index], &[Lit::Int(Dim::Known(axis as i64))])?)]);
     };
     let rows: Vec<Dim> = index.dims().ok_or("indices must be integers")?.iter().map(at).collect();
@@ -121,9 +129,9 @@ pub fn gather(b: &mut Build, call: &Call) -> Read {
 }
 
 fn indexed(b: &mut Build, call: &Call) -> Result<(Id, Id, Lit), String> {
-    let (x, index) = (call.node(b, 0)?, call.node(b, 1)?);
+    let (x, index) = (call.node(b, 0)?, indices(b, call)?);
     let axis = call.axis(0, b.shape(x).len())?;
-    Ok((x, b.cast(index, DType::I64)?, Lit::Int(Dim::Known(axis as i64))))
+    Ok((x, index, Lit::Int(Dim::Known(axis as i64))))
 }
 
 pub fn gather_elements(b: &mut Build, call: &Call) -> Read {

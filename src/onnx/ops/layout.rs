@@ -234,6 +234,9 @@ pub fn split_to_sequence(b: &mut Build, call: &Call) -> Read {
 }
 
 pub fn sequence_construct(_: &mut Build, call: &Call) -> Read {
+    if call.inputs.iter().any(|v| matches!(v, Value::Sequence(_))) {
+        return Err("a sequence of sequences is not supported".into());
+    }
     one(Value::Sequence(call.inputs.clone()))
 }
 

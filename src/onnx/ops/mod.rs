@@ -37,6 +37,8 @@ pub struct Row {
 impl Row {
     pub fn read(&self, b: &mut Build, call: &Call) -> Read {
         match self.reader {
+            Reader::Unary(_) if call.inputs.len() > 1 => Err("takes one operand".into()),
+            Reader::Binary(_) if call.inputs.len() > 2 => Err("takes two operands".into()),
             Reader::Unary(op) => elementwise::unary(b, call, op),
             Reader::Binary(op) => elementwise::binary(b, call, op),
             Reader::Join(op) => elementwise::join(b, call, op),
@@ -54,6 +56,11 @@ pub fn find(domain: &str, name: &str) -> Option<&'static Row> {
         _ => return None,
     };
     rows.iter().find(|r| r.name == name)
+}
+
+/// The names of all operators that are read, of ONNX and of ONNX Runtime.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    STANDARD.iter().chain(CONTRIB).map(|r| r.name).chain(["Constant", "If"])
 }
 
 const fn row(name: &'static str, since: i64, reader: Reader) -> Row {

@@ -1,0 +1,109 @@
+//! What to do about an operator that is not read: the nearest form that is, and where support would go.
+
+use super::ops;
+
+/// Operators that models do have and how they are written in operators that are read.
+const FORMS: &[(&str, &str)] = &[
+    ("ArgMax", "choosing tokens belongs after the model: export up to the logits"),
+    ("Bernoulli", "export in evaluation mode: randomness is an input of the training step"),
+    ("Conv", "a convolution of kernel size 1 is a MatMul"),
+    ("DequantizeLinear", "export the model before quantization: quantized weights have no gradient"),
+    ("DynamicQuantizeLinear", "export the model before quantization: quantized weights have no gradient"),
+    ("GatherND", "Gather and GatherElements are read"),
+    ("GroupNormalization", "LayerNormalization over a Reshape is read"),
+    ("GroupQueryAttention", "export without ONNX Runtime's graph optimization: Attention and its parts are read"),
+    ("InstanceNormalization", "LayerNormalization over a Reshape is read"),
+    ("Loop", "export with a fixed number of steps, so that the loop is unrolled; no cache"),
+    ("MatMulInteger", "export the model before quantization: quantized weights have no gradient"),
+    ("MatMulNBits", "export the model before quantization: quantized weights have no gradient"),
+    ("Multinomial", "choosing tokens belongs after the model: export up to the logits"),
+    ("MultiHeadAttention", "export without ONNX Runtime's graph optimization: Attention and its parts are read"),
+    ("NonMaxSuppression", "choosing among results belongs after the model: export up to the logits"),
+    ("NonZero", "masks by Where are read; selections whose size depends on the data are not"),
+    ("QuantizeLinear", "export the model before quantization: quantized weights have no gradient"),
+    ("RandomNormal", "export in evaluation mode: randomness is an input of the training step"),
+    ("RandomNormalLike", "export in evaluation mode: randomness is an input of the training step"),
+    ("RandomUniform", "export in evaluation mode: randomness is an input of the training step"),
+    ("RandomUniformLike", "export in evaluation mode: randomness is an input of the training step"),
+    ("Round", "Floor and Ceil are read"),
+    ("Scan", "export with a fixed number of steps, so that the loop is unrolled; no cache"),
+    ("ScatterND", "ScatterElements with reduction `add`, Where and Concat are read; export without cache"),
+    ("SkipLayerNormalization", "export without ONNX Runtime's graph optimization: Add and LayerNormalization are read"),
+    ("SkipSimplifiedLayerNormalization", "export without ONNX Runtime's graph optimization: its parts are read"),
+    ("TopK", "choosing tokens belongs after the model; experts are read as a dense mixture"),
+];
+
+/// Help for operator `name` of `domain` (empty: ONNX's own).
+pub fn help(domain: &str, name: &str) -> String {
+    let known = FORMS.iter().find(|(n, _)| *n == name).map(|(_, form)| form.to_string());
+    let form = known.or_else(|| nearest(name).map(|n| format!("the nearest operator that is read is {n}")));
+    let own = matches!(domain, "" | "ai.onnx" | "com.microsoft");
+    let form = form.unwrap_or_else(|| match own {
+        true => "nothing that is read comes near; if the model can do without it, export in evaluation mode".into(),
+        false => "a custom operator needs a function of its domain in the file (ONNX model-local function)".into(),
+    });
+    format!(
+        "{form}; to support it: a row in src/onnx/ops/mod.rs, and for an operator that the IR lacks a row in \
+         src/ir/op.rs and its gradient `(vjp ({} ..) => ..)` in rules/grad.egg",
+        snake(name)
+    )
+}
+
+/// The operator whose name is a slip of the pen away.
+fn nearest(name: &str) -> Option<&'static str> {
+    let lower = name.to_lowercase();
+    let close = |other: &&str| distance(&lower, &other.to_lowercase());
+    let (far, best) = ops::names().map(|n| (close(&n), n)).min()?;
+    (far <= name.len() / 4).then_some(best)
+}
+
+/// How many letters must be changed, inserted or left out; names of very different length are far apart.
+fn distance(a: &str, b: &str) -> usize {
+    if a.len().abs_diff(b.len()) > 4 {
+        return usize::MAX;
+    }
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let changed = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// `NonZero` as the IR would call it: `non_zero`.
+fn snake(name: &str) -> String {
+    let mut out = String::new();
+    for (k, c) in name.chars().take(60).enumerate() {
+        if c.is_ascii_uppercase() && k > 0 && !out.ends_with('_') {
+            out.push('_');
+        }
+        out.push(if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' });
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slips_find_their_operator() {
+        assert_eq!(nearest("SoftMax"), Some("Softmax"));
+        assert_eq!(nearest("LayerNormalisation"), Some("LayerNormalization"));
+        assert_eq!(nearest("Mystery"), None);
+        assert_eq!(distance("kitten", "sitting"), 3);
+        assert_eq!(snake("NonZero"), "non_zero");
+    }
+
+    /// A hint for an operator that is read by now would never be shown.
+    #[test]
+    fn hints_are_for_operators_that_are_not_read() {
+        let stale: Vec<_> = FORMS.iter().filter(|(n, _)| ops::names().any(|read| read == *n)).collect();
+        assert!(stale.is_empty(), "{stale:?}");
+    }
+}
