@@ -210,6 +210,11 @@ impl<'a> Pipeline<'a> {
 
     fn run(&mut self, on_stage: &mut dyn FnMut(Stage, &Graph)) -> Result<Compiled> {
         let source = read(&self.options.model)?;
+        if source.is_training_graph {
+            let problem = Problem::new("", "is a training graph that weftc wrote, not a model")
+                .help("compile its source model; train with weftc run");
+            return Err(Error::Model { model: self.options.model.clone(), problems: vec![problem] });
+        }
         self.done(Stage::Read, &source.graph, on_stage);
         let ports = objective::find_ports(
             &source.graph,

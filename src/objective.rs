@@ -4,7 +4,7 @@
 //! rule unfold it; what entropy, mask rate and loss are stands in `rules/methods/` and METHOD.md.
 
 use crate::error::{Error, Problem, Result};
-use crate::ir::{Builder, DType, Dim, F64, Graph, Id, LeafKind, Lit, Node, Op};
+use crate::ir::{Builder, DType, Dim, F64, Graph, Id, Leaf, LeafKind, Lit, Node, Op};
 use crate::manifest::Method;
 use crate::rewrite::{self, Options};
 use crate::rules::Rule;
@@ -60,19 +60,30 @@ fn check_names(graph: &Graph, problems: &mut Vec<Problem>) {
     }
 }
 
-/// Logits must have a row for every token.
+/// Logits must have a row for every token and come from the tokens through weights.
 fn check_positions(graph: &Graph, logits: &str, tokens: &str, problems: &mut Vec<Problem>) {
-    let rows = graph.outputs.iter().find(|(n, _)| n == logits).map(|(_, id)| graph.type_of(*id));
-    let leaf = graph.leaves.iter().find(|l| l.name == tokens);
-    if let (Some(rows), Some(leaf)) = (rows, leaf)
-        && !rows.shape().starts_with(&leaf.ty.shape)
-    {
+    let Some((_, root)) = graph.outputs.iter().find(|(n, _)| n == logits) else { return };
+    let Some(leaf) = graph.leaves.iter().find(|l| l.name == tokens) else { return };
+    let rows = graph.type_of(*root);
+    if !rows.shape().starts_with(&leaf.ty.shape) {
+        let message = format!("logits {rows} do not have one row for each of the tokens `{tokens}` {}", leaf.ty);
         problems.push(
-            Problem::new(
-                logits,
-                format!("logits {rows} do not have one row for each of the tokens `{tokens}` {}", leaf.ty),
-            )
-            .help("export the model with logits at every position; shifted logits keep all rows (--logits-shift)"),
+            Problem::new(logits, message)
+                .help("export the model with logits at every position; shifted logits keep all rows (--logits-shift)"),
+        );
+    }
+    let needed = graph.reachable([*root]);
+    let needed: Vec<&Leaf> = needed.into_iter().filter_map(|id| graph.as_leaf(id)).map(|l| graph.leaf(l)).collect();
+    if !needed.iter().any(|l| l.name == tokens) {
+        problems.push(
+            Problem::new(logits, format!("the logits do not depend on the tokens `{tokens}`"))
+                .help("name the model's own with --token-input and --logits-output"),
+        );
+    }
+    if !needed.iter().any(|l| l.kind == LeafKind::Param && l.ty.dtype.is_float()) {
+        problems.push(
+            Problem::new(logits, "the logits depend on no weight that could be trained")
+                .help("export the model with its weights as initializers, in floating point"),
         );
     }
 }
@@ -88,7 +99,7 @@ fn find_logits(graph: &Graph, name: Option<&str>, problems: &mut Vec<Problem>) -
         let all = graph.outputs.iter().map(|(n, id)| format!("{n}: {}", graph.type_of(*id)));
         all.collect::<Vec<_>>().join(", ")
     };
-    let help = "a diffusion language model has an output of shape [batch, length, vocabulary]; export it with its head";
+    let help = "a diffusion language model has an output of shape [batch, length, vocabulary] and known vocabulary; export it with its head";
     match (name, shaped.as_slice()) {
         (Some(name), _) => match shaped.iter().find(|(n, _)| *n == name) {
             Some((n, v)) => return Some((n.to_string(), *v)),
@@ -253,7 +264,7 @@ mod tests {
     }
 
     const TWO_TABLES: &str = "(graph m
-      (input input_ids i64 [batch seq]) (input other_ids i64 [batch seq]) (input mask f32 [batch seq])
+      (input input_ids i64 [batch seq]) (input other_ids i64 [batch seq]) (input padding f32 [batch seq])
       (param a f32 [32 8]) (param b f32 [ROWS 8]) (param head f32 [8 32])
       (output logits (matmul (add (gather a input_ids 0) (gather b other_ids 0)) head)))";
 
@@ -280,7 +291,7 @@ mod tests {
         assert_eq!(
             ports(text, None).unwrap_err(),
             "m: cannot use this model\n  outputs: none has the shape of logits: y: f32[batch 4]\n    \
-             help: a diffusion language model has an output of shape [batch, length, vocabulary]; export it with its head\n  \
+             help: a diffusion language model has an output of shape [batch, length, vocabulary] and known vocabulary; export it with its head\n  \
              inputs: none is an i64 token input of shape [batch, length]: x: f32[batch 8]\n    \
              help: export the model with token ids as input, not embeddings"
         );

@@ -35,10 +35,15 @@ const FORMS: &[(&str, &str)] = &[
 
 /// Help for operator `name` of `domain` (empty: ONNX's own).
 pub fn help(domain: &str, name: &str) -> String {
-    let known = FORMS.iter().find(|(n, _)| *n == name).map(|(_, form)| form.to_string());
-    let form = known.or_else(|| nearest(name).map(|n| format!("the nearest operator that is read is {n}")));
+    if name.is_empty() {
+        return "the file is damaged; export the model again".into();
+    }
     let own = matches!(domain, "" | "ai.onnx" | "com.microsoft");
-    let form = form.unwrap_or_else(|| match own {
+    if let Some(slip) = nearest(name).filter(|_| own) {
+        return format!("the nearest operator that is read is {slip}");
+    }
+    let known = FORMS.iter().find(|(n, _)| *n == name).map(|(_, form)| form.to_string());
+    let form = known.unwrap_or_else(|| match own {
         true => "nothing that is read comes near; if the model can do without it, export in evaluation mode".into(),
         false => "a custom operator needs a function of its domain in the file (ONNX model-local function)".into(),
     });

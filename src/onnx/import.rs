@@ -104,7 +104,7 @@ impl<'m> Importer<'m> {
 
     pub fn run(mut self) -> Result<Imported, Vec<Problem>> {
         let Some(graph) = &self.model.graph else {
-            return Err(vec![Problem::new("", "the file holds no graph")]);
+            return Err(vec![Problem::new("", "the file holds no graph").help(DAMAGED)]);
         };
         self.b.graph.name = if graph.name.is_empty() { "model".into() } else { graph.name.clone() };
         let mut env = Env::default();
@@ -144,20 +144,20 @@ impl<'m> Importer<'m> {
             let mut seen = FxHashSet::default();
             for name in names {
                 if name.is_empty() {
-                    self.problems.push(Problem::new("", format!("{what} has no name")).help(DAMAGED));
+                    self.problems.push(Problem::new("", format!("there is an {what} without a name")).help(DAMAGED));
                 } else if !seen.insert(name) {
-                    self.problems.push(Problem::new(name, format!("{what} is there twice")).help(DAMAGED));
+                    self.problems.push(Problem::new(name, format!("two {what}s have this name")).help(DAMAGED));
                 }
             }
         };
-        twice(&mut graph.input.iter().map(|i| i.name.as_str()), "an input of this name");
-        twice(&mut graph.initializer.iter().map(|t| t.name.as_str()), "a weight of this name");
-        twice(&mut graph.output.iter().map(|o| o.name.as_str()), "an output of this name");
+        twice(&mut graph.input.iter().map(|i| i.name.as_str()), "input");
+        twice(&mut graph.initializer.iter().map(|t| t.name.as_str()), "initializer");
+        twice(&mut graph.output.iter().map(|o| o.name.as_str()), "output");
         let mut functions = FxHashSet::default();
         for f in &self.model.functions {
             if !functions.insert((&f.domain, &f.name, &f.overload)) {
                 let name = format!("{}::{}", f.domain, f.name);
-                self.problems.push(Problem::new(name, "a function of this name is there twice").help(DAMAGED));
+                self.problems.push(Problem::new(name, "two functions have this name").help(DAMAGED));
             }
         }
         for sparse in graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref()) {
@@ -169,9 +169,10 @@ impl<'m> Importer<'m> {
     /// Every leaf has a name of its own in train.onnx: tables get a number, weights and inputs are refused.
     fn leaf_names(&mut self) {
         let leaves = &mut self.b.graph.leaves;
+        let said = !self.problems.is_empty();
         let mut taken: FxHashSet<String> = FxHashSet::default();
         for leaf in leaves.iter().filter(|l| l.kind != LeafKind::Const) {
-            if !taken.insert(leaf.name.clone()) {
+            if !taken.insert(leaf.name.clone()) && !said {
                 let problem = Problem::new(&leaf.name, "two inputs or weights have this name");
                 self.problems.push(problem.help("rename one of them in the source model"));
             }
@@ -199,7 +200,8 @@ impl<'m> Importer<'m> {
                     env.insert(&input.name, Value::Node(id));
                 }
                 Err(why) => {
-                    self.problems.push(Problem::new(&input.name, why));
+                    let help = "the model's inputs must be tensors of known rank: token ids, i64 [batch, length]";
+                    self.problems.push(Problem::new(&input.name, why).help(help));
                     env.insert(&input.name, Value::Refused);
                 }
             }
@@ -213,8 +215,11 @@ impl<'m> Importer<'m> {
                 Ok(tensor) => tensors.push((&proto.name, tensor)),
                 Err(why) => {
                     let external = proto.data_location == DataLocation::External as i32;
-                    let help = external.then(|| "external data lies in the model's folder or below".to_string());
-                    self.problems.push(Problem { place: proto.name.clone(), message: why, help });
+                    let help = match external {
+                        true => "external data must lie in the model's folder or below, complete",
+                        false => "weights must be dense numbers, complete; export the model again",
+                    };
+                    self.problems.push(Problem::new(&proto.name, why).help(help));
                     env.insert(&proto.name, Value::Refused);
                 }
             }
@@ -395,8 +400,11 @@ impl<'m> Importer<'m> {
                     return self.refuse(message, help.into(), place);
                 }
                 None => {
+                    if call.op.is_empty() {
+                        return self.refuse("there are nodes without an operator".into(), hints::help("", ""), place);
+                    }
                     let domain = if standard { String::new() } else { format!("{}::", node.domain) };
-                    let message = format!("operator {domain}{} is not supported", node.op_type);
+                    let message = format!("operator {domain}{} is not supported", clipped(&node.op_type, MAX_NAME));
                     return self.refuse(message, hints::help(&node.domain, &node.op_type), place);
                 }
             }
@@ -407,7 +415,8 @@ impl<'m> Importer<'m> {
         }
         result.unwrap_or_else(|problem| {
             let message = format!("{}: {}", clipped(&node.op_type, MAX_NAME), problem.message);
-            self.problems.push(Problem { place: place.to_string(), message, help: problem.help });
+            let help = problem.help.unwrap_or_else(|| UNREAD.into());
+            self.problems.push(Problem::new(place, message).help(help));
             vec![]
         })
     }
@@ -421,6 +430,9 @@ impl<'m> Importer<'m> {
 
 /// Help for what no exporter writes.
 const DAMAGED: &str = "the file is damaged; export the model again";
+
+/// Help for a node that contradicts its operator, as far as weftc knows it.
+const UNREAD: &str = "if onnx.checker accepts the model (full_check=True), weftc does not read this form yet";
 
 /// Where the declared type of an output is not the one that its nodes give.
 fn contradiction(output: &ValueInfoProto, b: &Build, id: Id) -> Option<Problem> {

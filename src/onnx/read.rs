@@ -6,6 +6,7 @@ use super::tensor::Site;
 use super::weights;
 use crate::error::{Error, Problem, Result};
 use crate::ir::Graph;
+use crate::manifest;
 use prost::Message;
 use prost::bytes::Bytes;
 use std::ops::RangeInclusive;
@@ -27,6 +28,8 @@ pub struct Source {
     pub sha256: String,
     /// What exporters broke and was mended, one line each.
     pub mended: Vec<String>,
+    /// The file is a training graph that weftc wrote.
+    pub is_training_graph: bool,
 }
 
 /// Reads a model file and the headers of its external data; weights stay on disk.
@@ -55,6 +58,7 @@ pub fn read(path: &Path) -> Result<Source> {
         producer: format!("{} {}", model.producer_name, model.producer_version).trim().to_string(),
         sha256: weights::sha256(path)?,
         mended: imported.mended,
+        is_training_graph: model.metadata_props.iter().any(|p| p.key == manifest::KEY),
     })
 }
 

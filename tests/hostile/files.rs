@@ -55,8 +55,13 @@ refused! {
     cut_before_the_last_byte => |_| { let mut bytes = exported(); bytes.pop(); bytes };
     other_protobuf => |_| floats("w", &[2, 2]).encode_to_vec();
     huge_length_prefix => |_| [&[0x3a][..], &[0xff; 9], &[0x01]].concat();
-    groups_without_end => |_| vec![0x3b; 1 << 20];
+    groups_without_end => |_| [0xa3, 0x01].repeat(1 << 19);
     branches_nested_1000_deep => |_| nested_branches(1000);
+    training_graph => |folder| {
+        let path = folder.join("source.onnx");
+        std::fs::write(&path, small().encode_to_vec()).unwrap();
+        outcome(&path, |_| {}).unwrap()
+    };
     no_graph => |_| { let mut m = small(); m.graph = None; m.encode_to_vec() };
     no_opset => |_| with(|m, _| m.opset_import.clear());
     opset_of_another_domain_only => |_| with(|m, _| m.opset_import = vec![opset("com.microsoft", 1)]);

@@ -70,10 +70,10 @@ refused! {
     ]);
     matmul_inner_sizes => |_| through_with(&[floats("k", &[5, 4])], vec![binary("MatMul")]);
     matmul_with_integers => |_| by_ints("MatMul", &[1, 2, 3, 4]);
-    add_of_two_types => |_| through_with(&[TensorProto {
-        data_type: DataType::Double.into(),
-        ..floats("k", &[1, 2])
-    }], vec![binary("Add")]).into_iter().collect();
+    add_of_two_types => |_| through_with(
+        &[TensorProto { dims: vec![2], data_type: DataType::Double.into(), ..floats("k", &[4]) }],
+        vec![named("step", node("Add", &["hidden", "k"], &["last"]))],
+    );
     add_of_two_shapes => |_| through_with(&[floats("k", &[3])], vec![binary("Add")]);
     gather_by_floats => |_| through_with(&[floats("k", &[2])], vec![binary("Gather")]);
     gather_by_computed_floats => |_| through(vec![

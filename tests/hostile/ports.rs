@@ -15,6 +15,14 @@ fn tokens(input: ValueInfoProto) -> Vec<u8> {
     })
 }
 
+/// The small model with another input, and no word on its output's type.
+fn undeclared(input: ValueInfoProto) -> Vec<u8> {
+    with(|_, g| {
+        g.input[0] = input;
+        g.output[0].r#type = None;
+    })
+}
+
 fn ids(dtype: DataType, dims: &[&str]) -> ValueInfoProto {
     value("input_ids", dtype, dims)
 }
@@ -26,8 +34,8 @@ fn tensor(dtype: DataType) -> TypeProto {
 refused! {
     float_tokens => |_| tokens(ids(DataType::Float, &["batch", "seq"]));
     string_tokens => |_| tokens(ids(DataType::String, &["batch", "seq"]));
-    tokens_of_rank_1 => |_| with(|_, g| g.input[0] = ids(DataType::Int64, &["seq"]));
-    tokens_of_rank_3 => |_| with(|_, g| g.input[0] = ids(DataType::Int64, &["batch", "seq", "4"]));
+    tokens_of_rank_1 => |_| undeclared(ids(DataType::Int64, &["seq"]));
+    tokens_of_rank_3 => |_| undeclared(ids(DataType::Int64, &["batch", "seq", "4"]));
     tokens_without_a_type => |_| with(|_, g| g.input[0].r#type = None);
     tokens_without_a_shape => |_| with(|_, g| {
         let t = type_proto::Tensor { elem_type: DataType::Int64.into(), shape: None };

@@ -86,10 +86,10 @@ pub fn unsqueeze(b: &mut Build, call: &Call) -> Read {
     let rank = dims.len() + axes.len();
     let mut places = axes.iter().map(|a| resolve_axis(*a, rank)).collect::<Result<Vec<_>, _>>()?;
     places.sort();
+    if places.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err("axes are given twice".into());
+    }
     for place in places {
-        if place > dims.len() {
-            return Err("axes are given twice".into());
-        }
         dims.insert(place, Dim::Known(1));
     }
     one(reshaped(b, x, &dims)?)
