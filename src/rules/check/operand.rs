@@ -180,12 +180,10 @@ fn near(sibling: Option<Vec<i64>>, random: &mut Random) -> Vec<i64> {
 /// The other factor of a matrix product; `either` allows its transpose.
 fn matrix_beside(other: &[i64], k: usize, either: bool, random: &mut Random) -> Result<Vec<i64>, String> {
     let [leads @ .., rows, columns] = other else { return Err("a factor is no matrix".into()) };
-    let inner = if either && random.chance(0.5) {
-        *rows
-    } else if k == 0 {
-        *rows
-    } else {
-        *columns
+    let inner = match k {
+        _ if either => random.pick(&[*rows, *columns]),
+        0 => *rows,
+        _ => *columns,
     };
     let mut mine = match random.unit() {
         u if u < 0.5 => leads.to_vec(),
