@@ -11,7 +11,7 @@ use weftc::ir::{Graph, LeafKind, text};
 use weftc::rules::Target;
 
 /// Largest difference between two stages, relative to the largest element; both run in f64.
-const TOLERANCE: f64 = 1e-10;
+const TOLERANCE: f64 = 1e-12;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models")
