@@ -31,4 +31,3 @@ fn every_rule_holds() {
     }
     assert!(failures.is_empty(), "{} rules fail\n\n{}", failures.len(), failures.join("\n\n"));
 }
-
