@@ -5,7 +5,8 @@ use crate::onnx::write::table;
 use crate::rules::Target;
 use crate::tools::{check, explain, grad, inspect};
 use clap::Args;
-use std::path::PathBuf;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 
 /// The user's own rules.
 #[derive(Args)]
@@ -75,15 +76,22 @@ pub struct CheckRulesArgs {
     files: Vec<PathBuf>,
 }
 
+/// Prints; that nobody reads to the end, as in `weftc inspect .. | head`, is no error.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::io("write", Path::new("standard output"), e)),
+        _ => Ok(()),
+    }
+}
+
 pub fn inspect(args: &InspectArgs) -> Result<()> {
     let inspection = inspect::inspect(&args.model)?;
     if args.json {
         let json = serde_json::to_string_pretty(&inspection).map_err(|e| Error::internal("inspect", e.to_string()))?;
-        println!("{json}");
+        print(&format!("{json}\n"))
     } else {
-        print!("{}\n{inspection}", args.model.display());
+        print(&format!("{}\n{inspection}", args.model.display()))
     }
-    Ok(())
 }
 
 pub fn explain(args: &ExplainArgs) -> Result<()> {
@@ -94,8 +102,7 @@ pub fn explain(args: &ExplainArgs) -> Result<()> {
         rules: args.rules.rules.clone(),
         trust_rules: args.rules.trust_rules,
     };
-    print!("{}", explain::explain(&request)?.text(args.all));
-    Ok(())
+    print(&explain::explain(&request)?.text(args.all))
 }
 
 pub fn grad(args: &GradArgs) -> Result<()> {
@@ -120,6 +127,6 @@ pub fn grad(args: &GradArgs) -> Result<()> {
 
 pub fn check_rules(args: &CheckRulesArgs) -> Result<()> {
     let report = check::check(&args.files)?;
-    println!("{report}");
+    print(&format!("{report}\n"))?;
     report.verdict()
 }

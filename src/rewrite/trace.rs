@@ -4,7 +4,7 @@ use super::lang::Classes;
 use super::pattern::{Applied, Compiled, Match, variants};
 use super::{Loaded, Options, Progress, growth, load, sorted};
 use crate::error::Result;
-use crate::ir::{Builder, Graph, Id, Node, Type};
+use crate::ir::{Builder, Graph, Id, LeafKind, Node, Type};
 use crate::rules::template::{Subst, holds};
 use crate::rules::{Rule, Term, Var};
 use rustc_hash::FxHashMap;
@@ -266,7 +266,11 @@ impl Matcher<'_> {
         for node in &class.nodes {
             let word = match node {
                 Node::Op(op, _) => op.name().to_string(),
-                Node::Leaf(l) => self.graph.leaf(*l).name.clone(),
+                // Which one it is would make every place a reason of its own.
+                Node::Leaf(l) => match self.graph.leaf(*l).kind {
+                    LeafKind::Input => return "an input".into(),
+                    LeafKind::Param | LeafKind::Const => return "a weight".into(),
+                },
                 Node::Lit(l) => l.to_string(),
             };
             if !words.contains(&word) {

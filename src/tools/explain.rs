@@ -3,7 +3,7 @@
 use crate::autodiff::{self, row_op};
 use crate::compile::{Options, Stage, compile_watched, usable};
 use crate::error::{Error, Problem, Result};
-use crate::ir::{Graph, Id, LeafKind, Node};
+use crate::ir::{Builder, Graph, Id, LeafKind, Node};
 use crate::lower;
 use crate::rewrite::{self, Trace, trace};
 use crate::rules::parse::{Library, suggest};
@@ -141,10 +141,18 @@ fn graphs(request: &Request, notes: &mut Vec<String>) -> Result<BTreeMap<Stage, 
     Ok(graphs)
 }
 
-/// The name of a node in the source; for one that the compiler made, its operator and what it reads.
+/// The name of a node in the source; for one that the compiler made, its operator, what it reads and its type.
 fn place(graph: &Graph, id: Id) -> String {
-    let op = graph.node(id).op().map_or("", |op| op.name());
-    graph.origin.get(&id).map_or_else(|| format!("{op} %{id}"), |o| o.to_string())
+    if let Some(origin) = graph.origin.get(&id) {
+        return origin.to_string();
+    }
+    let name = |id: &Id| match graph.node(*id) {
+        Node::Op(op, _) => op.name().to_string(),
+        Node::Leaf(l) => graph.leaf(*l).name.clone(),
+        Node::Lit(l) => l.to_string(),
+    };
+    let reads: Vec<String> = graph.node(id).children().iter().map(name).collect();
+    format!("{}({}): {}", name(&id), reads.join(", "), graph.type_of(id))
 }
 
 impl Report {
@@ -195,11 +203,8 @@ fn gradient_row(rule: &Rule, rows: &[Rule], graph: &mut Graph) -> Result<Report>
         let mine = row_op(rule) == Some(op);
         if !cotangents.contains(&y) {
             if mine {
-                let why = if active[usize::from(y)] {
-                    "the loss does not depend on it"
-                } else {
-                    "no trained weight feeds it"
-                };
+                let why =
+                    if active[usize::from(y)] { "no gradient comes back to it" } else { "no trained weight feeds it" };
                 report.miss(why, place(graph, y));
             }
             continue;
@@ -230,7 +235,9 @@ fn gradient_row(rule: &Rule, rows: &[Rule], graph: &mut Graph) -> Result<Report>
         let d = |k: usize| row.right.get(if row.variadic { 0 } else { k }).is_some_and(Option::is_some);
         cotangents.extend(operands.filter(|(k, x)| active[usize::from(**x)] && d(*k)).map(|(_, x)| *x));
     }
+    // The sweep runs backwards; the places are told in the order of the computation.
     report.fired.reverse();
+    report.misses.values_mut().for_each(|places| places.reverse());
     Ok(report)
 }
 
@@ -287,7 +294,9 @@ impl Explanation {
     /// For people; `all` names every place.
     pub fn text(&self, all: bool) -> String {
         let mut out = format!("{} ({})\n", self.rule.name, self.rule.file);
-        self.rule.doc.lines().for_each(|l| drop(writeln!(out, "    {l}")));
+        for line in self.rule.doc.lines() {
+            let _ = writeln!(out, "    {line}");
+        }
         let _ = writeln!(out, "    {}", self.rule.left);
         for right in &self.rule.right {
             let _ = writeln!(out, "    => {}", right.as_ref().map_or_else(|| "_".into(), Term::to_string));
@@ -296,7 +305,9 @@ impl Explanation {
             let guards: Vec<String> = self.rule.guards.iter().map(|g| g.to_string()).collect();
             let _ = writeln!(out, "    when {}", guards.join(" "));
         }
-        self.notes.iter().for_each(|n| drop(writeln!(out, "{n}")));
+        for note in &self.notes {
+            let _ = writeln!(out, "{note}");
+        }
         for (stage, report) in &self.stages {
             report.show(&mut out, stage.name(), all);
         }
@@ -316,7 +327,9 @@ impl Report {
             |(place, n): &(String, usize)| if *n == 1 { place.clone() } else { format!("{place} ({})", times(*n)) };
         let list = |out: &mut String, indent: &str, places: Vec<String>| {
             let shown = if all { places.len() } else { PLACES };
-            places.iter().take(shown).for_each(|p| drop(writeln!(out, "{indent}{p}")));
+            for place in places.iter().take(shown) {
+                let _ = writeln!(out, "{indent}{place}");
+            }
             if places.len() > shown {
                 let _ = writeln!(out, "{indent}and {} more", places.len() - shown);
             }

@@ -138,6 +138,9 @@ fn parameters(source: &Source, lifted: &Graph, obstructed: bool) -> Vec<Paramete
     leaves.map(one).collect()
 }
 
+/// Lines of what was mended that people are shown.
+const MENDED: usize = 6;
+
 impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "opset {}, written by {}", self.opset, self.producer)?;
@@ -148,7 +151,10 @@ impl fmt::Display for Inspection {
         self.show_parameters(f)?;
         if !self.mended.is_empty() {
             writeln!(f, "mended while reading")?;
-            self.mended.iter().try_for_each(|m| writeln!(f, "    {m}"))?;
+            self.mended.iter().take(MENDED).try_for_each(|m| writeln!(f, "    {m}"))?;
+            if self.mended.len() > MENDED {
+                writeln!(f, "    and {} more; --json lists all", self.mended.len() - MENDED)?;
+            }
         }
         self.show_structure(f)?;
         match &self.memory {
@@ -167,7 +173,7 @@ impl Inspection {
             p.fold((0, 0, 0), |(n, numbers, bytes), p| (n + 1, numbers + p.numbers, bytes + p.bytes))
         };
         let (tensors, numbers, bytes) = total(&mut self.parameters.iter());
-        writeln!(f, "parameters: {tensors} tensors, {} numbers, {}", thousands(numbers), megabytes(bytes))?;
+        writeln!(f, "parameters: {tensors} tensors, {} numbers, {}", thousands(numbers), size(bytes))?;
         // The blocks' parameters differ in a number; one line stands for all.
         let mut groups: IndexMap<(String, String), Vec<&Parameter>> = IndexMap::new();
         for p in &self.parameters {
@@ -219,10 +225,10 @@ impl Inspection {
 impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "memory of a training step with AdamW (estimate)")?;
-        let fixed = [("parameters", self.parameters), ("gradients", self.gradients), ("moments", self.moments)];
-        fixed.iter().try_for_each(|(name, bytes)| writeln!(f, "    {name:<22} {:>12}", megabytes(*bytes)))?;
+        let fixed = [("weights and tables", self.parameters), ("gradients", self.gradients), ("moments", self.moments)];
+        fixed.iter().try_for_each(|(name, bytes)| writeln!(f, "    {name:<22} {:>12}", size(*bytes)))?;
         writeln!(f, "    {:>7} {:>7}    {:>10}  {:>12}", "batch", "length", "activations", "total")?;
-        let row = |s: &Step| (s.batch, s.length, megabytes(s.activations), megabytes(s.total));
+        let row = |s: &Step| (s.batch, s.length, size(s.activations), size(s.total));
         self.steps.iter().map(row).try_for_each(|(batch, length, activations, total)| {
             writeln!(f, "    {batch:>7} {length:>7} {activations:>14}  {total:>12}")
         })
@@ -244,9 +250,14 @@ fn thousands(n: u64) -> String {
     head.into_iter().chain(groups).collect::<Vec<_>>().join(",")
 }
 
-fn megabytes(bytes: u64) -> String {
-    let mb = bytes as f64 / 1e6;
-    if mb < 10_000.0 { format!("{mb:.1} MB") } else { format!("{:.1} GB", mb / 1e3) }
+/// Bytes for people.
+fn size(bytes: u64) -> String {
+    let kb = bytes as f64 / 1e3;
+    match kb {
+        ..1e3 => format!("{kb:.1} kB"),
+        1e3..1e7 => format!("{:.1} MB", kb / 1e3),
+        _ => format!("{:.1} GB", kb / 1e6),
+    }
 }
 
 #[cfg(test)]
@@ -256,7 +267,7 @@ mod tests {
     #[test]
     fn numbers_for_people() {
         assert_eq!([0, 999, 1000, 8_015_581_184].map(thousands), ["0", "999", "1,000", "8,015,581,184"]);
-        assert_eq!([1_234_567, 32_000_000_000].map(megabytes), ["1.2 MB", "32.0 GB"]);
+        assert_eq!([31_040, 1_234_567, 32_000_000_000].map(size), ["31.0 kB", "1.2 MB", "32.0 GB"]);
         assert_eq!(starred("h.10.ln_1.weight"), "h.*.ln_1.weight");
     }
 }

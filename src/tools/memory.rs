@@ -21,7 +21,7 @@ const LENGTHS: (i64, i64) = (128, 4096);
 /// Bytes of a training step with AdamW.
 #[derive(Clone, Debug, Serialize)]
 pub struct Memory {
-    /// All weights, frozen ones too.
+    /// All weights, frozen ones too, and constant tables.
     pub parameters: u64,
     /// One for each trainable number.
     pub gradients: u64,

@@ -19,6 +19,8 @@ pub enum Fill {
     /// Any sign, or all positive: each instance decides.
     Real,
     Positive,
+    /// Any sign: finite differences see poles badly.
+    AwayFromZero,
     /// `[0, 1)`.
     Unit,
     /// Integers below this; 0 where there are none.
@@ -38,6 +40,8 @@ pub struct Instance<'r> {
     /// The operands of a variadic left side, in order.
     pub operands: Vec<Id>,
     fills: BTreeMap<String, Fill>,
+    /// Inputs of which the first is false wherever the second is.
+    within: Vec<(String, String)>,
     /// The floating-point type of the instance.
     pub float: DType,
     positive: bool,
@@ -67,6 +71,7 @@ impl<'r> Instance<'r> {
             root: Id::from(0),
             operands: Vec::new(),
             fills: BTreeMap::new(),
+            within: Vec::new(),
             float: random.pick(&[DType::F32, DType::F64]),
             positive: random.chance(0.5),
             words: BTreeMap::new(),
@@ -142,6 +147,10 @@ impl<'r> Instance<'r> {
                 let old = self.fills.get(&name).copied();
                 self.fills.insert(name, tighter(old, fill));
             }
+        }
+        let name = |k: usize| self.graph.as_leaf(children[k]).map(|l| self.graph.leaf(l).name.clone());
+        if let Some((Some(inner), Some(outer))) = operand::within(op).map(|(i, o)| (name(i), name(o))) {
+            self.within.push((inner, outer));
         }
         Ok(id)
     }
@@ -261,6 +270,12 @@ impl<'r> Instance<'r> {
                 feeds.insert(leaf.name.clone(), tensor);
             }
         }
+        for (inner, outer) in &self.within {
+            let both = feeds.get(inner).zip(feeds.get(outer)).map(|(i, o)| i * o);
+            if let Some(Ok(both)) = both {
+                feeds.insert(inner.clone(), both);
+            }
+        }
         Point { feeds }
     }
 
@@ -268,7 +283,8 @@ impl<'r> Instance<'r> {
         match fill {
             Fill::Real if self.positive => random.between(0.1, 2.0),
             Fill::Real => random.between(-2.0, 2.0),
-            Fill::Positive => random.between(0.1, 2.0),
+            Fill::AwayFromZero if !self.positive && random.chance(0.5) => random.between(-2.0, -0.1),
+            Fill::Positive | Fill::AwayFromZero => random.between(0.1, 2.0),
             Fill::Unit => random.between(0.01, 0.99),
             Fill::Index(n) => random.int(0, n - 1).max(0) as f64,
             Fill::Bool => f64::from(random.chance(bias)),

@@ -180,16 +180,15 @@ fn near(sibling: Option<Vec<i64>>, random: &mut Random) -> Vec<i64> {
 /// The other factor of a matrix product; `either` allows its transpose.
 fn matrix_beside(other: &[i64], k: usize, either: bool, random: &mut Random) -> Result<Vec<i64>, String> {
     let [leads @ .., rows, columns] = other else { return Err("a factor is no matrix".into()) };
-    let inner = if either && random.chance(0.5) {
-        *rows
-    } else if k == 0 {
-        *rows
-    } else {
-        *columns
+    let inner = match k {
+        _ if either => random.pick(&[*rows, *columns]),
+        0 => *rows,
+        _ => *columns,
     };
     let mut mine = match random.unit() {
-        u if u < 0.6 => leads.to_vec(),
-        u if u < 0.8 => vec![],
+        u if u < 0.5 => leads.to_vec(),
+        u if u < 0.7 => vec![],
+        u if u < 0.85 && leads.len() < 2 => [&[random.size()], leads].concat(),
         _ => near(Some(leads.to_vec()), random),
     };
     let free = random.size();
@@ -222,6 +221,15 @@ fn attention_operand(op: Op, k: usize, q: Option<Vec<i64>>, keys: Option<Vec<i64
     kept.into_iter().map(|d| if random.chance(0.2) { 1 } else { d }).collect()
 }
 
+/// Pairs of operands of which the first must lie within the second: only answers are masked.
+pub fn within(op: Op) -> Option<(usize, usize)> {
+    match op {
+        Op::LossWeight => Some((1, 2)),
+        Op::LossCount => Some((0, 1)),
+        _ => None,
+    }
+}
+
 /// What the elements of operand `k` must be; `children` are the node's.
 pub fn fill(graph: &Graph, op: Op, k: usize, children: &[Id]) -> Option<Fill> {
     let size = |id: Id, axis: usize| shape_of(graph, id).get(axis).copied();
@@ -235,7 +243,8 @@ pub fn fill(graph: &Graph, op: Op, k: usize, children: &[Id]) -> Option<Fill> {
         (Op::WeightedCrossEntropy | Op::WeightedCrossEntropyGrad, 1) => {
             Some(Fill::Index(shape_of(graph, children[0]).last().copied()?))
         }
-        (Op::Log | Op::Sqrt | Op::Rsqrt, 0) | (Op::Pow, 0) | (Op::Div, 1) => Some(Fill::Positive),
+        (Op::Log | Op::Sqrt | Op::Rsqrt, 0) | (Op::Pow, 0) => Some(Fill::Positive),
+        (Op::Reciprocal, 0) | (Op::Div, 1) => Some(Fill::AwayFromZero),
         (Op::MaskRate | Op::Beta | Op::BetaRef, 0) => Some(Fill::Positive),
         (Op::MaskRate | Op::SampleMask, 2) | (Op::SampleMask | Op::LossWeight, 0) => Some(Fill::Unit),
         (Op::AdamW, 3) => Some(Fill::Positive),
