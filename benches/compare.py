@@ -44,7 +44,7 @@ def torch(args, folder, threads, implementation, mkl):
     if "wall" not in line:
         sys.exit(f"bench_torch.py: {line.get('error')}")
     return dict(who=f"PyTorch {implementation}, {NAMES[mkl]}", threads=threads, batch=args.batch, length=LENGTH,
-                step_s=line["wall"], steps=line["steps"], tokens_per_s=line["tok_s"], peak_rss_mb=line["peak_rss_mb"],
+                step_s=line["wall"], cpu_s=line["cpu"], steps=line["steps"], tokens_per_s=line["tok_s"], peak_rss_mb=line["peak_rss_mb"],
                 load=line["load"])
 
 
@@ -66,10 +66,10 @@ def table(lines, date):
     yield (f"{processor()}, {os.cpu_count()} cores, PyTorch {torch.__version__}, f32. One step: entropy pass, forward, "
            f"backward, clipping, AdamW, on 31.5 M parameters, {lines[0]['batch']} sequences of {LENGTH} tokens. "
            f"Median of {len(groups[lines[0]['threads'], 'weftc'])} rounds in turns.\n")
-    yield "| | threads | s/step | tokens/s | peak MB | slowest round |\n|---|---|---|---|---|---|"
+    yield "| | threads | s/step | CPU s/step | tokens/s | peak MB | load |\n|---|---|---|---|---|---|---|"
     for (threads, who), group in sorted(groups.items(), key=lambda g: (g[0][0], middle(g[1], "step_s"))):
-        yield (f"| {who} | {threads} | {middle(group, 'step_s'):.3f} | {middle(group, 'tokens_per_s'):.0f} "
-               f"| {middle(group, 'peak_rss_mb'):.0f} | {max(line['step_s'] for line in group):.3f} |")
+        yield (f"| {who} | {threads} | {middle(group, 'step_s'):.3f} | {middle(group, 'cpu_s'):.3f} "
+               f"| {middle(group, 'tokens_per_s'):.0f} | {middle(group, 'peak_rss_mb'):.0f} | {middle(group, 'load'):.1f} |")
 
 
 def main():

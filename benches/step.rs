@@ -4,7 +4,8 @@
 //! [--seconds 15]`
 //!
 //! A step is everything that training does with a batch: entropy pass, forward, backward, clipping, AdamW.
-//! Peak memory is the process's own high-water mark, compiler included (Linux; elsewhere null).
+//! Peak memory is the process's own high-water mark, compiler included; `cpu_s` is its processor time a step,
+//! which other programs on the machine disturb less than `step_s` (both: Linux; elsewhere null).
 
 use clap::Parser;
 use serde_json::json;
@@ -67,10 +68,13 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let samples = samples(&arguments, vocabulary);
     let rows: Vec<(usize, &Sample)> = samples.iter().enumerate().collect();
-    let (mut times, mut epoch) = (Vec::new(), 0);
+    let (mut times, mut epoch, mut cpu_before) = (Vec::new(), 0, None);
     while times.len() < WARM + LEAST
         || times.len() < WARM + MOST && times.iter().skip(WARM).sum::<f64>() < arguments.seconds
     {
+        if times.len() == WARM {
+            cpu_before = cpu_seconds();
+        }
         let started = Instant::now();
         // A new epoch draws anew for the same tokens.
         trainer.step(&Batch::new(&rows, Shape::default(), Sampler::new(1), epoch)?)?;
@@ -78,12 +82,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         epoch += 1;
     }
     let mut counted = times.split_off(WARM);
+    let cpu_s = cpu_seconds().zip(cpu_before).map(|(after, before)| (after - before) / counted.len() as f64);
     counted.sort_by(f64::total_cmp);
     let step_s = counted[counted.len() / 2];
     let line = json!({
         "threads": arguments.threads, "batch": arguments.batch, "length": arguments.length,
         "compile_s": compile_s, "stages": stages, "train_onnx_bytes": bytes, "load_s": load_s,
-        "step_s": step_s, "step_min_s": counted[0], "steps": counted.len(),
+        "step_s": step_s, "step_min_s": counted[0], "cpu_s": cpu_s, "steps": counted.len(),
         "tokens_per_s": (arguments.batch * arguments.length) as f64 / step_s,
         "peak_rss_mb": peak_mb(), "load": load(),
     });
@@ -109,6 +114,16 @@ fn peak_mb() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? / 1024)
+}
+
+/// Processor time of this process so far, all threads, in seconds.
+fn cpu_seconds() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The name, in parentheses, may hold spaces; user and system time are the 12th and 13th field behind it.
+    let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
+    let ticks: f64 = fields.get(11..13)?.iter().filter_map(|t| t.parse::<f64>().ok()).sum();
+    // Linux counts in hundredths of a second for every program, whatever the kernel's own tick.
+    Some(ticks / 100.0)
 }
 
 /// The machine's load average over a minute.

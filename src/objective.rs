@@ -205,3 +205,47 @@ pub fn split_transform(text: &str) -> Result<(&str, f64)> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::text;
+
+    fn ports(text: &str, token_input: Option<&str>) -> std::result::Result<Ports, String> {
+        find_ports(&text::parse(text).unwrap(), token_input, None).map_err(|e| e.to_string())
+    }
+
+    const TWO_TABLES: &str = "(graph m
+      (input input_ids i64 [batch seq]) (input other_ids i64 [batch seq]) (input mask f32 [batch seq])
+      (param a f32 [32 8]) (param b f32 [ROWS 8]) (param head f32 [8 32])
+      (output logits (matmul (add (gather a input_ids 0) (gather b other_ids 0)) head)))";
+
+    #[test]
+    fn the_vocabulary_tells_tokens_from_segments() {
+        let ports = ports(&TWO_TABLES.replace("ROWS", "2"), None).unwrap();
+        assert_eq!(ports, Ports { token_input: "input_ids".into(), logits_output: "logits".into(), vocab_size: 32 });
+    }
+
+    #[test]
+    fn several_candidates_are_named() {
+        let text = TWO_TABLES.replace("ROWS", "32");
+        assert_eq!(
+            ports(&text, None).unwrap_err(),
+            "m: cannot use this model\n  inputs: several could be the token ids: input_ids, other_ids\n    \
+             help: name one with --token-input"
+        );
+        assert_eq!(ports(&text, Some("other_ids")).unwrap().token_input, "other_ids");
+    }
+
+    #[test]
+    fn a_model_without_logits_or_tokens_is_refused_for_both() {
+        let text = "(graph m (input x f32 [batch 8]) (param w f32 [8 4]) (output y (matmul x w)))";
+        assert_eq!(
+            ports(text, None).unwrap_err(),
+            "m: cannot use this model\n  outputs: none has the shape of logits: y: f32[batch 4]\n    \
+             help: a diffusion language model has an output of shape [batch, length, vocabulary]; export it with its head\n  \
+             inputs: none is an i64 token input of shape [batch, length]: x: f32[batch 8]\n    \
+             help: export the model with token ids as input, not embeddings"
+        );
+    }
+}

@@ -16,7 +16,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("lower.rs", &["ir", "rules", "error"]),
     ("schedule.rs", &["ir"]),
     ("objective.rs", &["ir", "rules", "rewrite", "manifest", "error"]),
-    ("onnx", &["onnx", "ir", "rules", "lower", "manifest", "error"]),
+    ("onnx", &["onnx", "ir", "rules", "lower", "manifest", "atomic", "error"]),
     ("runtime", &["runtime", "ir", "error", "atomic"]),
     ("train", &["train", "runtime", "manifest", "onnx", "ir", "interp", "error", "atomic"]),
 ];

@@ -257,6 +257,12 @@ fn a_run_learns_and_leaves_weights_model_metrics_and_record() {
     let mut names: Vec<_> = std::fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["metrics.jsonl", "model.onnx", "model.safetensors", "run.json"]);
+    #[cfg(unix)]
+    for name in names {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(out.join(&name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o444, 0o444, "{name:?} can be read by others");
+    }
 }
 
 #[test]
@@ -276,6 +282,31 @@ fn a_run_is_repeated_and_resumed_to_the_bit() {
 
     let other = args(&train, &["--seed", "5", "--batch-size", "2", "--resume", half.to_str().unwrap()]);
     assert!(run(&other).unwrap_err().to_string().contains("--seed: the interrupted run had 4"));
+}
+
+/// ONNX Runtime in f32 beside the interpreter in f64, over a compiled model.
+#[test]
+fn the_interpreter_trains_alike() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/llada_micro_dynamo18.onnx");
+    let options = weftc::compile::Options { mask_id: Some(31), ..weftc::compile::Options::new(&model) };
+    let train = folder.path().join("train.onnx");
+    weftc::compile::compile(&options).unwrap().write(&train).unwrap();
+    let setup = || Setup { adamw: ADAMW, ..Setup::default() };
+    let mut fast = Trainer::load(&train, setup()).unwrap();
+    let mut exact = Trainer::load_interpreted(&train, setup()).unwrap();
+    for step in 0..3 {
+        let (a, b) = (DRAWS.step(&mut fast).unwrap(), DRAWS.step(&mut exact).unwrap());
+        assert_eq!((a.outcome, a.masked), (Outcome::Updated, b.masked), "step {step}");
+        assert_close(&[a.loss, a.grad_norm], &[b.loss, b.grad_norm], 1e-4);
+        let names: Vec<String> = fast.parameters().map(str::to_string).collect();
+        for name in names {
+            let (ours, theirs) = (fast.gradient(&name).unwrap().to_f64(), exact.gradient(&name).unwrap().to_f64());
+            let scale = theirs.iter().fold(1.0f64, |m, x| m.max(x.abs()));
+            let apart = ours.iter().zip(&theirs).fold(0.0f64, |m, (x, y)| m.max((x - y).abs()));
+            assert!(apart < 1e-4 * scale, "step {step}, {name}: {apart:e} of {scale}");
+        }
+    }
 }
 
 #[test]

@@ -1,15 +1,16 @@
 //! The walk over a model's nodes: names to values, functions inlined, every problem collected.
 
+mod inline;
+
 use super::build::{Build, Value};
-use super::call::{Call, Read};
-use super::known::{Items, Known};
+use super::call::Call;
+use super::known::Known;
 use super::names::{self, Entry};
 use super::ops;
 use super::proto::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto};
 use super::tensor::{Site, Tensor};
 use crate::error::Problem;
-use crate::ir::graph::{Data, Graph, Id, Leaf, LeafKind};
-use crate::ir::{Dim, TensorType};
+use crate::ir::{Graph, Id};
 use indexmap::IndexMap;
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::sync::Arc;
@@ -282,120 +283,6 @@ impl<'m> Importer<'m> {
         let new = Group { count: 0, first: place.to_string(), message: message.clone(), help: help.to_string() };
         self.groups.entry(message).or_insert(new).count += 1;
         vec![]
-    }
-
-    /// Reads the body of a model-local function in place of its call.
-    fn inline(&mut self, function: &'m FunctionProto, call: Call<'m>, scope: &Scope<'m>, place: &str) -> Read {
-        if scope.depth >= MAX_DEPTH {
-            return Err(format!("functions call one another deeper than {MAX_DEPTH} levels").into());
-        }
-        let mut env = Env::default();
-        let mut inputs = call.inputs.into_iter();
-        for formal in &function.input {
-            env.insert(formal, inputs.next().unwrap_or(Value::Absent));
-        }
-        let mut bindings = call.attrs;
-        for default in &function.attribute_proto {
-            if !bindings.iter().any(|(n, _)| *n == default.name) {
-                bindings.push((&default.name, default));
-            }
-        }
-        let opset = function.opset_import.iter().find(|o| matches!(o.domain.as_str(), "" | "ai.onnx"));
-        let opset = opset.map_or(scope.opset, |o| o.version);
-        let inner = Scope { bindings, opset, inside: place.to_string(), depth: scope.depth + 1 };
-        self.nodes(&function.node, &mut env, &inner);
-        let result = |name: &String| env.get(name.as_str()).cloned();
-        let missing = |name: &String| Problem::new("", format!("function {} never computes `{name}`", function.name));
-        function.output.iter().map(|name| result(name).ok_or_else(|| missing(name))).collect()
-    }
-
-    /// `If` on a condition that is known while reading.
-    fn branch(&mut self, call: &Call<'m>, env: &Env<'m>, scope: &Scope<'m>, place: &str) -> Read {
-        let Some(condition) = call.known(0).and_then(Known::uniform) else {
-            let help = "export for fixed behaviour: no branch may depend on the model's inputs";
-            return Err(Problem::new("", "the condition depends on the model's inputs").help(help));
-        };
-        if scope.depth >= MAX_DEPTH {
-            return Err(format!("branches are nested deeper than {MAX_DEPTH} levels").into());
-        }
-        let name = if condition != 0.0 { "then_branch" } else { "else_branch" };
-        let graph = call.graph_attr(name).ok_or("a branch is missing")?;
-        let mut env = env.clone();
-        for proto in &graph.initializer {
-            let value = self.table(proto, &proto.name).map_err(Problem::from)?;
-            env.insert(&proto.name, value);
-        }
-        let inner = Scope { inside: place.to_string(), depth: scope.depth + 1, ..scope.clone() };
-        self.nodes(&graph.node, &mut env, &inner);
-        let result =
-            |name: &str| env.get(name).cloned().ok_or_else(|| Problem::new("", format!("`{name}` is missing")));
-        graph.output.iter().map(|o| result(&o.name)).collect()
-    }
-
-    fn constant(&mut self, call: &Call<'m>, output: &str) -> Read {
-        let vector = |items: Items, dtype| {
-            let n = match &items {
-                Items::Ints(v) => v.len(),
-                Items::Floats(v) => v.len(),
-            };
-            Known { dtype, shape: vec![n], items, table: None }
-        };
-        let known = if let Some(proto) = call.tensor_attr("value") {
-            return Ok(vec![self.table(proto, output)?]);
-        } else if let Some(n) = call.int("value_int") {
-            Known::scalar(Dim::Known(n))
-        } else if let Some(x) = call.float("value_float") {
-            Known::float(x)
-        } else if let Some(ns) = call.ints("value_ints") {
-            Known::vector(ns.iter().copied().map(Dim::Known).collect())
-        } else if let Some(a) = call.attr("value_floats") {
-            vector(Items::Floats(a.floats.iter().copied().map(f64::from).collect()), crate::ir::DType::F32)
-        } else {
-            return Err("only dense numbers are supported".into());
-        };
-        Ok(vec![Value::Known(known)])
-    }
-
-    /// The tensor of a Constant node: known where it is small, a table otherwise.  What is written into
-    /// the graph itself is never a weight: exporters keep parameters apart as initializers.
-    fn table(&mut self, proto: &'m TensorProto, name: &str) -> Result<Value, String> {
-        let tensor = self.site.tensor(proto)?;
-        let known = if tensor.dtype.is_float() && tensor.numel() != 1 { None } else { Known::load(&tensor) };
-        // A single number is the same wherever it is from: no leaf of its own.
-        if let Some(known) = known.clone().filter(|k| k.len() == 1) {
-            return Ok(Value::Known(known));
-        }
-        let key: *const TensorProto = proto;
-        let k = match self.constants.get(&key) {
-            Some(k) => *k,
-            None => {
-                let leaf = self.leaf(tensor, name);
-                self.b.tables.push(leaf);
-                self.constants.insert(key, self.b.tables.len() - 1);
-                self.b.tables.len() - 1
-            }
-        };
-        match known {
-            Some(known) => Ok(Value::Known(Known { table: Some(k), ..known })),
-            None => self.b.table(k).map(Value::Node),
-        }
-    }
-
-    fn leaf(&self, tensor: Tensor, name: &str) -> Leaf {
-        let taken = |n: &str| {
-            let all = self.b.graph.leaves.iter().chain(&self.b.tables);
-            all.into_iter().any(|l| l.name == n)
-        };
-        let mut unique = name.to_string();
-        let mut k = 2;
-        while taken(&unique) {
-            unique = format!("{name}_{k}");
-            k += 1;
-        }
-        let dims: Vec<Dim> = tensor.dims.iter().map(|n| Dim::Known(*n as i64)).collect();
-        let data: Option<Data> = Some(tensor.data);
-        let ty = TensorType::new(tensor.dtype, dims);
-        Leaf { name: unique, ty, kind: LeafKind::Const, data, transposed: false, source_name: None }
     }
 }
 

@@ -48,9 +48,7 @@ impl Known {
 
     /// The elements of a small tensor; `None` where it is large or cannot be read.
     pub fn load(tensor: &Tensor) -> Option<Known> {
-        if tensor.numel() > MAX_KNOWN {
-            return None;
-        }
+        elements(&tensor.dims)?;
         let bytes = weights::load(&tensor.data).ok()?;
         let floats = |size, read: &dyn Fn(&[u8]) -> Option<f64>| -> Option<Items> {
             bytes.chunks_exact(size).map(read).collect::<Option<_>>().map(Items::Floats)
@@ -98,15 +96,12 @@ impl Known {
 
     /// The same elements in another shape.
     pub fn reshaped(&self, shape: Vec<usize>) -> Option<Known> {
-        (shape.iter().product::<usize>() == self.len()).then(|| Known { shape, table: None, ..self.clone() })
+        (elements(&shape)? == self.len()).then(|| Known { shape, table: None, ..self.clone() })
     }
 
     /// Element `from(k)` at place `k` of a tensor of `shape`.
     pub fn picked(&self, shape: Vec<usize>, from: impl Fn(usize) -> usize) -> Option<Known> {
-        let n: usize = shape.iter().product();
-        if n > MAX_KNOWN {
-            return None;
-        }
+        let n = elements(&shape)?;
         let items = match &self.items {
             Items::Ints(v) => Items::Ints((0..n).map(|k| v.get(from(k)).cloned()).collect::<Option<_>>()?),
             Items::Floats(v) => Items::Floats((0..n).map(|k| v.get(from(k)).copied()).collect::<Option<_>>()?),
@@ -232,6 +227,12 @@ impl Known {
     }
 }
 
+/// The number of elements, where that and every size is small enough to be kept.
+fn elements(shape: &[usize]) -> Option<usize> {
+    let n = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d))?;
+    (n <= MAX_KNOWN && shape.iter().all(|d| *d <= MAX_KNOWN)).then_some(n)
+}
+
 fn strides(shape: &[usize]) -> Vec<usize> {
     (0..shape.len()).map(|k| shape[k + 1..].iter().product()).collect()
 }
@@ -288,7 +289,13 @@ pub fn sign(d: &Dim) -> Option<Ordering> {
     }
 }
 
+/// The most terms that a product of dimensions may have; shapes of models have a handful.
+const MAX_TERMS: usize = 64;
+
 fn int_binary(op: Op, x: &Dim, y: &Dim) -> Option<Dim> {
+    if x.monomials().len() * y.monomials().len() > MAX_TERMS {
+        return None;
+    }
     let order = || sign(&(x.clone() - y.clone()));
     let truth = |holds: bool| Some(Dim::Known(holds.into()));
     match op {

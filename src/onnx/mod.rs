@@ -3,6 +3,7 @@
 mod build;
 mod call;
 pub mod emit;
+mod functions;
 mod import;
 mod known;
 mod names;
@@ -11,11 +12,13 @@ pub mod proto;
 pub mod read;
 pub mod replace;
 mod scope;
+mod sizes;
 mod symbols;
 mod tensor;
 mod tie;
 pub mod train_file;
 pub mod weights;
+mod wire;
 pub mod write;
 
 pub use read::{Source, read};

@@ -36,7 +36,7 @@ pub struct Source {
 pub fn read(path: &Path) -> Result<Source> {
     let refuse = |problems: Vec<Problem>| Error::Model { model: path.to_path_buf(), problems };
     // Raw data in the messages borrows the mapping: nothing is copied.
-    let file = Bytes::from_owner(Mapped(weights::map(path)?));
+    let file = Bytes::from_owner(weights::map(path)?);
     let model = ModelProto::decode(file.clone()).map_err(|e| {
         let problem = Problem::new("", format!("not an ONNX file, or cut short: {e}"));
         refuse(vec![problem.help("weftc reads .onnx files (protobuf), as torch.onnx.export writes them")])
@@ -52,14 +52,6 @@ pub fn read(path: &Path) -> Result<Source> {
         sha256: weights::sha256(path)?,
         mended: imported.mended,
     })
-}
-
-struct Mapped(weights::Bytes);
-
-impl AsRef<[u8]> for Mapped {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
 }
 
 fn opset(model: &ModelProto) -> std::result::Result<i64, Problem> {

@@ -6,11 +6,12 @@
 use super::proto::{GraphProto, StringStringEntryProto, TensorProto, tensor_proto};
 use super::tensor::Site;
 use super::train_file::{Weight, weight};
+use super::weights;
+use super::wire::{GRAPH, INITIALIZER, fields, others, with_graph};
 use crate::atomic;
 use crate::error::{Error, Problem, Result};
 use prost::Message;
 use prost::bytes::Bytes;
-use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field};
 use std::io::Write;
 use std::path::Path;
 
@@ -31,7 +32,7 @@ pub type Change<'a> = &'a mut dyn FnMut(&str, &Weight) -> Result<Option<Vec<u8>>
 /// # Errors
 /// Where a file cannot be read or written, `source` is no model, or a replacement has another size.
 pub fn replace(source: &Path, out: &Path, new: Change<'_>) -> Result<usize> {
-    let file = Bytes::from(std::fs::read(source).map_err(|e| Error::io("read", source, e))?);
+    let file = Bytes::from_owner(weights::map(source)?);
     let refuse =
         |place: &str, why: String| Error::Model { model: source.into(), problems: vec![Problem::new(place, why)] };
     let bad = |e: String| refuse("", format!("this is no ONNX file: {e}"));
@@ -83,11 +84,9 @@ pub fn replace(source: &Path, out: &Path, new: Change<'_>) -> Result<usize> {
             _ => tensor.raw_data = bytes.into(),
         }
     }
-    let mut new_graph: Vec<u8> = others(&graph_parts, INITIALIZER);
+    let mut new_graph = others(&graph_parts, INITIALIZER);
     GraphProto { initializer: tensors, ..GraphProto::default() }.encode_raw(&mut new_graph);
-    let mut model = others(&parts, GRAPH);
-    encode_key(GRAPH, WireType::LengthDelimited, &mut model);
-    encode_varint(new_graph.len() as u64, &mut model);
+    let model = with_graph(&parts, &new_graph);
 
     if let Some(data) = data {
         // An old model must never be seen beside new data.
@@ -96,48 +95,8 @@ pub fn replace(source: &Path, out: &Path, new: Change<'_>) -> Result<usize> {
             _ => data.finish()?,
         }
     }
-    atomic::write(out, |file| file.write_all(&model).and_then(|()| file.write_all(&new_graph)))?;
+    atomic::write(out, |file| file.write_all(&model))?;
     Ok(replaced)
-}
-
-/// The numbers of `ModelProto.graph` and `GraphProto.initializer`.
-const GRAPH: u32 = 7;
-const INITIALIZER: u32 = 5;
-
-/// One field of a message as it lies in the file.
-struct Field {
-    tag: u32,
-    /// Key and value.
-    whole: Bytes,
-    /// The value of a length-delimited field; empty for others.
-    content: Bytes,
-}
-
-/// The fields of a message, in their order.
-fn fields(message: &Bytes) -> std::result::Result<Vec<Field>, String> {
-    let broken = |e: prost::DecodeError| e.to_string();
-    let mut rest = message.clone();
-    let mut found = Vec::new();
-    while !rest.is_empty() {
-        let start = message.len() - rest.len();
-        let (tag, wire) = decode_key(&mut rest).map_err(broken)?;
-        let mut content = Bytes::new();
-        if wire == WireType::LengthDelimited {
-            let length = decode_varint(&mut rest).map_err(broken)?;
-            let length = usize::try_from(length).ok().filter(|n| *n <= rest.len());
-            let length = length.ok_or_else(|| format!("field {tag} is longer than the file"))?;
-            content = rest.split_to(length);
-        } else {
-            skip_field(wire, tag, &mut rest, DecodeContext::default()).map_err(broken)?;
-        }
-        found.push(Field { tag, whole: message.slice(start..message.len() - rest.len()), content });
-    }
-    Ok(found)
-}
-
-/// The bytes of all fields but those of number `tag`.
-fn others(fields: &[Field], tag: u32) -> Vec<u8> {
-    fields.iter().filter(|f| f.tag != tag).flat_map(|f| f.whole.iter().copied()).collect()
 }
 
 /// The file of external data while it is written.
@@ -185,6 +144,7 @@ mod tests {
     use super::*;
     use crate::ir::DType;
     use crate::onnx::proto::{AttributeProto, ModelProto, NodeProto};
+    use prost::encoding::{WireType, encode_key, encode_varint};
 
     fn external(name: &str, values: usize, offset: usize) -> TensorProto {
         let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value };

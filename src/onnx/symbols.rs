@@ -28,7 +28,8 @@ impl Symbols {
 
     /// `2*seq + 1` stays arithmetic; any other text becomes a word.
     fn named(&mut self, text: &str) -> Dim {
-        let compact: String = text.chars().filter(|c| !c.is_whitespace()).collect();
+        let arithmetic = text.contains(['+', '-', '*']);
+        let compact: String = text.chars().filter(|c| !arithmetic || !c.is_whitespace()).collect();
         if !compact.contains('.')
             && let Some(dim) = Dim::parse(&compact)
         {

@@ -7,6 +7,7 @@ use super::proto::{
 };
 use super::tensor::{Site, Tensor, dtype};
 use super::weights;
+use super::wire::{Field, GRAPH, INITIALIZER, fields, with_graph};
 use crate::error::{Error, Problem, Result};
 use crate::ir::ty::DType;
 use crate::manifest::{self, Manifest};
@@ -48,7 +49,7 @@ impl TrainFile {
     /// Reads `path`; external data is looked up in `folder`, else beside the source model that the manifest
     /// names.
     pub fn read(path: &Path, folder: Option<&Path>) -> Result<Self> {
-        let bytes = Bytes::from(std::fs::read(path).map_err(|e| Error::io("read", path, e))?);
+        let bytes = Bytes::from_owner(weights::map(path)?);
         let refuse = |message: String, help: &str| Error::Model {
             model: path.to_path_buf(),
             problems: vec![Problem::new("", message).help(help)],
@@ -96,9 +97,23 @@ impl TrainFile {
         &self.folder
     }
 
-    /// The file as it is on disk, for a session.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+    /// The file for a session that is always fed `fed`: without their default values, which ONNX Runtime
+    /// would otherwise keep in memory for nothing.
+    pub fn session_bytes(&self, fed: &[Port]) -> Result<Vec<u8>> {
+        let bad = |e: String| Error::internal("train.onnx", e);
+        let parts = fields(&self.bytes).map_err(bad)?;
+        let mut graph = Vec::new();
+        for part in parts.iter().filter(|f| f.tag == GRAPH) {
+            for field in fields(&part.content).map_err(bad)? {
+                let name = |f: &Field| TensorProto::decode(f.content.clone()).map(|t| t.name);
+                let default =
+                    field.tag == INITIALIZER && name(&field).is_ok_and(|name| fed.iter().any(|p| p.name == name));
+                if !default {
+                    graph.extend_from_slice(&field.whole);
+                }
+            }
+        }
+        Ok(with_graph(&parts, &graph))
     }
 
     /// Everything that can be fed, parameters included; what weftc has no type for is left out.

@@ -29,6 +29,12 @@ impl Deref for Bytes {
     }
 }
 
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
 /// The data of a weight or table, `numel * dtype.size()` bytes.
 ///
 /// # Errors

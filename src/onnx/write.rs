@@ -1,6 +1,7 @@
 //! A lowered training graph as train.onnx (the contract: ARCHITECTURE.md, README).
 
-use super::emit::{CONTRIB, DOMAIN, Functions, OPSET, Scope, data_type, type_proto};
+use super::emit::{CONTRIB, DOMAIN, OPSET, Scope, data_type, type_proto};
+use super::functions::Functions;
 use super::proto::{
     GraphProto, ModelProto, OperatorSetIdProto, StringStringEntryProto, TensorProto, ValueInfoProto, tensor_proto,
 };

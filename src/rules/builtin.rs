@@ -105,6 +105,8 @@ pub static COMPUTED: &[Computed] = &[
           run: |a| { let mut s = ints(a[0])?.to_vec(); let k = index(a[1], s.len() + 1)?; s.insert(k, int(a[2])?); list(s) } },
     Row { name: "replace", arity: Some(3), doc: "the list with d as its element k",
           run: |a| { let mut s = ints(a[0])?.to_vec(); let k = index(a[1], s.len())?; s[k] = int(a[2])?; list(s) } },
+    Row { name: "swap_tail", arity: Some(1), doc: "the list with its last two swapped",
+          run: |a| { let mut s = ints(a[0])?.to_vec(); let n = s.len(); s.swap(n.checked_sub(2)?, n - 1); list(s) } },
     Row { name: "numel_of", arity: Some(1), doc: "the product of a list", run: |a| size(numel(ints(a[0])?)) },
     // Of integers and numbers.
     Row { name: "iadd", arity: Some(2), doc: "a + b", run: |a| size(int(a[0])? + int(a[1])?) },
@@ -116,6 +118,7 @@ pub static COMPUTED: &[Computed] = &[
     Row { name: "fadd", arity: Some(2), doc: "a + b", run: |a| float(number(a[0])? + number(a[1])?) },
     Row { name: "fsub", arity: Some(2), doc: "a - b", run: |a| float(number(a[0])? - number(a[1])?) },
     Row { name: "fmul", arity: Some(2), doc: "a b", run: |a| float(number(a[0])? * number(a[1])?) },
+    Row { name: "flog", arity: Some(1), doc: "the natural logarithm of a", run: |a| float(number(a[0])?.ln()) },
     Row { name: "frecip", arity: Some(1), doc: "1 / a", run: |a| float(1.0 / number(a[0])?) },
 ];
 

@@ -3,6 +3,7 @@
 //! The language is described in `rules/README.md`.
 
 pub mod builtin;
+pub mod check;
 pub mod parse;
 pub mod template;
 

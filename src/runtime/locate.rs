@@ -75,7 +75,8 @@ pub fn search() -> Search {
     search
 }
 
-fn explicit() -> Option<PathBuf> {
+/// The library that `ORT_DYLIB_PATH` names.
+pub fn explicit() -> Option<PathBuf> {
     std::env::var_os("ORT_DYLIB_PATH").filter(|v| !v.is_empty()).map(PathBuf::from)
 }
 

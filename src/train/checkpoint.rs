@@ -10,12 +10,10 @@ use crate::manifest::{Parameter, Role};
 use crate::onnx::replace::replace;
 use crate::onnx::train_file::Weight;
 use crate::onnx::weights;
-use crate::runtime::HostTensor;
-use safetensors::tensor::{Dtype, SafeTensors, View};
+use crate::runtime::{HostTensor, tensor};
+use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
-use std::borrow::Cow;
-use std::cell::RefCell;
-use std::collections::HashMap;
+use std::io::{BufWriter, Write};
 use std::path::Path;
 
 /// The files in `--out`.
@@ -158,65 +156,53 @@ pub fn load_state(trainer: &mut Trainer, path: &Path) -> Result<Position> {
 
 type Read<'a> = Box<dyn Fn() -> Result<HostTensor> + 'a>;
 
-/// Writes tensors one after the other, holding one at a time.
-fn write_tensors(path: &Path, tensors: Vec<(String, DType, Vec<i64>, Read<'_>)>, entry: (&str, String)) -> Result<()> {
-    let failure = RefCell::new(None);
-    let lazy = tensors.into_iter().map(|(name, dtype, shape, read)| {
-        let shape: Vec<usize> = shape.iter().map(|d| usize::try_from(*d).unwrap_or(0)).collect();
-        (name, Lazy { dtype, shape, read, failure: &failure })
-    });
-    // One entry only: the order of several would change from run to run.
-    let entry = HashMap::from([(entry.0.to_string(), entry.1)]);
-    let file = atomic::scratch(path)?;
-    let written = safetensors::serialize_to_file(lazy, Some(entry), file.path());
-    if let Some(error) = failure.into_inner() {
-        return Err(error);
+/// Writes a safetensors file, holding one tensor at a time.
+fn write_tensors(
+    path: &Path,
+    mut tensors: Vec<(String, DType, Vec<i64>, Read<'_>)>,
+    entry: (&str, String),
+) -> Result<()> {
+    // Large elements first keeps every tensor aligned, as readers expect.
+    tensors.sort_by(|a, b| b.1.size().cmp(&a.1.size()).then_with(|| a.0.cmp(&b.0)));
+    let mut header = serde_json::Map::new();
+    header.insert("__metadata__".into(), serde_json::json!({ entry.0: entry.1 }));
+    let mut end = 0;
+    for (name, dtype, shape, _) in &tensors {
+        let start = end;
+        end += tensor::count(shape).unwrap_or(0) * dtype.size();
+        let info =
+            serde_json::json!({ "dtype": safetensors_name(*dtype), "shape": shape, "data_offsets": [start, end] });
+        header.insert(name.clone(), info);
     }
-    written.map_err(|e| Error::io("write", path, std::io::Error::other(e)))?;
+    let mut header = serde_json::Value::Object(header).to_string();
+    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+
+    let mut out = BufWriter::new(atomic::scratch(path)?);
+    let mut write = |bytes: &[u8]| out.write_all(bytes).map_err(|e| Error::io("write", path, e));
+    write(&(header.len() as u64).to_le_bytes())?;
+    write(header.as_bytes())?;
+    for (name, dtype, shape, read) in &tensors {
+        let value = read()?;
+        if value.dtype() != *dtype || value.shape() != shape {
+            return Err(Error::internal("checkpoint", format!("{name} is {value:?}, not {}{shape:?}", dtype.name())));
+        }
+        write(value.bytes())?;
+    }
+    let file = out.into_inner().map_err(|e| Error::io("write", path, e.into_error()))?;
     atomic::persist(file, path)
 }
 
-/// A tensor that is read when it is written.
-struct Lazy<'a> {
-    dtype: DType,
-    shape: Vec<usize>,
-    read: Read<'a>,
-    /// `View` has no place for an error; the first one is kept here and the file discarded.
-    failure: &'a RefCell<Option<Error>>,
-}
-
-impl View for Lazy<'_> {
-    fn dtype(&self) -> Dtype {
-        match self.dtype {
-            DType::F64 => Dtype::F64,
-            DType::F32 => Dtype::F32,
-            DType::F16 => Dtype::F16,
-            DType::BF16 => Dtype::BF16,
-            DType::I64 => Dtype::I64,
-            DType::I32 => Dtype::I32,
-            DType::I8 => Dtype::I8,
-            DType::U8 => Dtype::U8,
-            DType::Bool => Dtype::BOOL,
-        }
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        let read = (self.read)().and_then(|t| match t.bytes().len() == self.data_len() {
-            true => Ok(t.bytes().to_vec()),
-            false => Err(Error::internal("checkpoint", format!("{t:?} is not of shape {:?}", self.shape))),
-        });
-        read.map(Cow::Owned).unwrap_or_else(|error| {
-            self.failure.borrow_mut().get_or_insert(error);
-            Cow::Owned(vec![0; self.data_len()])
-        })
-    }
-
-    fn data_len(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.dtype.size()
+fn safetensors_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F64 => "F64",
+        DType::F32 => "F32",
+        DType::F16 => "F16",
+        DType::BF16 => "BF16",
+        DType::I64 => "I64",
+        DType::I32 => "I32",
+        DType::I8 => "I8",
+        DType::U8 => "U8",
+        DType::Bool => "BOOL",
     }
 }
 

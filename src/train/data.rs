@@ -228,6 +228,26 @@ mod tests {
     }
 
     #[test]
+    fn text_is_tokenized_without_special_tokens() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tokenizer.json");
+        let tokenizer = tokenizer(&path).unwrap();
+        let ids = |text: &str| -> Vec<i64> {
+            tokenizer.encode(text, false).unwrap().get_ids().iter().map(|id| i64::from(*id)).collect()
+        };
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"{\"prompt\": \"1 2\", \"answer\": \"3 4 1\"}").unwrap();
+        let limits = Limits { vocab_size: 16, mask_id: 15, ..LIMITS };
+        let sample = load(file.path(), Some(&tokenizer), limits).unwrap().samples.remove(0);
+        let (prompt, answer) = (ids("1 2"), ids("3 4 1"));
+        assert!(!prompt.is_empty() && !answer.is_empty());
+        assert_eq!(
+            sample,
+            Sample { prompt: prompt.len(), total: sample.tokens.len(), tokens: [prompt, answer].concat() }
+        );
+        assert!(super::tokenizer(file.path()).is_err());
+    }
+
+    #[test]
     fn long_rows_are_cut_or_refused() {
         let text = "{\"input_ids\": [1,2,3,4], \"prompt_len\": 1}";
         let cut = read(text, Limits { max_length: Some(3), ..LIMITS }).unwrap();

@@ -70,7 +70,7 @@ impl OnnxRuntime {
     /// Opens the sessions; `trainable` are the parameters in order.  `accumulate` keeps sums of gradients.
     pub fn new(file: &TrainFile, trainable: &[Port], options: &Options, accumulate: bool) -> Result<Self> {
         let options = Options { folder: Some(file.folder().to_path_buf()), ..options.clone() };
-        let mut step = Session::from_bytes(file.bytes(), &options)?.bind()?;
+        let mut step = Session::from_bytes(&file.session_bytes(trainable)?, &options)?.bind()?;
         let mut parameters = Vec::new();
         let (mut gradients, mut sums, mut moments) = (Vec::new(), Vec::new(), Vec::new());
         for port in trainable {

@@ -64,7 +64,7 @@ impl Log {
             Ok::<_, Error>((file, path))
         };
         let file = folder.map(open).transpose()?;
-        let every = (steps / 100).max(1);
+        let every = steps.div_ceil(50).max(1);
         Ok(Log { bar, every, quiet, steps, file, start: Instant::now(), tokens: 0 })
     }
 

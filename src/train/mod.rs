@@ -5,6 +5,7 @@ pub mod batch;
 pub mod checkpoint;
 pub mod data;
 pub mod engine;
+pub mod interpreter;
 pub mod log;
 pub mod optimizer;
 pub mod run;

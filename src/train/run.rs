@@ -9,7 +9,7 @@ use super::sampler::Sampler;
 use super::trainer::{Outcome, Setup, Trainer};
 use crate::atomic;
 use crate::error::{Error, Problem, Result};
-use crate::runtime::Options;
+use crate::runtime::{Options, environment, locate};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -144,7 +144,8 @@ impl Summary {
 /// Everything that is wrong with the command line, the graph or the data; failures of the runtime; ten
 /// steps in a row that are not finite.
 pub fn run(args: &RunArgs) -> Result<Summary> {
-    let mut trainer = open(args)?;
+    let mut notes = Vec::new();
+    let mut trainer = open(args, &mut notes)?;
     let shape = trainer.shape();
     let batch_size = batch_size(args, shape.rows)?;
     let tokenizer = args.tokenizer.as_deref().map(data::tokenizer).transpose()?;
@@ -162,7 +163,6 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
             Problem::new("--pad-id", format!("{pad_id} is not in the vocabulary of {} tokens", limits.vocab_size));
         return Err(Error::usage(problem));
     }
-    let mut notes = Vec::new();
     if dataset.cut > 0 {
         notes.push(format!("--max-length cut {} of {} rows", dataset.cut, dataset.samples.len()));
     }
@@ -260,7 +260,7 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
     Ok(summary)
 }
 
-fn open(args: &RunArgs) -> Result<Trainer> {
+fn open(args: &RunArgs, notes: &mut Vec<String>) -> Result<Trainer> {
     let adamw = AdamW {
         lr: args.lr,
         weight_decay: args.weight_decay,
@@ -272,10 +272,29 @@ fn open(args: &RunArgs) -> Result<Trainer> {
     let folder =
         args.model.as_ref().and_then(|m| m.parent()).map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
     let session = Options { threads: args.threads, ..Options::default() };
-    Trainer::load(
-        &args.train_onnx,
-        Setup { folder: folder.map(Path::to_path_buf), adamw, accumulate: args.accumulate, session },
-    )
+    let setup = Setup { folder: folder.map(Path::to_path_buf), adamw, accumulate: args.accumulate, session };
+    const SLOW: &str = "the reference interpreter runs the graph: in f64, and several times slower";
+    let mut say = |line: &str| {
+        if !args.quiet {
+            eprintln!("{line}");
+        }
+    };
+    let missing = match args.runtime {
+        RuntimeKind::Interpreter => Some(String::new()),
+        RuntimeKind::Onnxruntime => None,
+        RuntimeKind::Auto => match environment(&mut say) {
+            // A library that the user names must work; any other may be missing.
+            Err(why) if locate::explicit().is_none() => Some(format!("{why}\nwithout it ")),
+            _ => None,
+        },
+    };
+    match missing {
+        Some(why) => {
+            notes.push(why + SLOW);
+            Trainer::load_interpreted(&args.train_onnx, setup)
+        }
+        None => Trainer::load(&args.train_onnx, setup),
+    }
 }
 
 fn batch_size(args: &RunArgs, fixed: Option<usize>) -> Result<usize> {

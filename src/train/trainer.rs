@@ -3,6 +3,7 @@
 use super::batch::{self, Batch, Shape};
 use super::checkpoint;
 use super::engine::{Engine, OnnxRuntime, Update};
+use super::interpreter::Interpreter;
 use super::optimizer::AdamW;
 use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
@@ -84,6 +85,12 @@ impl Trainer {
         Self::with(file, setup.adamw, |file, trainable| {
             Ok(Box::new(OnnxRuntime::new(file, trainable, &options, setup.accumulate > 1)?))
         })
+    }
+
+    /// Opens `train_onnx` on the reference interpreter: in f64, and several times slower.
+    pub fn load_interpreted(train_onnx: &Path, setup: Setup) -> Result<Self> {
+        let file = TrainFile::read(train_onnx, setup.folder.as_deref())?;
+        Self::with(file, setup.adamw, |file, trainable| Ok(Box::new(Interpreter::new(file, trainable)?)))
     }
 
     /// Checks the contract of train.onnx and opens it on an engine.

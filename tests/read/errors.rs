@@ -117,3 +117,31 @@ fn endless_functions_are_refused() {
     m.functions.push(function);
     assert!(refusal(&m).contains("deeper than 32 levels"));
 }
+
+/// Noise in a real file gives a graph or an error, never a panic.
+#[test]
+fn noise_never_panics() {
+    let models = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+    let rounds = std::env::var("WEFTC_NOISE").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.onnx");
+    let mut seed = 1u64;
+    let mut draw = move |n: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) as usize % n
+    };
+    let mut refused = 0;
+    for file in ["llada_micro_dynamo18", "llada_micro_native23", "llada_micro_legacy17"] {
+        let clean = std::fs::read(models.join(format!("{file}.onnx"))).unwrap();
+        for _ in 0..rounds / 3 {
+            let mut bytes = clean.clone();
+            for _ in 0..1 + draw(3) {
+                let at = draw(bytes.len());
+                bytes[at] = draw(256) as u8;
+            }
+            std::fs::write(&path, &bytes).unwrap();
+            refused += usize::from(read(&path).is_err());
+        }
+    }
+    assert!((1..rounds).contains(&refused), "{refused} of {rounds}");
+}

@@ -1,6 +1,8 @@
 //! Reading ONNX: exported models, small graphs of each kind, and what is refused.
 
+mod back;
 mod build;
 mod errors;
 mod graphs;
 mod models;
+mod numbers;

@@ -7,12 +7,12 @@ use weftc::ir::{DType, Dim, Leaf, LeafKind};
 use weftc::onnx::read::{Source, read};
 use weftc::onnx::weights;
 
-fn models() -> PathBuf {
+pub fn models() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models")
 }
 
 /// The larger collection beside the checkout, or where `WEFTC_SHARED` says.
-fn shared() -> Option<PathBuf> {
+pub fn shared() -> Option<PathBuf> {
     let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared");
     let folder = std::env::var_os("WEFTC_SHARED").map_or(beside, PathBuf::from);
     folder.join("models").is_dir().then_some(folder)

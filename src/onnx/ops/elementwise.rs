@@ -60,12 +60,14 @@ fn decided(b: &mut Build, op: Op, x: Id, y: Id) -> Result<Option<Id>, String> {
 }
 
 /// Whether a tensor is `0..n` in some shape.
-fn is_position(b: &Build, id: Id) -> bool {
-    match b.graph.node(id) {
-        Node::Op(Op::Iota, _) => true,
-        Node::Op(Op::Reshape | Op::Expand, children) => children.first().is_some_and(|c| is_position(b, *c)),
-        _ => false,
+fn is_position(b: &Build, mut id: Id) -> bool {
+    while let Node::Op(Op::Reshape | Op::Expand, children) = b.graph.node(id) {
+        match children.first() {
+            Some(inner) => id = *inner,
+            None => return false,
+        }
     }
+    matches!(b.graph.node(id), Node::Op(Op::Iota, _))
 }
 
 pub fn rank(b: &Build, value: &Value) -> usize {

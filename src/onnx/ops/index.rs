@@ -6,7 +6,7 @@ use crate::ir::infer::resolve_axis;
 use crate::ir::{DType, Dim, Lit, Op};
 use crate::onnx::build::{Build, Value};
 use crate::onnx::call::{Call, Read};
-use crate::onnx::known::{Known, sign};
+use crate::onnx::known::{Known, MAX_KNOWN, sign};
 use std::cmp::Ordering;
 
 /// Bounds at or beyond this size mean "to the end", as exporters write it.
@@ -70,7 +70,11 @@ fn backward(b: &mut Build, x: &Value, axis: usize, start: &Dim, end: &Dim, step:
         Ok::<i64, String>((if k < 0 { k.saturating_add(size) } else { k }).clamp(least, size - 1))
     };
     let (start, end) = (bound(start, 0)?, bound(end, -1)?);
-    let rows: Vec<i64> = std::iter::successors(Some(start), |k| Some(k + step)).take_while(|k| *k > end).collect();
+    let rows = std::iter::successors(Some(start), |k| k.checked_add(step)).take_while(|k| *k > end);
+    let rows: Vec<i64> = rows.take(MAX_KNOWN + 1).collect();
+    if rows.len() > MAX_KNOWN {
+        return Err(format!("a backward slice of more than {MAX_KNOWN} rows is not supported"));
+    }
     if let Value::Known(known) = x
         && let Some(folded) = known.selected(axis, &rows.iter().map(|k| *k as usize).collect::<Vec<_>>())
     {

@@ -159,7 +159,11 @@ fn pieces(call: &Call, whole: &Dim, count: usize) -> Result<Vec<Dim>, String> {
         (Some(sizes), _) => sizes.iter().map(|n| Dim::Known(*n)).collect(),
         (None, Some(sizes)) => sizes,
         (None, None) => {
-            let n = Dim::Known(call.int("num_outputs").unwrap_or(count as i64));
+            let n = call.int("num_outputs").unwrap_or(count as i64);
+            if !(1..=MAX_KNOWN as i64).contains(&n) {
+                return Err(format!("cannot split into {n} pieces"));
+            }
+            let n = Dim::Known(n);
             match (whole.div_exact(&n), whole.known(), n.known()) {
                 (Some(size), _, Some(n)) => vec![size; usize::try_from(n).unwrap_or(0)],
                 // The last piece is smaller.
@@ -209,11 +213,15 @@ pub fn split_to_sequence(b: &mut Build, call: &Call) -> Read {
         Some(k) if k.shape.is_empty() => {
             let size = k.dims().and_then(|d| d.first()).and_then(Dim::known).filter(|n| *n > 0);
             let (Some(size), Some(w)) = (size, whole.known()) else { return Err("the pieces must be known".into()) };
+            if w / size > MAX_KNOWN as i64 {
+                return Err(format!("more than {MAX_KNOWN} pieces are not supported").into());
+            }
             (0..(w + size - 1) / size).map(|p| Dim::Known((w - p * size).min(size))).collect()
         }
         Some(_) => pieces(call, &whole, 0)?,
         None => {
-            let n = whole.known().and_then(|n| usize::try_from(n).ok()).ok_or("the pieces must be known")?;
+            let n = whole.known().and_then(|n| usize::try_from(n).ok()).filter(|n| *n <= MAX_KNOWN);
+            let n = n.ok_or("the pieces must be known and few")?;
             vec![Dim::Known(1); n]
         }
     };

@@ -5,6 +5,7 @@
 
 mod attention;
 mod compose;
+mod einsum;
 mod elementwise;
 mod index;
 mod layout;
@@ -77,6 +78,7 @@ static STANDARD: &[Row] = &[
     row("CumSum", 11, Fn(reduce::cumsum)),
     row("Div", 1, Binary(Op::Div)),
     row("Dropout", 12, Fn(elementwise::dropout)),
+    row("Einsum", 12, Fn(einsum::einsum)),
     row("Elu", 1, Fn(compose::elu)),
     row("Equal", 1, Binary(Op::Equal)),
     row("Erf", 9, Unary(Op::Erf)),
@@ -101,6 +103,7 @@ static STANDARD: &[Row] = &[
     row("LessOrEqual", 12, Binary(Op::LessEqual)),
     row("Log", 1, Unary(Op::Log)),
     row("LogSoftmax", 13, Fn(reduce::log_softmax)),
+    row("LpNormalization", 1, Fn(norm::lp)),
     row("MatMul", 1, Fn(compose::matmul)),
     row("Max", 8, Join(Op::Max)),
     row("Mean", 8, Fn(elementwise::mean)),

@@ -67,3 +67,25 @@ fn statistics(b: &mut Build, call: &Call, x: Id, dims: &[Dim]) -> Result<[Id; 2]
     let inverse = b.op(Op::Rsqrt, &[variance], &[])?;
     Ok([b.reshape(mean, &kept)?, b.reshape(inverse, &kept)?])
 }
+
+/// `x / |x|_p` along an axis, 0 where the norm is 0.
+pub fn lp(b: &mut Build, call: &Call) -> Read {
+    let x = call.node(b, 0)?;
+    let rank = b.shape(x).len();
+    let axis = call.axis(-1, rank)? as i64 - rank as i64;
+    let size = match call.int_or("p", 2) {
+        1 => b.op(Op::Abs, &[x], &[])?,
+        2 => b.op(Op::Mul, &[x, x], &[])?,
+        p => return Err(format!("norm {p} is not defined").into()),
+    };
+    let mut size = b.op(Op::Sum, &[size], &[ints([axis])])?;
+    if call.int_or("p", 2) == 2 {
+        size = b.op(Op::Sqrt, &[size], &[])?;
+    }
+    // Where the norm is 0 so is x: any other divisor gives 0.
+    let zero = b.float(0.0)?;
+    let nothing = b.op(Op::Equal, &[size, zero], &[])?;
+    let one = b.float(1.0)?;
+    let size = b.op(Op::Where, &[nothing, one, size], &[])?;
+    Ok(vec![Value::Node(b.op(Op::Div, &[x, size], &[])?)])
+}

@@ -1,0 +1,255 @@
+//! Shapes and values of operands that fit an operator and the siblings that are known.
+
+use super::instance::{Fill, Instance};
+use super::random::Random;
+use crate::ir::{Builder, DType, Graph, Id, Lit, Op};
+
+/// What a variable becomes.
+pub enum Wanted {
+    Literal(Lit),
+    Tensor(DType, Vec<i64>),
+}
+
+/// Operators whose operands broadcast, so that one of them may be a number.
+pub fn may_be_number(op: Op) -> bool {
+    matches!(op, Op::Add | Op::Sub | Op::Mul | Op::Div | Op::Pow | Op::Max | Op::Min | Op::Where)
+}
+
+fn shape_of(graph: &Graph, id: Id) -> Vec<i64> {
+    graph.type_of(id).shape().iter().map(|d| d.known().unwrap_or(1)).collect()
+}
+
+/// Draws operand `k` of `op`; `siblings` are those that are known.
+pub fn draw(
+    instance: &Instance,
+    op: Op,
+    k: usize,
+    siblings: &[Option<Id>],
+    random: &mut Random,
+) -> Result<Wanted, String> {
+    let graph = &instance.graph;
+    let shape = |j: usize| {
+        siblings.get(j).copied().flatten().filter(|id| graph.tensor_type(*id).is_some()).map(|id| shape_of(graph, id))
+    };
+    // The first known tensor decides the type where the operator joins its operands.
+    let known = siblings.iter().flatten().find_map(|id| graph.tensor_type(*id));
+    let (known, dtype) =
+        (known.map(|t| t.shape.iter().map(|d| d.known().unwrap_or(1)).collect::<Vec<_>>()), known.map(|t| t.dtype));
+    let float = dtype.filter(|t| t.is_float()).unwrap_or(instance.float);
+    let first = shape(0);
+    let tensor = |dtype: DType, shape: Vec<i64>| Ok(Wanted::Tensor(dtype, shape));
+    let last = |s: &[i64]| s.last().copied().unwrap_or(1);
+    let free = |random: &mut Random, low: usize, high: usize| {
+        let rank = low + random.below(high - low + 1);
+        (0..rank).map(|_| random.size()).collect::<Vec<i64>>()
+    };
+    match (op, k, first) {
+        (Op::Not | Op::And | Op::Or, ..) => tensor(DType::Bool, near(known, random)),
+        (Op::Where, 0, _) => tensor(DType::Bool, near(known, random)),
+        (Op::Where, _, _) => tensor(instance.float, near(known, random)),
+        (Op::MatMul | Op::FusedMatMul, _, _) => {
+            let Some(other) = known else { return tensor(float, free(random, 2, 4)) };
+            tensor(float, matrix_beside(&other, k, op == Op::FusedMatMul, random)?)
+        }
+        (Op::Gemm, _, other) => {
+            let other = other.or(known).unwrap_or_else(|| free(random, 2, 2));
+            let mut mine = vec![random.pick(&other), random.size()];
+            if random.chance(0.5) {
+                mine.reverse();
+            }
+            tensor(float, mine)
+        }
+        (Op::Concat, _, Some(mut s)) if !s.is_empty() => {
+            let axis = random.below(s.len());
+            s[axis] = random.size();
+            tensor(float, s)
+        }
+        (Op::Gather, 1, _) => tensor(DType::I64, free(random, 0, 2)),
+        (Op::GatherElements | Op::ScatterAdd, 1, Some(s)) => {
+            tensor(DType::I64, s.iter().map(|n| random.int((*n).min(1), *n)).collect())
+        }
+        (Op::ScatterAdd, 2, _) => tensor(float, shape(1).unwrap_or_default()),
+        (Op::GatherGrad, 1, Some(s)) => tensor(DType::I64, s[..random.below(s.len() + 1)].to_vec()),
+        (Op::RmsNorm, 1, Some(s)) | (Op::LayerNorm, 1 | 2, Some(s)) => tensor(float, vec![last(&s)]),
+        (Op::RmsNormGrad | Op::LayerNormGrad, 2, Some(s)) => tensor(float, vec![last(&s)]),
+        (Op::Rope | Op::RopeGrad, 0, None) => {
+            let mut s = free(random, 1, 4);
+            if let Some(d) = s.last_mut() {
+                *d = random.pick(&[2, 4]);
+            }
+            tensor(float, s)
+        }
+        (Op::Rope | Op::RopeGrad, _, Some(s)) => {
+            let mut s = s[random.below(s.len())..].to_vec();
+            let leads = s.len() - 1;
+            s[..leads].iter_mut().for_each(|n| {
+                if random.chance(0.3) {
+                    *n = 1
+                }
+            });
+            tensor(float, s)
+        }
+        (Op::RotateHalf, ..) => {
+            let mut s = free(random, 1, 4);
+            if let Some(d) = s.last_mut() {
+                *d = random.pick(&[2, 4]);
+            }
+            tensor(float, s)
+        }
+        (Op::Attention | Op::AttentionBias | Op::AttentionProbs | Op::AttentionProbsBias, k, first) => {
+            tensor(float, attention_operand(op, k, first, shape(1), random))
+        }
+        (Op::Sum | Op::Mean | Op::ReduceMax | Op::CumSum | Op::Softmax, ..) => tensor(float, free(random, 1, 4)),
+        (Op::Slice | Op::Pad | Op::Unslice | Op::Gather | Op::GatherElements | Op::ScatterAdd, 0, _) => {
+            tensor(float, free(random, 1, 3))
+        }
+        (
+            Op::TokenEntropy
+            | Op::WeightedCrossEntropy
+            | Op::WeightedCrossEntropyGrad
+            | Op::ShiftLogits
+            | Op::ShiftLogitsGrad,
+            0,
+            _,
+        ) => tensor(float, vec![random.size(), random.int(1, 4), random.int(1, 5)]),
+        (Op::TokenEntropy, _, Some(s)) => tensor(DType::Bool, s[..s.len() - 1].to_vec()),
+        (Op::WeightedCrossEntropy | Op::WeightedCrossEntropyGrad, k, Some(s)) => {
+            tensor(if k == 1 { DType::I64 } else { float }, s[..s.len() - 1].to_vec())
+        }
+        (Op::LossCount, 0, _) => tensor(DType::Bool, vec![random.int(1, 4), random.int(1, 5)]),
+        (Op::BetaRef | Op::MaskRate | Op::SampleMask | Op::LossWeight, 0, _) => {
+            tensor(float, vec![random.int(1, 4), random.int(1, 5)])
+        }
+        (Op::MaskRate, 2, Some(s)) => tensor(float, vec![s[0]]),
+        (Op::SampleMask, 2, Some(s)) => tensor(float, s),
+        (Op::BetaRef | Op::MaskRate | Op::SampleMask | Op::LossWeight | Op::LossCount, _, Some(s)) => {
+            tensor(DType::Bool, s)
+        }
+        (Op::AdamW, 0, _) => tensor(float, free(random, 1, 2)),
+        (Op::AdamW, 1..=3, Some(s)) => tensor(float, s),
+        (Op::AdamW, ..) => tensor(DType::F64, vec![]),
+        // Backward forms: the cotangent and the operands have one shape.
+        (
+            Op::RmsNormGrad
+            | Op::RmsNormGradW
+            | Op::LayerNormGrad
+            | Op::SiluGrad
+            | Op::SwigluGrad
+            | Op::GeluGrad
+            | Op::GeluTanhGrad
+            | Op::SoftmaxGrad,
+            _,
+            Some(s),
+        ) => tensor(float, s),
+        (
+            Op::RmsNorm
+            | Op::LayerNorm
+            | Op::Normalize
+            | Op::RmsNormGrad
+            | Op::RmsNormGradW
+            | Op::LayerNormGrad
+            | Op::SoftmaxGrad,
+            ..,
+        ) => tensor(float, free(random, 1, 4)),
+        _ => match known {
+            Some(s) => tensor(float, near(Some(s), random)),
+            None => tensor(float, free(random, 0, 4)),
+        },
+    }
+}
+
+/// A shape that mostly broadcasts with the sibling's.
+fn near(sibling: Option<Vec<i64>>, random: &mut Random) -> Vec<i64> {
+    let Some(mut s) = sibling else { return (0..random.below(5)).map(|_| random.size()).collect() };
+    if random.chance(0.5) {
+        return s;
+    }
+    if random.chance(0.5) {
+        s.drain(..random.below(s.len() + 1));
+    }
+    for n in &mut s {
+        match random.unit() {
+            u if u < 0.25 => *n = 1,
+            u if u < 0.35 && *n == 1 => *n = random.size(),
+            _ => {}
+        }
+    }
+    s
+}
+
+/// The other factor of a matrix product; `either` allows its transpose.
+fn matrix_beside(other: &[i64], k: usize, either: bool, random: &mut Random) -> Result<Vec<i64>, String> {
+    let [leads @ .., rows, columns] = other else { return Err("a factor is no matrix".into()) };
+    let inner = match k {
+        _ if either => random.pick(&[*rows, *columns]),
+        0 => *rows,
+        _ => *columns,
+    };
+    let mut mine = match random.unit() {
+        u if u < 0.5 => leads.to_vec(),
+        u if u < 0.7 => vec![],
+        u if u < 0.85 && leads.len() < 2 => [&[random.size()], leads].concat(),
+        _ => near(Some(leads.to_vec()), random),
+    };
+    let free = random.size();
+    mine.extend(if k == 0 { [free, inner] } else { [inner, free] });
+    if either && random.chance(0.5) {
+        let n = mine.len();
+        mine.swap(n - 1, n - 2);
+    }
+    Ok(mine)
+}
+
+/// q [.., Lq, D], k [.., Lk, D], v [.., Lk, Dv], bias to [.., Lq, Lk].
+fn attention_operand(op: Op, k: usize, q: Option<Vec<i64>>, keys: Option<Vec<i64>>, random: &mut Random) -> Vec<i64> {
+    let (Some(q), Some(n)) = (&q, q.as_ref().and_then(|q| q.len().checked_sub(2))) else {
+        let rank = random.int(2, 4);
+        return (0..rank).map(|_| random.size()).collect();
+    };
+    let length = |s: &Option<Vec<i64>>| s.as_ref().and_then(|s| s.get(n).copied()).unwrap_or(1);
+    let is_bias = k == 3 || (k == 2 && op == Op::AttentionProbsBias);
+    let tail = match k {
+        1 => [random.int(1, 4), q[n + 1]],
+        _ if is_bias => [q[n], length(&keys)],
+        _ => [length(&keys), random.size()],
+    };
+    let shape = [&q[..n], &tail].concat();
+    if !is_bias {
+        return shape;
+    }
+    let kept = shape[random.below(n + 1)..].to_vec();
+    kept.into_iter().map(|d| if random.chance(0.2) { 1 } else { d }).collect()
+}
+
+/// Pairs of operands of which the first must lie within the second: only answers are masked.
+pub fn within(op: Op) -> Option<(usize, usize)> {
+    match op {
+        Op::LossWeight => Some((1, 2)),
+        Op::LossCount => Some((0, 1)),
+        _ => None,
+    }
+}
+
+/// What the elements of operand `k` must be; `children` are the node's.
+pub fn fill(graph: &Graph, op: Op, k: usize, children: &[Id]) -> Option<Fill> {
+    let size = |id: Id, axis: usize| shape_of(graph, id).get(axis).copied();
+    let axis = || {
+        let attr = graph.type_of(*children.last()?).lit()?.int()?.known()?;
+        crate::ir::infer::resolve_axis(attr, shape_of(graph, children[0]).len()).ok()
+    };
+    match (op, k) {
+        (Op::Gather | Op::GatherElements | Op::ScatterAdd, 1) => Some(Fill::Index(size(children[0], axis()?)?)),
+        (Op::GatherGrad, 1) => Some(Fill::Index(graph.type_of(*children.last()?).lit()?.int()?.known()?)),
+        (Op::WeightedCrossEntropy | Op::WeightedCrossEntropyGrad, 1) => {
+            Some(Fill::Index(shape_of(graph, children[0]).last().copied()?))
+        }
+        (Op::Log | Op::Sqrt | Op::Rsqrt, 0) | (Op::Pow, 0) => Some(Fill::Positive),
+        (Op::Reciprocal, 0) | (Op::Div, 1) => Some(Fill::AwayFromZero),
+        (Op::MaskRate | Op::Beta | Op::BetaRef, 0) => Some(Fill::Positive),
+        (Op::MaskRate | Op::SampleMask, 2) | (Op::SampleMask | Op::LossWeight, 0) => Some(Fill::Unit),
+        (Op::AdamW, 3) => Some(Fill::Positive),
+        (Op::AdamW, 9) => Some(Fill::Step),
+        (Op::AdamW, 4..=8) => Some(Fill::Unit),
+        _ => None,
+    }
+}

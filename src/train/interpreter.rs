@@ -1,0 +1,158 @@
+//! Training without ONNX Runtime: the reference interpreter in f64, and AdamW in plain Rust.
+//!
+//! A second opinion on every number of a run, for small models; several times slower.
+
+use super::engine::{Engine, Update};
+use crate::error::{Error, Result};
+use crate::interp;
+use crate::ir::{DType, Graph};
+use crate::onnx::read::read;
+use crate::onnx::train_file::{Port, TrainFile};
+use crate::runtime::HostTensor;
+use candle_core::{Device, Tensor};
+use indexmap::IndexMap;
+use std::collections::BTreeMap;
+
+/// Everything of one parameter, in f64.
+struct State {
+    name: String,
+    dtype: DType,
+    shape: Vec<i64>,
+    value: Vec<f64>,
+    gradient: Vec<f64>,
+    m: Vec<f64>,
+    v: Vec<f64>,
+}
+
+/// The training graph as the reader gives it back, and the parameters.
+pub struct Interpreter {
+    graph: Graph,
+    /// The types that outputs have in the file; the interpreter itself knows only f64.
+    outputs: Vec<Port>,
+    states: Vec<State>,
+}
+
+impl Interpreter {
+    /// Reads the graph of `file` back; `trainable` are the parameters in order.
+    pub fn new(file: &TrainFile, trainable: &[Port]) -> Result<Self> {
+        let graph = read(file.path())?.graph;
+        let state = |port: &Port| {
+            let initial = file.initial(&port.name)?;
+            let host = HostTensor::from_bytes(initial.dtype, &initial.shape, initial.bytes)?;
+            let zeros = vec![0.0; host.len()];
+            Ok(State {
+                name: port.name.clone(),
+                dtype: host.dtype(),
+                shape: host.shape().to_vec(),
+                value: host.to_f64(),
+                gradient: zeros.clone(),
+                m: zeros.clone(),
+                v: zeros,
+            })
+        };
+        let states = trainable.iter().map(state).collect::<Result<_>>()?;
+        Ok(Interpreter { graph, outputs: file.outputs(), states })
+    }
+}
+
+impl Engine for Interpreter {
+    fn forward(
+        &mut self,
+        feeds: &[(String, HostTensor)],
+        want: &[String],
+        accumulate: bool,
+    ) -> Result<IndexMap<String, HostTensor>> {
+        let mut tensors = BTreeMap::new();
+        for (name, value) in feeds {
+            tensors.insert(name.clone(), tensor(value.shape(), value.to_f64())?);
+        }
+        for s in &self.states {
+            tensors.insert(s.name.clone(), tensor(&s.shape, s.value.clone())?);
+        }
+        let results = interp::run(&self.graph, &tensors)?;
+        let result = |name: &str| {
+            let found =
+                results.get(name).ok_or_else(|| Error::internal("the interpreter", format!("no output {name}")))?;
+            let shape: Vec<i64> = found.dims().iter().map(|d| *d as i64).collect();
+            let values = found.flatten_all().and_then(|t| t.to_vec1::<f64>()).map_err(internal)?;
+            Ok::<_, Error>((shape, values))
+        };
+        for s in &mut self.states {
+            let (_, gradient) = result(&format!("grad/{}", s.name))?;
+            if !accumulate {
+                s.gradient.fill(0.0);
+            }
+            s.gradient.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g);
+        }
+        let output = |name: &String| {
+            let (shape, values) = result(name)?;
+            let declared = self.outputs.iter().find(|p| p.name == *name).map(|p| p.dtype);
+            let dtype = declared.filter(|d| !d.is_float()).unwrap_or(DType::F64);
+            Ok((name.clone(), HostTensor::from_f64(dtype, &shape, &values)?))
+        };
+        want.iter().map(output).collect()
+    }
+
+    fn grad_norm(&mut self) -> Result<f64> {
+        Ok(self.states.iter().flat_map(|s| &s.gradient).map(|g| g * g).sum::<f64>().sqrt())
+    }
+
+    fn update(&mut self, update: &Update) -> Result<()> {
+        let a = &update.adamw;
+        let corrected = |beta: f64| 1.0 - beta.powf(update.step as f64);
+        let (c1, c2) = (corrected(a.beta1), corrected(a.beta2));
+        for s in &mut self.states {
+            let moments = s.m.iter_mut().zip(&mut s.v);
+            for ((p, g), (m, v)) in s.value.iter_mut().zip(&s.gradient).zip(moments) {
+                let g = g * update.grad_scale;
+                *m = a.beta1 * *m + (1.0 - a.beta1) * g;
+                *v = a.beta2 * *v + (1.0 - a.beta2) * g * g;
+                *p = (1.0 - a.lr * a.weight_decay) * *p - a.lr * (*m / c1) / ((*v / c2).sqrt() + a.eps);
+            }
+        }
+        Ok(())
+    }
+
+    fn parameter(&self, index: usize) -> Result<HostTensor> {
+        let s = &self.states[index];
+        HostTensor::from_f64(s.dtype, &s.shape, &s.value)
+    }
+
+    fn set_parameter(&mut self, index: usize, value: &HostTensor) -> Result<()> {
+        let s = &mut self.states[index];
+        s.value = fitting(value, &s.shape)?;
+        Ok(())
+    }
+
+    fn gradient(&self, index: usize) -> Result<HostTensor> {
+        let s = &self.states[index];
+        HostTensor::from_f64(DType::F64, &s.shape, &s.gradient)
+    }
+
+    fn moments(&self, index: usize) -> Result<(HostTensor, HostTensor)> {
+        let s = &self.states[index];
+        Ok((HostTensor::from_f64(s.dtype, &s.shape, &s.m)?, HostTensor::from_f64(s.dtype, &s.shape, &s.v)?))
+    }
+
+    fn set_moments(&mut self, index: usize, m: &HostTensor, v: &HostTensor) -> Result<()> {
+        let s = &mut self.states[index];
+        (s.m, s.v) = (fitting(m, &s.shape)?, fitting(v, &s.shape)?);
+        Ok(())
+    }
+}
+
+fn fitting(value: &HostTensor, shape: &[i64]) -> Result<Vec<f64>> {
+    if value.shape() != shape {
+        return Err(Error::runtime(format!("{value:?} does not fit a parameter of shape {shape:?}")));
+    }
+    Ok(value.to_f64())
+}
+
+fn tensor(shape: &[i64], values: Vec<f64>) -> Result<Tensor> {
+    let shape: Vec<usize> = shape.iter().map(|d| usize::try_from(*d).unwrap_or(0)).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).map_err(internal)
+}
+
+fn internal(e: candle_core::Error) -> Error {
+    Error::internal("the interpreter", e.to_string())
+}
