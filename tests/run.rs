@@ -276,6 +276,10 @@ fn a_run_is_repeated_and_resumed_to_the_bit() {
     assert!(weights(&whole) == weights(&again));
     let half = run_into(&train, "half", &steps("5"));
     assert!(weights(&half) != weights(&whole));
+    // The interrupted run had gone on after its state was saved, and broke off within a line.
+    let metrics = half.join("metrics.jsonl");
+    let text = std::fs::read_to_string(&metrics).unwrap();
+    std::fs::write(&metrics, format!("{text}{{\"step\": 6}}\n{{\"st")).unwrap();
     let rest = run_into(&train, "half", &[&steps("8")[..], &["--resume", half.to_str().unwrap()]].concat());
     assert!(weights(&rest) == weights(&whole));
     assert_eq!(std::fs::read_to_string(rest.join("metrics.jsonl")).unwrap().lines().count(), 8);
