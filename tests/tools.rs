@@ -31,6 +31,9 @@ fn inspections() {
         assert!(inspection.memory.is_some() && inspection.left_over.is_empty(), "{file}");
         out += &format!("# {file}\n{inspection}\n");
     }
+    let folder = TempDir::new().unwrap();
+    let inspection = inspect::inspect(&tiny(&folder, None)).unwrap_or_else(|e| panic!("{e}"));
+    out += &format!("# no language model\n{inspection}\n");
     insta::assert_snapshot!(out);
 }
 
@@ -108,12 +111,21 @@ fn numel(shape: &[weftc::ir::Dim]) -> usize {
     shape.iter().map(|d| usize::try_from(d.known().unwrap()).unwrap()).product()
 }
 
-/// The model above as a file.
-fn tiny(folder: &TempDir) -> PathBuf {
+/// The model above as a file; its weights lie in the file `beside`, where one is named.
+fn tiny(folder: &TempDir, beside: Option<&str>) -> PathBuf {
     let mut graph: Graph = text::parse(TINY).unwrap_or_else(|e| panic!("{}", e.message));
+    let mut all = Vec::new();
     for (k, leaf) in graph.leaves.iter_mut().enumerate().filter(|(_, l)| l.kind == LeafKind::Param) {
         let bytes: Vec<u8> = values(numel(&leaf.ty.shape), k).iter().flat_map(|x| x.to_le_bytes()).collect();
-        leaf.data = Some(Data::Inline(bytes.into()));
+        let (offset, len) = (all.len() as u64, bytes.len() as u64);
+        all.extend(&bytes);
+        leaf.data = Some(match beside {
+            Some(name) => Data::File { path: folder.path().join(name), offset, len },
+            None => Data::Inline(bytes.into()),
+        });
+    }
+    if let Some(name) = beside {
+        std::fs::write(folder.path().join(name), all).unwrap();
     }
     let path = folder.path().join("tiny.onnx");
     let (order, source) = (graph.live(), path.as_path());
@@ -140,7 +152,7 @@ fn run(bytes: &[u8], feeds: &Feeds) -> BTreeMap<String, Vec<f64>> {
 #[test]
 fn gradients_are_right_in_onnx_runtime() {
     let folder = TempDir::new().unwrap();
-    let source = tiny(&folder);
+    let source = tiny(&folder, None);
     let gradients =
         grad::grad(&request(&source, "loss", &["*.weight", "wte", "x", "unused"])).unwrap_or_else(|e| panic!("{e}"));
     let bytes = gradients.encode().unwrap();
@@ -156,13 +168,13 @@ fn gradients_are_right_in_onnx_runtime() {
     for (name, want) in &plain {
         assert!(want.iter().zip(&with[name]).all(|(a, b)| (a - b).abs() < 1e-12), "{name}");
     }
-    let graph = &gradients.graph;
+    let (graph, written) = (&gradients.graph, text::parse(TINY).unwrap_or_else(|e| panic!("{}", e.message)));
     for leaf in gradients.wrt.iter().map(|l| graph.leaf(*l)) {
         let got = &with[&format!("grad/{}", leaf.name)];
         let start = match leaf.kind {
             LeafKind::Input => feeds[&leaf.name].clone(),
             _ => {
-                let k = graph.find_leaf(&leaf.name).unwrap().0 as usize;
+                let k = written.find_leaf(&leaf.name).unwrap().0 as usize;
                 let shape: Vec<i64> = leaf.ty.shape.iter().filter_map(|d| d.known()).collect();
                 HostTensor::new(&shape, &values(numel(&leaf.ty.shape), k)).unwrap()
             }
@@ -190,7 +202,7 @@ fn a_gradient_file_is_portable() {
     use onnx_protobuf::ModelProto;
     use protobuf::Message;
     let folder = TempDir::new().unwrap();
-    let source = tiny(&folder);
+    let source = tiny(&folder, None);
     let write = || {
         let gradients = grad::grad(&request(&source, "square", &[])).unwrap_or_else(|e| panic!("{e}"));
         let path = folder.path().join("grad.onnx");
@@ -212,7 +224,7 @@ fn a_gradient_file_is_portable() {
 #[test]
 fn gradient_refusals() {
     let folder = TempDir::new().unwrap();
-    let source = tiny(&folder);
+    let source = tiny(&folder, None);
     let mut out = String::new();
     let mut show = |title: &str, request: grad::Request| {
         let error = grad::grad(&request).err().unwrap_or_else(|| panic!("{title}: was accepted"));
@@ -227,6 +239,48 @@ fn gradient_refusals() {
     let error = gradients.write(&source).expect_err("it would replace the model");
     out += &error.to_string().replace(&folder.path().display().to_string(), "models");
     insta::assert_snapshot!(out);
+}
+
+#[test]
+fn weights_in_files_of_their_own_stay_there() {
+    let (folder, elsewhere) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let source = tiny(&folder, Some("tiny.bin"));
+    let gradients = grad::grad(&request(&source, "square", &[])).unwrap_or_else(|e| panic!("{e}"));
+    let error = gradients.write(&elsewhere.path().join("grad.onnx")).expect_err("the weights are not there");
+    let beside = folder.path().join("grad.onnx");
+    assert!(error.to_string().contains(&format!("help: write to {}", beside.display())), "{error}");
+    gradients.write(&beside).unwrap_or_else(|e| panic!("{e}"));
+    let mut session = Session::open(&beside, &runtime::Options::default()).unwrap_or_else(|e| panic!("{e}"));
+    let (ids, x) = (HostTensor::new(&[1, 1], &[2i64]).unwrap(), HostTensor::new(&[1, 1, 3], &[0.0f64; 3]).unwrap());
+    let out = session.run([("ids", &ids), ("x", &x)]).unwrap_or_else(|e| panic!("{e}"));
+    // square is |wte[2]|^2.
+    let want: Vec<f64> = values(15, 2)[6..9].iter().map(|w| 2.0 * w).collect();
+    assert_eq!(out["grad/wte"].to_f64()[6..9], want);
+}
+
+#[test]
+fn the_command_line_has_its_exit_codes() {
+    let folder = TempDir::new().unwrap();
+    let source = tiny(&folder, None);
+    let bad = folder.path().join("bad.egg");
+    std::fs::write(&bad, "(rewrite mine-div (div ?x ?y) (mul ?x ?y))").unwrap();
+    let (source, bad, out) = (source.display().to_string(), bad.display().to_string(), folder.path().join("g.onnx"));
+    let out = out.display().to_string();
+    let weftc = |args: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_weftc")).args(args).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, json) = weftc(&["inspect", &source, "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((code, json["parameters"][0]["numbers"].as_u64()), (Some(0), Some(15)), "{json}");
+    let (code, text) = weftc(&["grad", &source, "--wrt", "wte,x", "--output", "loss", "-o", &out]);
+    assert!(code == Some(0) && text.ends_with("2 gradients of loss\n"), "{text}");
+    assert!(Path::new(&out).is_file());
+    assert_eq!(weftc(&["grad", &source, "--output", "p", "-o", &out]).0, Some(2));
+    assert_eq!(weftc(&["explain", "lift-silu", &source]).0, Some(0));
+    assert_eq!(weftc(&["explain", "lift-sil", &source]).0, Some(2));
+    let (code, table) = weftc(&["check-rules", &bad]);
+    assert!(code == Some(6) && table.ends_with("0 of 1 rules proved\n"), "{table}");
 }
 
 /// A folder of rule files.
