@@ -63,6 +63,7 @@ pub mod eval;
 pub mod generate;
 pub mod interp;
 pub mod ir;
+pub mod kernels;
 pub mod lower;
 pub mod manifest;
 pub mod objective;
