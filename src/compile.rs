@@ -3,11 +3,11 @@
 //! `read -> lift -> objective -> differentiate -> optimise -> lower -> schedule -> write`; each stage
 //! takes the graph of the one before and never looks back.
 
+mod stages;
+
 use crate::atomic;
-use crate::autodiff;
 use crate::error::{Error, Problem, Result};
-use crate::ir::{Builder, Graph, Id, LeafId, LeafKind, Node, text};
-use crate::lower;
+use crate::ir::{Graph, Id, LeafId, LeafKind, text};
 use crate::manifest::{self, Input, Manifest, Method, Parameter, Role};
 use crate::objective::{self, Ports};
 use crate::onnx::write::{Parts, encode};
@@ -20,6 +20,8 @@ use crate::schedule;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+pub use stages::{add_gradients, lift, lower_for, optimise, usable};
 
 /// Which weights are trained.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
@@ -202,47 +204,6 @@ pub fn emit_ir(options: &Options, wanted: Stage) -> Result<String> {
     });
     // A stage that was reached is shown, also where a later one would refuse.
     if shown.is_empty() { outcome.map(|_| shown) } else { Ok(shown) }
-}
-
-/// The rules of `families` that are used for `target`: no search rules.
-pub fn usable<'r>(families: &[&'r [Rule]], target: Target) -> Vec<&'r Rule> {
-    let all = families.iter().flat_map(|f| f.iter());
-    all.filter(|r| !r.search && r.target.is_none_or(|t| t == target)).collect()
-}
-
-/// Composites for exporters' idioms; only what the outputs need is kept.
-pub fn lift(model: &Graph, library: &Library, target: Target) -> Result<Saturated> {
-    rewrite::saturate(model, &usable(&[&library.lift, &library.simplify], target), &rewrite::Options::default())
-}
-
-/// Adds the outputs `grad/<leaf>`: the gradients of the scalar `of`, one for each leaf of `wrt`.
-pub fn add_gradients(graph: &mut Graph, of: Id, wrt: &[LeafId], rows: &[Rule]) -> Result<()> {
-    let leaves: std::result::Result<Vec<Id>, String> = wrt.iter().map(|l| graph.insert(Node::Leaf(*l))).collect();
-    let leaves = leaves.map_err(|m| Error::internal("differentiate", m))?;
-    let gradients = autodiff::differentiate(graph, of, &leaves, rows)?;
-    for (leaf, gradient) in wrt.iter().zip(gradients) {
-        let name = format!("grad/{}", graph.leaf(*leaf).name);
-        graph.outputs.push((name, gradient));
-    }
-    Ok(())
-}
-
-/// Directed algebra over forward and backward together.
-pub fn optimise(graph: &Graph, library: &Library, target: Target) -> Result<Saturated> {
-    rewrite::saturate(graph, &usable(&[&library.simplify], target), &rewrite::Options::default())
-}
-
-/// Operators that can be written.  Counts rule uses in `fired`.
-pub fn lower_for(
-    graph: &Graph,
-    library: &Library,
-    target: Target,
-    fired: &mut BTreeMap<String, usize>,
-) -> Result<Graph> {
-    let expanded = lower::expand(graph, &library.lower, fired)?;
-    let saturated = rewrite::saturate(&expanded, &usable(&[&library.fuse], target), &rewrite::Options::default())?;
-    rewrite::count(fired, &saturated.fired);
-    Ok(saturated.graph)
 }
 
 /// The state of one compilation.

@@ -184,6 +184,8 @@ fn exporter_made(name: &str) -> bool {
         name.strip_prefix(prefix).is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
     };
     name.starts_with('/')
+        // What weftc itself writes.
+        || name.starts_with("const/")
         || name.contains("::")
         || ["", "val_", "_tensor_constant", "lifted_tensor_", "Constant_", "constant_", "_inlined_"]
             .iter()

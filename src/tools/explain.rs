@@ -298,6 +298,9 @@ impl Explanation {
             let _ = writeln!(out, "    {line}");
         }
         let _ = writeln!(out, "    {}", self.rule.left);
+        for (var, term) in &self.rule.lets {
+            let _ = writeln!(out, "    let ?{var} = {term}");
+        }
         for right in &self.rule.right {
             let _ = writeln!(out, "    => {}", right.as_ref().map_or_else(|| "_".into(), Term::to_string));
         }
@@ -323,8 +326,14 @@ impl Report {
             0 => writeln!(out, "{stage}: did not fire"),
             n => writeln!(out, "{stage}: fired {}", times(n)),
         };
-        let named =
-            |(place, n): &(String, usize)| if *n == 1 { place.clone() } else { format!("{place} ({})", times(*n)) };
+        // Nodes that the compiler made may look alike.
+        let counted = |places: &mut dyn Iterator<Item = (&String, usize)>| {
+            let mut counts: IndexMap<&String, usize> = IndexMap::new();
+            places.for_each(|(place, n)| *counts.entry(place).or_default() += n);
+            let line =
+                |(place, n): (&String, usize)| if n == 1 { place.clone() } else { format!("{place} ({})", times(n)) };
+            counts.into_iter().map(line).collect::<Vec<String>>()
+        };
         let list = |out: &mut String, indent: &str, places: Vec<String>| {
             let shown = if all { places.len() } else { PLACES };
             for place in places.iter().take(shown) {
@@ -334,11 +343,11 @@ impl Report {
                 let _ = writeln!(out, "{indent}and {} more", places.len() - shown);
             }
         };
-        list(out, "    ", self.fired.iter().map(named).collect());
+        list(out, "    ", counted(&mut self.fired.iter().map(|(place, n)| (place, *n))));
         let shown = if all { self.misses.len() } else { REASONS };
         for (why, places) in self.misses.iter().take(shown) {
             let _ = writeln!(out, "  not: {why}");
-            list(out, "    ", places.clone());
+            list(out, "    ", counted(&mut places.iter().map(|place| (place, 1))));
         }
         let hidden: usize = self.misses.values().skip(shown).map(Vec::len).sum();
         if hidden > 0 {
