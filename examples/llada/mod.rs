@@ -2,11 +2,13 @@
 //! weights transposed and without their names, norms, rotary embedding and attention decomposed,
 //! shapes computed by operators, weights in one external file.
 
+mod data;
+
+use data::{Fill, Part};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
-use weftc::eval::rng::SplitMix64;
 use weftc::onnx::proto::attribute_proto::AttributeType;
 use weftc::onnx::proto::tensor_proto::{DataLocation, DataType};
 use weftc::onnx::proto::tensor_shape_proto::{Dimension, dimension};
@@ -17,7 +19,6 @@ use weftc::onnx::proto::{
 
 /// The exporter aligns external tensors to pages.
 const PAGE: u64 = 4096;
-const ROPE_BASE: f64 = 500_000.0;
 const NORM_EPS: f32 = 1e-5;
 
 /// How large a model is.
@@ -74,55 +75,6 @@ pub fn write(shape: &Shape, path: &Path) -> io::Result<Written> {
     let data_bytes = exporter.end;
     std::fs::write(path, prost::Message::encode_to_vec(&exporter.finish()))?;
     Ok(Written { parameters, data_bytes })
-}
-
-/// What the elements of an external tensor are.
-#[derive(Clone, Copy)]
-enum Fill {
-    /// Normal-like numbers of this scale, or holes.
-    Random(f64),
-    Ones,
-    /// Cosines or sines of position times frequency.
-    Angles(fn(f64) -> f64),
-}
-
-/// A tensor in the external file.
-struct Part {
-    offset: u64,
-    numel: usize,
-    dtype: DataType,
-    fill: Fill,
-}
-
-impl Part {
-    fn is_table(&self) -> bool {
-        matches!(self.fill, Fill::Angles(_))
-    }
-
-    fn write(&self, shape: &Shape, file: &mut BufWriter<File>) -> io::Result<()> {
-        if shape.fill.is_none() && !self.is_table() {
-            return Ok(());
-        }
-        file.seek(SeekFrom::Start(self.offset))?;
-        let mut rng = SplitMix64::new(shape.fill.unwrap_or_default() ^ self.offset);
-        let half = shape.width / shape.heads / 2;
-        for k in 0..self.numel {
-            let x = match self.fill {
-                // The sum of four uniform draws has variance 1/3.
-                Fill::Random(scale) => {
-                    let draw = |_| (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64 - 0.5;
-                    scale * 3f64.sqrt() * (0..4).map(draw).sum::<f64>()
-                }
-                Fill::Ones => 1.0,
-                Fill::Angles(f) => f((k / half) as f64 * ROPE_BASE.powf(-((k % half) as f64) / half as f64)),
-            };
-            match self.dtype {
-                DataType::Bfloat16 => file.write_all(&half::bf16::from_f64(x).to_le_bytes())?,
-                _ => file.write_all(&(x as f32).to_le_bytes())?,
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Builds the graph.
