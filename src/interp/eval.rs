@@ -82,6 +82,8 @@ fn arm(a: &Args) -> Result<Tensor> {
         Op::Gather => l::gather(x()?, a.x(1)?, a.axis(x()?.rank())?, a.shape()),
         Op::GatherElements => l::gather_elements(x()?, a.x(1)?, a.axis(x()?.rank())?),
         Op::ScatterAdd => l::scatter_add(x()?, a.x(1)?, a.x(2)?, a.axis(x()?.rank())?),
+        Op::TopkValues => l::topk_values(x()?, a.size("k")?, a.axis(x()?.rank())?, a.int("largest")? != 0),
+        Op::TopkIndices => l::topk_indices(x()?, a.size("k")?, a.axis(x()?.rank())?, a.int("largest")? != 0),
         Op::GatherGrad => l::gather_grad(x()?, a.x(1)?, a.shape()),
         Op::RmsNorm => m::rms_norm(x()?, a.x(1)?, a.float("eps")?),
         Op::RmsNormGrad => m::rms_norm_grad(x()?, a.x(1)?, a.x(2)?, a.float("eps")?),

@@ -310,6 +310,19 @@ impl<'a> Scope<'a> {
                 let inputs = self.operands(operands, DType::F32)?;
                 self.push("ScatterElements", "", inputs, name, vec![axis, add]);
             }
+            Op::TopkValues | Op::TopkIndices => {
+                let k = int(0);
+                let (axis, largest) =
+                    (self.attribute("axis", Kind::Int, attrs[1])?, self.attribute("largest", Kind::Int, attrs[2])?);
+                let x = self.operand(operands[0], DType::F32)?;
+                let k = self.ints(&[k])?;
+                self.push("TopK", "", vec![x, k], name, vec![axis, largest]);
+                let other = self.fresh("unused");
+                let at = usize::from(op == Op::TopkValues);
+                if let Some(node) = self.nodes.last_mut() {
+                    node.output.insert(at, other);
+                }
+            }
             Op::Pad => {
                 let (axis, before, after) = (int(0), int(1), int(2));
                 let x = self.operand(operands[0], DType::F32)?;
