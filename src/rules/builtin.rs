@@ -224,9 +224,16 @@ mod tests {
             let id = compute(&name, &args, &mut graph).unwrap_or_else(|e| panic!("{source}: {e}"));
             assert_eq!(graph.type_of(id).to_string(), want, "{source}");
         }
-        for source in
-            ["(dim x 3)", "(idiv 7 2)", "(frecip 0)", "(invert [0 0])", "(tail [1] -1)", "(drop [1] 2)", "(shape 1)", "(to_front x 2 2)"]
-        {
+        for source in [
+            "(dim x 3)",
+            "(idiv 7 2)",
+            "(frecip 0)",
+            "(invert [0 0])",
+            "(tail [1] -1)",
+            "(drop [1] 2)",
+            "(shape 1)",
+            "(to_front x 2 2)",
+        ] {
             let (mut graph, name, args) = call(source);
             assert!(compute(&name, &args, &mut graph).is_err(), "{source}");
         }

@@ -28,11 +28,8 @@ pub fn attention(b: &mut Build, call: &Call) -> Read {
     let window = |name| call.int(name).filter(|n| *n >= 0);
     let high = if call.int_or("is_causal", 0) != 0 { Some(0) } else { window("right_window_size") };
     let more = banded(b, dtype, [&rows, &columns], window("left_window_size").map(|n| -n), high)?;
-    let scores = Scores {
-        scale: call.float("scale"),
-        bias: summed(b, mask, more)?,
-        softcap: call.float_or("softcap", 0.0),
-    };
+    let scores =
+        Scores { scale: call.float("scale"), bias: summed(b, mask, more)?, softcap: call.float_or("softcap", 0.0) };
     let mut y = attend(b, [q, k, v], scores)?;
     if rank == 3 {
         y = joined(b, y)?;

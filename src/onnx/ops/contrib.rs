@@ -131,8 +131,7 @@ pub fn group_query(b: &mut Build, call: &Call) -> Read {
     let low = call.int("local_window_size").filter(|n| *n >= 0).map(|n| -n);
     let band = banded(b, dtype, [&length, &length], low, Some(0))?;
     let bias = call.optional(b, 10)?;
-    let scores =
-        Scores { scale: scale(call), bias: summed(b, bias, band)?, softcap: call.float_or("softcap", 0.0) };
+    let scores = Scores { scale: scale(call), bias: summed(b, bias, band)?, softcap: call.float_or("softcap", 0.0) };
     results(b, [q, k, v], scores)
 }
 

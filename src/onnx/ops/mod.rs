@@ -10,9 +10,9 @@ mod einsum;
 mod elementwise;
 mod index;
 mod layout;
+mod nd;
 mod norm;
 mod reduce;
-mod nd;
 mod rotary;
 mod topk;
 

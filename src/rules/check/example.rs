@@ -3,7 +3,6 @@
 use super::instance::Instance;
 use super::random::Random;
 use crate::ir::op::Arity;
-use crate::ir::sexpr::Span;
 use crate::ir::{DType, Graph, Op};
 use crate::rules::{Kind, Rule, Term};
 use candle_core::Tensor;
@@ -42,7 +41,7 @@ pub fn examples(op: Op, count: usize, seed: u64) -> Result<Vec<Example>, String>
         target: None,
         samples: Vec::new(),
         file: "".into(),
-        span: Span { start: 0, end: 0 },
+        span: 0..0,
     };
     let mut random = Random::new(seed, op.name());
     let (mut found, mut why) = (Vec::new(), String::new());
