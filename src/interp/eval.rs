@@ -77,7 +77,7 @@ fn arm(a: &Args) -> Result<Tensor> {
         Op::Slice => l::slice(x()?, a.axis(x()?.rank())?, a.size("start")?, a.size("end")?, a.size("step")?),
         Op::Pad => x()?.pad_with_zeros(a.axis(x()?.rank())?, a.size("before")?, a.size("after")?),
         Op::Unslice => l::unslice(x()?, a.axis(x()?.rank())?, a.size("start")?, a.size("step")?, a.size("size")?),
-        Op::Full => Tensor::full(a.float("value")?, a.shape(), &candle_core::Device::Cpu),
+        Op::Full => e::cast(&Tensor::full(a.float("value")?, a.shape(), &candle_core::Device::Cpu)?, a.dtype()),
         Op::Iota => l::iota(a.size("n")?),
         Op::Gather => l::gather(x()?, a.x(1)?, a.axis(x()?.rank())?, a.shape()),
         Op::GatherElements => l::gather_elements(x()?, a.x(1)?, a.axis(x()?.rank())?),

@@ -44,7 +44,8 @@ fn scalar_bytes(value: f64, dtype: DType) -> Vec<u8> {
         DType::I64 => (value as i64).to_le_bytes().to_vec(),
         DType::I32 => (value as i32).to_le_bytes().to_vec(),
         DType::I8 => (value as i8).to_le_bytes().to_vec(),
-        DType::U8 | DType::Bool => vec![value as u8],
+        DType::U8 => vec![value as u8],
+        DType::Bool => vec![u8::from(value != 0.0)],
     }
 }
 
@@ -259,7 +260,13 @@ impl<'a> Scope<'a> {
         let row = op.row();
         let (operands, attrs) = children.split_at(op.operands(children.len()));
         let weak = self.weak_type(op, operands);
+        let is_empty_list = |lit: &Id| self.literal(*lit).and_then(Lit::ints).is_some_and(<[Dim]>::is_empty);
         match row.emit {
+            // To ONNX a reduction over no axes is one over all.
+            Emit::Std(_) if row.attrs.first().is_some_and(|a| a.name == "axes") && attrs.iter().any(is_empty_list) => {
+                let x = self.operands(operands, weak)?;
+                self.push("Identity", "", x, name, vec![]);
+            }
             Emit::Std(onnx) | Emit::Contrib(onnx) => {
                 let mut inputs = self.operands(operands, weak)?;
                 let mut attributes = Vec::new();

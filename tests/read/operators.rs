@@ -221,18 +221,21 @@ impl Case {
             feeds.insert(weight, Tensor::from_vec(values, dims, &Device::Cpu).unwrap());
         }
         let loss = loss.ok_or("no result is smooth")?;
+        graph.outputs = live_inputs(&graph, &self.fed);
         graph.outputs.push(("loss".into(), loss));
         let wrt: Vec<&Fed> = self.fed.iter().filter(|f| f.tensor.dtype().is_float()).collect();
-        let leaves: Vec<Id> = wrt.iter().map(|f| leaf(&graph, &f.info.name)).collect();
+        let leaves: Vec<Id> = wrt.iter().filter_map(|f| leaf(&graph, &f.info.name)).collect();
         let rows = library().unwrap().grad;
         let gradients = differentiate(&mut graph, loss, &leaves, &rows).map_err(|e| format!("gradient: {e}"))?;
         let value = |feeds: &BTreeMap<String, Tensor>| -> f64 { numbers(&run(&graph, feeds).unwrap()["loss"])[0] };
         let mut whole = graph.clone();
-        whole.outputs = wrt.iter().map(|f| f.info.name.clone()).zip(gradients).collect();
+        // The inputs too, so that sizes are bound where the gradient needs no more than those.
+        whole.outputs = live_inputs(&graph, &self.fed);
+        whole.outputs.extend(wrt.iter().map(|f| format!("d {}", f.info.name)).zip(gradients));
         let gradients = run(&whole, &feeds).map_err(|e| format!("gradient: {e}"))?;
         for name in wrt.iter().map(|f| &f.info.name) {
             let direction: Vec<f64> = (0..feeds[name].elem_count()).map(|k| noise("direction", k)).collect();
-            let ours: f64 = numbers(&gradients[name]).iter().zip(&direction).map(|(g, d)| g * d).sum();
+            let ours: f64 = numbers(&gradients[&format!("d {name}")]).iter().zip(&direction).map(|(g, d)| g * d).sum();
             let direction = Tensor::from_vec(direction, feeds[name].shape(), &Device::Cpu).unwrap();
             let moved = |step: f64| {
                 let mut feeds = feeds.clone();
@@ -250,10 +253,12 @@ impl Case {
     }
 }
 
-fn leaf(graph: &Graph, name: &str) -> Id {
-    let live = graph.live();
-    let found = live.into_iter().find(|id| graph.as_leaf(*id).is_some_and(|l| graph.leaf(l).name == name));
-    found.unwrap_or_else(|| panic!("{name} is not used"))
+fn live_inputs(graph: &Graph, fed: &[Fed]) -> Vec<(String, Id)> {
+    fed.iter().filter_map(|f| Some((f.info.name.clone(), leaf(graph, &f.info.name)?))).collect()
+}
+
+fn leaf(graph: &Graph, name: &str) -> Option<Id> {
+    (0..graph.len()).map(Id::from).find(|id| graph.as_leaf(*id).is_some_and(|l| graph.leaf(l).name == name))
 }
 
 fn numbers(t: &Tensor) -> Vec<f64> {
@@ -475,6 +480,8 @@ fn attention() {
         grouped(&[real("mask", &["3", "5"])]),
         grouped(&[real("mask", &["batch=2", "1", "3", "5"])]).int("is_causal", 1),
         grouped(&[flags("mask", &["batch=2", "4", "3", "5"])]),
+        // A row that allows nothing gives 0.
+        grouped(&[fed("mask", DType::Bool, &["3", "5"], |k| f64::from(k >= 5))]),
         grouped(&[flags("mask", &["3", "5"])]).float("softcap", 1.5).opset(24),
         case("Attention", &[flat("q", "8"), flat("k", "4"), flat("v", "6")])
             .int("q_num_heads", 4)
@@ -530,12 +537,12 @@ fn fused_attention_of_onnx_runtime() {
     };
     let shared = |more: &[Fed]| {
         let operands =
-            [&[part("q", "seq=3", "32"), part("k", "seq=3", "16"), part("v", "seq=3", "16"), lengths()], more].concat();
+            [&[part("q", "seq=3", "64"), part("k", "seq=3", "32"), part("v", "seq=3", "32"), lengths()], more].concat();
         let mut case = contrib("GroupQueryAttention", &operands).int("num_heads", 4).int("kv_num_heads", 2);
         case.tables.push(total());
         case.results(&["y", "present_key", "present_value"])
     };
-    let tables = [real("cos", &["6", "4"]), real("sin", &["6", "4"])];
+    let tables = [real("cos", &["6", "8"]), real("sin", &["6", "8"])];
     let plain = ["q", "k", "v", "", "", "lengths", "total"];
     let turned = ["q", "k", "v", "", "", "lengths", "total", "cos", "sin"];
     check(vec![
@@ -546,10 +553,12 @@ fn fused_attention_of_onnx_runtime() {
         many(&[padding(&["batch=2"])]).operands(&["q", "k", "v", "", "pad"]),
         many(&[padding(&["batch=2", "3", "5"])]).operands(&["q", "k", "v", "", "pad"]),
         many(&[real("more", &["1", "2", "3", "5"])]).operands(&["q", "k", "v", "", "", "more"]),
-        many(&[]).int("unidirectional", 1),
+        contrib("MultiHeadAttention", &[part("q", "3", "8"), part("k", "3", "8"), part("v", "3", "8")])
+            .int("num_heads", 2)
+            .int("unidirectional", 1),
         shared(&[]).operands(&plain),
         shared(&[]).operands(&plain).float("softcap", 1.5).float("scale", 0.3),
-        shared(&[]).operands(&plain).int("local_window_size", 1),
+        shared(&[]).operands(&plain).int("local_window_size", 2),
         shared(&tables).operands(&turned).int("do_rotary", 1),
         shared(&tables).operands(&turned).int("do_rotary", 1).int("rotary_interleaved", 1),
     ]);

@@ -21,13 +21,15 @@ pub fn attention(b: &mut Build, call: &Call) -> Read {
     let (q, k, v) = (q?, k?, v?);
     let (rows, columns) = (b.shape(q)[2].clone(), b.shape(k)[2].clone());
     let dtype = b.ty(q)?.dtype;
+    let softcap = call.float_or("softcap", 0.0);
+    let least = masked(dtype, softcap);
     let mask = match call.optional(b, 3)? {
-        Some(mask) if b.ty(mask)?.dtype == DType::Bool => Some(additive(b, mask, dtype)?),
+        Some(mask) if b.ty(mask)?.dtype == DType::Bool => Some(additive(b, mask, dtype, least)?),
         other => other,
     };
     let window = |name| call.int(name).filter(|n| *n >= 0);
     let high = if call.int_or("is_causal", 0) != 0 { Some(0) } else { window("right_window_size") };
-    let more = banded(b, dtype, [&rows, &columns], window("left_window_size").map(|n| -n), high)?;
+    let more = banded(b, dtype, [&rows, &columns], [window("left_window_size").map(|n| -n), high], least)?;
     let scores =
         Scores { scale: call.float("scale"), bias: summed(b, mask, more)?, softcap: call.float_or("softcap", 0.0) };
     let mut y = attend(b, [q, k, v], scores)?;
@@ -106,13 +108,13 @@ pub fn summed(b: &mut Build, x: Option<Id>, y: Option<Id>) -> Result<Option<Id>,
     }
 }
 
-/// The bias that allows columns from `row + low` to `row + high` only.
+/// The bias that allows columns from `row + low` to `row + high` only, where these are given.
 pub fn banded(
     b: &mut Build,
     dtype: DType,
     [rows, columns]: [&Dim; 2],
-    low: Option<i64>,
-    high: Option<i64>,
+    [low, high]: [Option<i64>; 2],
+    least: f64,
 ) -> Result<Option<Id>, String> {
     let mut bias = None;
     for (limit, compare) in [(high, Op::LessEqual), (low, Op::GreaterEqual)] {
@@ -123,22 +125,30 @@ pub fn banded(
             row = b.op(Op::Add, &[row, limit], &[])?;
         }
         let allowed = b.op(compare, &[column, row], &[])?;
-        let more = additive(b, allowed, dtype)?;
+        let more = additive(b, allowed, dtype, least)?;
         bias = summed(b, bias, Some(more))?;
     }
     Ok(bias)
 }
 
-/// 0 where allowed, else the least finite number: with an infinity a row that allows nothing would be NaN.
-pub fn additive(b: &mut Build, allowed: Id, dtype: DType) -> Result<Id, String> {
-    let least = match dtype {
-        DType::F16 => f64::from(half::f16::MIN),
-        DType::BF16 => f64::from(half::bf16::MIN),
-        _ => f64::from(f32::MIN),
-    };
+/// 0 where allowed, else `least`.
+fn additive(b: &mut Build, allowed: Id, dtype: DType, least: f64) -> Result<Id, String> {
     let zero = b.full(0.0, dtype, &[])?;
     let least = b.float(least)?;
     b.op(Op::Where, &[allowed, zero, least], &[])
+}
+
+/// What a score that is not allowed becomes.
+///
+/// The composites give 0 for a row that allows nothing (all -inf), as ONNX wants; the softmax that is spelled out
+/// under a cap would give NaN, so there it is the least finite number.
+pub fn masked(dtype: DType, softcap: f64) -> f64 {
+    match dtype {
+        _ if softcap == 0.0 => f64::NEG_INFINITY,
+        DType::F16 => f64::from(half::f16::MIN),
+        DType::BF16 => f64::from(half::bf16::MIN),
+        _ => f64::from(f32::MIN),
+    }
 }
 
 /// `softmax(cap tanh(scale q k^T / cap) + bias) v`.

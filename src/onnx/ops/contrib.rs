@@ -1,6 +1,6 @@
 //! Attention of ONNX Runtime's domain, as its optimisers fuse it, without a cache.
 
-use super::attention::{Scores, attend, banded, heads, joined, summed};
+use super::attention::{Scores, attend, banded, heads, joined, masked, summed};
 use super::rotary::{Tables, rotated};
 use crate::error::Problem;
 use crate::ir::graph::Id;
@@ -54,7 +54,10 @@ pub fn multi_head(b: &mut Build, call: &Call) -> Read {
     let (rows, columns) = (b.shape(q)[2].clone(), b.shape(k)[2].clone());
     let dtype = b.ty(q)?.dtype;
     let high = (call.int_or("unidirectional", 0) != 0).then_some(0);
-    let causal = banded(b, dtype, [&rows, &columns], None, high)?;
+    if high.is_some() && rows != columns {
+        return Err("causal attention needs as many keys as queries".into());
+    }
+    let causal = banded(b, dtype, [&rows, &columns], [None, high], masked(dtype, 0.0))?;
     let padding = padding(b, call, dtype, &columns)?;
     let bias = call.optional(b, 5)?;
     let bias = summed(b, bias, padding)?;
@@ -128,10 +131,12 @@ pub fn group_query(b: &mut Build, call: &Call) -> Read {
         k = rotated(b, k, &tables, turned, interleaved)?;
     }
     let dtype = b.ty(q)?.dtype;
-    let low = call.int("local_window_size").filter(|n| *n >= 0).map(|n| -n);
-    let band = banded(b, dtype, [&length, &length], low, Some(0))?;
+    // A window of n tokens holds the token itself.
+    let low = call.int("local_window_size").filter(|n| *n > 0).map(|n| 1 - n);
+    let softcap = call.float_or("softcap", 0.0);
+    let band = banded(b, dtype, [&length, &length], [low, Some(0)], masked(dtype, softcap))?;
     let bias = call.optional(b, 10)?;
-    let scores = Scores { scale: scale(call), bias: summed(b, bias, band)?, softcap: call.float_or("softcap", 0.0) };
+    let scores = Scores { scale: scale(call), bias: summed(b, bias, band)?, softcap };
     results(b, [q, k, v], scores)
 }
 
