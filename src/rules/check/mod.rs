@@ -5,6 +5,7 @@
 //! `backward`.  A rule that could not be exercised fails: silence is not a proof.
 
 mod attribute;
+pub mod example;
 mod instance;
 mod operand;
 mod random;
