@@ -162,7 +162,13 @@ impl<'a> Scope<'a> {
         let row = op.row();
         let (operands, attrs) = children.split_at(op.operands(children.len()));
         let weak = self.weak_type(op, operands);
+        let is_empty_list = |lit: &Id| self.literal(*lit).and_then(Lit::ints).is_some_and(<[Dim]>::is_empty);
         match row.emit {
+            // To ONNX a reduction over no axes is one over all.
+            Emit::Std(_) if row.attrs.first().is_some_and(|a| a.name == "axes") && attrs.iter().any(is_empty_list) => {
+                let x = self.operands(operands, weak)?;
+                self.push("Identity", "", x, name, vec![]);
+            }
             Emit::Std(onnx) | Emit::Contrib(onnx) => {
                 let mut inputs = self.operands(operands, weak)?;
                 let mut attributes = Vec::new();
@@ -212,6 +218,19 @@ impl<'a> Scope<'a> {
                 let add = attribute("reduction", AttributeType::String, |a| a.s = Some("add".into()));
                 let inputs = self.operands(operands, DType::F32)?;
                 self.push("ScatterElements", "", inputs, name, vec![axis, add]);
+            }
+            Op::TopkValues | Op::TopkIndices => {
+                let k = int(0);
+                let (axis, largest) =
+                    (self.attribute("axis", Kind::Int, attrs[1])?, self.attribute("largest", Kind::Int, attrs[2])?);
+                let x = self.operand(operands[0], DType::F32)?;
+                let k = self.ints(&[k])?;
+                self.push("TopK", "", vec![x, k], name, vec![axis, largest]);
+                let other = self.fresh("unused");
+                let at = usize::from(op == Op::TopkValues);
+                if let Some(node) = self.nodes.last_mut() {
+                    node.output.insert(at, other);
+                }
             }
             Op::Pad => {
                 let (axis, before, after) = (int(0), int(1), int(2));

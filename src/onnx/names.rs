@@ -68,7 +68,8 @@ pub fn plan(graph: &GraphProto, tensors: &[(&str, Tensor)]) -> Weights {
         };
         let is_float = tensor.dtype.is_float();
         let is_scalar = tensor.numel() == 1 && (!is_module_path(source) || has_table_word(source));
-        let known = if !is_float || is_scalar { Known::load(tensor) } else { None };
+        let is_choice = users.iter().all(|u| u.node.op_type == "OneHot");
+        let known = if !is_float || is_scalar || is_choice { Known::load(tensor) } else { None };
         if let Some(known) = known {
             weights.entries.push((source.to_string(), Entry::Known(known, leaf)));
             continue;

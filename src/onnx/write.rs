@@ -92,6 +92,30 @@ pub fn encode(parts: &Parts) -> Result<Vec<u8>> {
     Ok(model.encode_to_vec())
 }
 
+/// A lowered graph as an ONNX model of its own: no manifest, no optimizer.  Leaves without data are inputs.
+pub fn plain(graph: &Graph, rules: &[Rule]) -> Result<Vec<u8>> {
+    let mut functions = Functions::default();
+    let mut scope = Scope::new(graph, rules, &mut functions, None)?;
+    scope.run(&graph.live())?;
+    let (node, constants) = (std::mem::take(&mut scope.nodes), std::mem::take(&mut scope.constants));
+    let mut initializer: Vec<TensorProto> = constants.into_values().collect();
+    for leaf in graph.leaves.iter().filter(|l| l.data.is_some()) {
+        initializer.push(tensor(leaf, Path::new(""))?);
+    }
+    let input = graph.leaves.iter().filter(|l| l.data.is_none()).map(|l| value_info(&l.name, &l.ty)).collect();
+    let output =
+        graph.outputs.iter().filter_map(|(name, id)| Some(value_info(name, graph.tensor_type(*id)?))).collect();
+    let model = ModelProto {
+        ir_version: IR_VERSION,
+        opset_import: vec![opset("", OPSET), opset(DOMAIN, 1), opset(CONTRIB, 1)],
+        producer_name: "weftc".into(),
+        graph: Some(GraphProto { node, name: graph.name.clone(), initializer, input, output, ..Default::default() }),
+        functions: functions.protos.into_values().collect(),
+        ..Default::default()
+    };
+    Ok(model.encode_to_vec())
+}
+
 fn opset(domain: &str, version: i64) -> OperatorSetIdProto {
     OperatorSetIdProto { domain: domain.into(), version }
 }

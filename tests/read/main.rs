@@ -6,3 +6,4 @@ mod errors;
 mod graphs;
 mod models;
 mod numbers;
+mod operators;
