@@ -2,6 +2,7 @@
 
 mod back;
 mod build;
+mod case;
 mod compiled;
 mod errors;
 mod graphs;
