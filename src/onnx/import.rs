@@ -136,6 +136,9 @@ impl<'m> Importer<'m> {
             }
         }
         let plan = names::plan(graph, &tensors);
+        // Names as the graph holds them: of initializers, and of the results of copying nodes.
+        let results = graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str));
+        let own: FxHashSet<&'m str> = graph.initializer.iter().map(|t| t.name.as_str()).chain(results).collect();
         let mut leaves: FxHashMap<String, Id> = FxHashMap::default();
         for (name, entry) in &plan.entries {
             let value = match entry {
@@ -151,7 +154,7 @@ impl<'m> Importer<'m> {
                 }
                 Entry::Tied { .. } => continue,
             };
-            if let Some(name) = own_name(graph, name) {
+            if let Some(name) = own.get(name.as_str()).copied() {
                 env.insert(name, value);
             }
         }
@@ -162,7 +165,7 @@ impl<'m> Importer<'m> {
                 (Some(id), true) => self.b.swap_last(*id).map_or(Value::Refused, Value::Node),
                 (None, _) => Value::Refused,
             };
-            if let Some(name) = own_name(graph, name) {
+            if let Some(name) = own.get(name.as_str()).copied() {
                 env.insert(name, value);
             }
         }
@@ -281,13 +284,6 @@ impl<'m> Importer<'m> {
         self.groups.entry(message).or_insert(new).count += 1;
         vec![]
     }
-}
-
-/// A name as the graph holds it: of an initializer, or of the result of a copying node.
-fn own_name<'m>(graph: &'m GraphProto, name: &str) -> Option<&'m str> {
-    let weights = graph.initializer.iter().map(|t| t.name.as_str());
-    let results = graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str));
-    weights.chain(results).find(|n| *n == name)
 }
 
 /// A node's attributes, with those of the enclosing function put in for references.

@@ -3,6 +3,7 @@
 mod build;
 mod call;
 pub mod emit;
+mod functions;
 mod import;
 mod known;
 mod names;
@@ -11,6 +12,7 @@ pub mod proto;
 pub mod read;
 pub mod replace;
 mod scope;
+mod sizes;
 mod symbols;
 mod tensor;
 mod tie;
