@@ -2,6 +2,8 @@
 
 mod back;
 mod build;
+mod case;
+mod compiled;
 mod errors;
 mod graphs;
 mod models;
