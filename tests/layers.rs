@@ -25,7 +25,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         ],
     ),
     ("runtime", &["runtime", "ir", "error", "atomic"]),
-    ("train", &["train", "runtime", "manifest", "onnx", "ir", "interp", "error", "atomic"]),
+    ("kernels", &["kernels", "ir", "error"]),
+    ("train", &["train", "runtime", "kernels", "manifest", "onnx", "ir", "interp", "error", "atomic"]),
 ];
 
 fn sources(path: &Path, out: &mut Vec<PathBuf>) {
