@@ -80,7 +80,7 @@ fn lengths(longest: Option<i64>) -> Vec<i64> {
 }
 
 /// The rows of the smallest table of positions: a weight or constant that is cut to the length, or that is
-/// looked up at indices which do not come from the tokens.
+/// looked up at counted indices.
 fn longest(graph: &Graph, length: &Dim) -> Option<i64> {
     let mentions = |d: &Dim| length.symbols().iter().any(|s| d.symbols().contains(s));
     let is_table = |id: Id| graph.as_leaf(id).is_some_and(|l| graph.leaf(l).kind != LeafKind::Input);
@@ -92,12 +92,8 @@ fn longest(graph: &Graph, length: &Dim) -> Option<i64> {
             shape[axis].known()
         }
         Node::Op(Op::Gather, c) if is_table(c[0]) => {
-            let index = graph.tensor_type(c[1])?;
-            let fed = graph
-                .reachable([c[1]])
-                .iter()
-                .any(|x| graph.as_leaf(*x).is_some_and(|l| graph.leaf(l).kind == LeafKind::Input));
-            let positions = !fed && index.shape.iter().any(mentions);
+            let counted = graph.reachable([c[1]]).iter().any(|x| graph.node(*x).op() == Some(Op::Iota));
+            let positions = counted && graph.tensor_type(c[1])?.shape.iter().any(mentions);
             graph.tensor_type(c[0]).filter(|_| positions)?.shape.first()?.known()
         }
         _ => None,
@@ -190,6 +186,21 @@ mod tests {
         let value = |s: &Sym| Some(if s.as_str() == "batch" { 2 } else { 10 });
         // exp, neg and add, each of 20 numbers of 4 bytes.
         assert_eq!(Lives::new(&graph).peak(&graph, &value), 3 * 80);
+    }
+
+    /// The table of two token types is looked up at as many indices as there are positions.
+    #[test]
+    fn the_longest_length_is_that_of_the_positions() {
+        let graph = text::parse(
+            "(graph g (input ids i64 [batch seq]) (param wpe f32 [96 4]) (param wtt f32 [2 4]) (const mask f32 [1 80])
+              (let p (gather wpe (iota seq) 0)) (let t (gather wtt (mul ids 0) 0))
+              (let m (slice mask 1 0 seq 1)) (output h (add p t)) (output m m))",
+        );
+        let mut graph = graph.unwrap_or_else(|e| panic!("{}", e.message));
+        assert_eq!(longest(&graph, &Dim::sym("seq")), Some(80));
+        graph.outputs.pop();
+        assert_eq!(longest(&graph, &Dim::sym("seq")), Some(96));
+        assert_eq!(longest(&graph, &Dim::sym("length")), None);
     }
 
     #[test]
