@@ -67,7 +67,7 @@ fn internal(message: String) -> Error {
 }
 
 /// Which nodes lie between a leaf of `wrt` and the loss, along floating-point values.
-fn active_nodes(graph: &Graph, order: &[Id], wrt: &[Id]) -> Vec<bool> {
+pub(crate) fn active_nodes(graph: &Graph, order: &[Id], wrt: &[Id]) -> Vec<bool> {
     let mut active = vec![false; graph.len()];
     for id in wrt {
         active[usize::from(*id)] = true;
@@ -101,7 +101,8 @@ fn refuse_missing_rows(graph: &Graph, order: &[Id], active: &[bool], rows: &[Rul
     Err(Error::Model { model: graph.name.clone().into(), problems: problems.collect() })
 }
 
-fn row_op(row: &Rule) -> Option<Op> {
+/// The operator of a row.
+pub(crate) fn row_op(row: &Rule) -> Option<Op> {
     if let Term::Op(op, _) = &row.left { Some(*op) } else { None }
 }
 
@@ -121,7 +122,7 @@ fn applicable<'r>(graph: &mut Graph, rows: &'r [Rule], op: Op, children: &[Id], 
 }
 
 /// The row's variables bound to a node's children, `?y` and `?dy`.
-fn bind(graph: &Graph, row: &Rule, op: Op, children: &[Id], y: Id, dy: Id) -> Result<Subst> {
+pub(crate) fn bind(graph: &Graph, row: &Rule, op: Op, children: &[Id], y: Id, dy: Id) -> Result<Subst> {
     let Term::Op(_, vars) = &row.left else { return Err(internal(format!("{} has no operator", row.name))) };
     let mut subst = Subst::default();
     subst.insert("y".into(), y);

@@ -1,5 +1,7 @@
 //! The command line.
 
+mod tools;
+
 use crate::compile::{self, Compiled, Options, Stage, Trainable};
 use crate::error::Result;
 use crate::onnx::write;
@@ -30,6 +32,14 @@ enum Command {
     Run(RunArgs),
     /// Show which ONNX Runtime is used, and what to do where there is none
     Doctor,
+    /// Show a model: weights, inputs, structure, what can be trained, memory of a step
+    Inspect(tools::InspectArgs),
+    /// Show where a rule fired in a model, and why it did not elsewhere
+    Explain(tools::ExplainArgs),
+    /// Write the gradient graph of any scalar output of any model
+    Grad(tools::GradArgs),
+    /// Prove the rules of rule files by machine
+    CheckRules(tools::CheckRulesArgs),
 }
 
 /// The flags of `weftc compile`.
@@ -82,6 +92,8 @@ struct CompileArgs {
     /// Name of the logits output, where the model has several of that shape
     #[arg(long)]
     logits_output: Option<String>,
+    #[command(flatten)]
+    rules: tools::RulesArgs,
     /// Print the graph after this stage as text and write no file
     #[arg(long, value_enum, value_name = "STAGE")]
     emit_ir: Option<Stage>,
@@ -107,6 +119,8 @@ impl CompileArgs {
             target: self.target,
             token_input: self.token_input.clone(),
             logits_output: self.logits_output.clone(),
+            rules: self.rules.rules.clone(),
+            trust_rules: self.rules.trust_rules,
         }
     }
 }
@@ -116,6 +130,10 @@ pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Compile(args) => compile(&args),
         Command::Run(args) => train::run(&args).map(drop),
+        Command::Inspect(args) => tools::inspect(&args),
+        Command::Explain(args) => tools::explain(&args),
+        Command::Grad(args) => tools::grad(&args),
+        Command::CheckRules(args) => tools::check_rules(&args),
         Command::Doctor => {
             let report = doctor::doctor();
             println!("{report}");

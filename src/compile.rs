@@ -3,22 +3,25 @@
 //! `read -> lift -> objective -> differentiate -> optimise -> lower -> schedule -> write`; each stage
 //! takes the graph of the one before and never looks back.
 
+mod stages;
+
 use crate::atomic;
-use crate::autodiff;
 use crate::error::{Error, Problem, Result};
-use crate::ir::{Builder, Graph, Id, LeafId, LeafKind, Node, text};
-use crate::lower;
+use crate::ir::{Graph, Id, LeafId, LeafKind, text};
 use crate::manifest::{self, Input, Manifest, Method, Parameter, Role};
 use crate::objective::{self, Ports};
 use crate::onnx::write::{Parts, encode};
 use crate::onnx::{Source, read};
-use crate::rewrite;
-use crate::rules::parse::{Library, library};
+use crate::rewrite::{self, Saturated};
+use crate::rules::parse::Library;
+use crate::rules::user::library_with;
 use crate::rules::{Rule, Target};
 use crate::schedule;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+pub use stages::{add_gradients, lift, lower_for, optimise, usable};
 
 /// Which weights are trained.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
@@ -46,6 +49,10 @@ pub struct Options {
     pub target: Target,
     pub token_input: Option<String>,
     pub logits_output: Option<String>,
+    /// A folder of the user's own rules (`rules::user`).
+    pub rules: Option<PathBuf>,
+    /// Use the rules of that folder without proof.
+    pub trust_rules: bool,
 }
 
 impl Options {
@@ -66,6 +73,8 @@ impl Options {
             target: Target::Cpu,
             token_input: None,
             logits_output: None,
+            rules: None,
+            trust_rules: false,
         }
     }
 }
@@ -128,7 +137,7 @@ impl Compiled {
             order: &self.order,
             trainable: &self.trainable,
             rules: &self.lower_rules,
-            manifest: &manifest,
+            manifest: Some(&manifest),
             source: &self.source,
         })
     }
@@ -168,29 +177,33 @@ fn relative(path: &Path, folder: &Path) -> String {
 
 /// Runs the whole pipeline.
 pub fn compile(options: &Options) -> Result<Compiled> {
-    let mut pipeline = Pipeline::new(options)?;
-    pipeline.run(&mut |_, _| {}).map_err(|e| of_model(e, &options.model))
+    compile_watched(options, &mut |_, _| {})
 }
 
 /// Stages know the graph; the user knows the file.
-fn of_model(error: Error, model: &Path) -> Error {
+pub(crate) fn of_model(error: Error, model: &Path) -> Error {
     match error {
         Error::Model { problems, .. } => Error::Model { model: model.to_path_buf(), problems },
         other => other,
     }
 }
 
+/// Runs the whole pipeline and shows the graph after each stage.
+pub fn compile_watched(options: &Options, on_stage: &mut dyn FnMut(Stage, &Graph)) -> Result<Compiled> {
+    let mut pipeline = Pipeline::new(options)?;
+    pipeline.run(on_stage).map_err(|e| of_model(e, &options.model))
+}
+
 /// The text of the graph after one stage.
 pub fn emit_ir(options: &Options, wanted: Stage) -> Result<String> {
     let mut shown = String::new();
-    let mut pipeline = Pipeline::new(options)?;
-    let outcome = pipeline.run(&mut |stage, graph| {
+    let outcome = compile_watched(options, &mut |stage, graph| {
         if stage == wanted {
             shown = text::print(graph);
         }
     });
     // A stage that was reached is shown, also where a later one would refuse.
-    if shown.is_empty() { outcome.map(|_| shown).map_err(|e| of_model(e, &options.model)) } else { Ok(shown) }
+    if shown.is_empty() { outcome.map(|_| shown) } else { Ok(shown) }
 }
 
 /// The state of one compilation.
@@ -204,7 +217,7 @@ struct Pipeline<'a> {
 
 impl<'a> Pipeline<'a> {
     fn new(options: &'a Options) -> Result<Self> {
-        let library = library()?;
+        let library = library_with(options.rules.as_deref(), options.trust_rules)?;
         Ok(Pipeline { options, library, fired: BTreeMap::new(), stages: vec![], started: Instant::now() })
     }
 
@@ -233,11 +246,11 @@ impl<'a> Pipeline<'a> {
         let training = self.differentiate(step, &trainable)?;
         self.done(Stage::Differentiate, &training, on_stage);
 
-        let optimised = self.saturate(&training, |l| &l.simplify)?;
+        let optimised = optimise(&training, &self.library, self.options.target)?;
+        let optimised = self.counted(optimised);
         self.done(Stage::Optimise, &optimised, on_stage);
 
-        let expanded = lower::expand(&optimised, &self.library.lower, &mut self.fired)?;
-        let lowered = self.saturate(&expanded, |l| &l.fuse)?;
+        let lowered = lower_for(&optimised, &self.library, self.options.target, &mut self.fired)?;
         self.done(Stage::Lower, &lowered, on_stage);
 
         let order = schedule::order(&lowered);
@@ -261,24 +274,18 @@ impl<'a> Pipeline<'a> {
         self.started = Instant::now();
     }
 
-    /// Saturates with one family of rules, for the target.
-    fn saturate(&mut self, graph: &Graph, family: impl Fn(&Library) -> &Vec<Rule>) -> Result<Graph> {
-        let target = self.options.target;
-        let rules: Vec<&Rule> =
-            family(&self.library).iter().filter(|r| !r.search && r.target.is_none_or(|t| t == target)).collect();
-        let saturated = rewrite::saturate(graph, &rules, &rewrite::Options::default())?;
+    /// The graph of a saturation whose rules are counted.
+    fn counted(&mut self, saturated: Saturated) -> Graph {
         rewrite::count(&mut self.fired, &saturated.fired);
-        Ok(saturated.graph)
+        saturated.graph
     }
 
-    /// Composites for exporters' idioms; only what the logits need is kept.
+    /// Composites for what the logits need.
     fn lift(&mut self, graph: &Graph, ports: &Ports) -> Result<Graph> {
         let mut model = graph.clone();
         model.outputs.retain(|(name, _)| *name == ports.logits_output);
-        let rules: Vec<&Rule> = self.library.lift.iter().chain(&self.library.simplify).collect();
-        let saturated = rewrite::saturate(&model, &rules, &rewrite::Options::default())?;
-        rewrite::count(&mut self.fired, &saturated.fired);
-        Ok(saturated.graph)
+        let lifted = lift(&model, &self.library, self.options.target)?;
+        Ok(self.counted(lifted))
     }
 
     fn objective(&mut self, model: &Graph, ports: &Ports, method: &Method) -> Result<Graph> {
@@ -288,16 +295,9 @@ impl<'a> Pipeline<'a> {
 
     /// Adds the outputs `grad/<parameter>`.
     fn differentiate(&mut self, mut graph: Graph, trainable: &[LeafId]) -> Result<Graph> {
-        let internal = |m: String| Error::internal("differentiate", m);
         let loss = graph.outputs.iter().find(|(n, _)| n == "loss_sum").map(|(_, id)| *id);
-        let loss = loss.ok_or_else(|| internal("there is no loss_sum".into()))?;
-        let wrt: std::result::Result<Vec<Id>, String> =
-            trainable.iter().map(|l| graph.insert(Node::Leaf(*l))).collect();
-        let gradients = autodiff::differentiate(&mut graph, loss, &wrt.map_err(internal)?, &self.library.grad)?;
-        for (leaf, gradient) in trainable.iter().zip(gradients) {
-            let name = format!("grad/{}", graph.leaf(*leaf).name);
-            graph.outputs.push((name, gradient));
-        }
+        let loss = loss.ok_or_else(|| Error::internal("differentiate", "there is no loss_sum"))?;
+        add_gradients(&mut graph, loss, trainable, &self.library.grad)?;
         Ok(graph)
     }
 

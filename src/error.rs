@@ -68,6 +68,9 @@ pub enum Error {
     /// A rule file or graph text.
     #[error("{}", render(file, text, errors))]
     Syntax { file: String, text: String, errors: Vec<SyntaxError> },
+    /// Mistakes in several rule files.
+    #[error("{}", errors.iter().map(Error::to_string).collect::<Vec<_>>().join("\n\n"))]
+    Several { errors: Vec<Error> },
     /// The model cannot be read, compiled or trained.
     #[error("{}", list(&format!("{}: cannot use this model", model.display()), problems))]
     Model { model: PathBuf, problems: Vec<Problem> },
@@ -102,6 +105,18 @@ impl Error {
         Error::Internal { stage, message: message.into() }
     }
 
+    /// One error of what went wrong in several files; nothing where nothing did.
+    pub fn all(mut errors: Vec<Error>) -> Result<()> {
+        match (errors.pop(), errors.is_empty()) {
+            (None, _) => Ok(()),
+            (Some(one), true) => Err(one),
+            (Some(last), false) => {
+                errors.push(last);
+                Err(Error::Several { errors })
+            }
+        }
+    }
+
     /// The exit code of the program; 2 is also clap's for a bad command line.
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -110,6 +125,7 @@ impl Error {
             Error::Data { .. } => 4,
             Error::Runtime { .. } => 5,
             Error::Syntax { .. } => 6,
+            Error::Several { errors } => errors.first().map_or(70, Error::exit_code),
             Error::Io { .. } => 7,
             Error::Internal { .. } => 70,
         }

@@ -22,6 +22,7 @@
 //!
 //! [`compile`] strings the stages together; each takes the graph of the one before and never looks back.
 //! [`train`] runs what was written: it knows [`runtime`] and the [`manifest`], not the compiler.
+//! [`tools`] uses the stages for other ends: to show a model, to explain a rule, to write plain gradients.
 //!
 //! # Where to start
 //!
@@ -62,6 +63,7 @@ pub mod eval;
 pub mod generate;
 pub mod interp;
 pub mod ir;
+pub mod kernels;
 pub mod lower;
 pub mod manifest;
 pub mod objective;
@@ -70,4 +72,5 @@ pub mod rewrite;
 pub mod rules;
 pub mod runtime;
 pub mod schedule;
+pub mod tools;
 pub mod train;

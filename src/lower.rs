@@ -18,6 +18,11 @@ pub fn expand(graph: &Graph, rules: &[Rule], fired: &mut BTreeMap<String, usize>
     expand_where(graph, rules, fired, |op| op.row().emit == Emit::Expand)
 }
 
+/// Replaces fused nodes too, as ONNX Runtime does when it loads the file.  Counts rule uses in `fired`.
+pub fn inline(graph: &Graph, rules: &[Rule], fired: &mut BTreeMap<String, usize>) -> Result<Graph> {
+    expand_where(graph, rules, fired, |op| matches!(op.row().emit, Emit::Expand | Emit::Weft(_)))
+}
+
 fn expand_where(
     graph: &Graph,
     rules: &[Rule],

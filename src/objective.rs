@@ -194,7 +194,12 @@ pub fn build(
     let internal = |m: String| Error::internal("objective", m);
     let mut graph = model.clone();
     let logits = graph.outputs.iter().find(|(n, _)| *n == ports.logits_output).map(|(_, id)| *id);
-    let logits = logits.ok_or_else(|| internal("the logits are gone".into()))?;
+    let mut logits = logits.ok_or_else(|| internal("the logits are gone".into()))?;
+    // Entropy, rates and loss are f32 whatever the model computes in.
+    if graph.tensor_type(logits).is_some_and(|t| t.dtype != DType::F32) {
+        let to = graph.lit(Lit::DType(DType::F32)).map_err(internal)?;
+        logits = graph.op(Op::Cast, &[logits, to]).map_err(internal)?;
+    }
     let leaf = graph.find_leaf(&ports.token_input).ok_or_else(|| internal("the tokens are gone".into()))?;
     let shape = graph.leaf(leaf).ty.shape.clone();
     let [batch, _] = shape.as_slice() else { return Err(internal("tokens must be [batch, length]".into())) };

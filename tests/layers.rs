@@ -17,8 +17,16 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("schedule.rs", &["ir"]),
     ("objective.rs", &["ir", "rules", "rewrite", "manifest", "error"]),
     ("onnx", &["onnx", "ir", "rules", "lower", "manifest", "atomic", "error"]),
+    (
+        "tools",
+        &[
+            "tools", "compile", "autodiff", "lower", "rewrite", "schedule", "onnx", "rules", "manifest", "ir", "error",
+            "atomic",
+        ],
+    ),
     ("runtime", &["runtime", "ir", "error", "atomic"]),
-    ("train", &["train", "runtime", "manifest", "onnx", "ir", "interp", "error", "atomic"]),
+    ("kernels", &["kernels", "ir", "error"]),
+    ("train", &["train", "runtime", "kernels", "manifest", "onnx", "ir", "interp", "error", "atomic"]),
 ];
 
 fn sources(path: &Path, out: &mut Vec<PathBuf>) {

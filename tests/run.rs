@@ -276,12 +276,42 @@ fn a_run_is_repeated_and_resumed_to_the_bit() {
     assert!(weights(&whole) == weights(&again));
     let half = run_into(&train, "half", &steps("5"));
     assert!(weights(&half) != weights(&whole));
+    // The interrupted run had gone on after its state was saved, and broke off within a line.
+    let metrics = half.join("metrics.jsonl");
+    let text = std::fs::read_to_string(&metrics).unwrap();
+    std::fs::write(&metrics, format!("{text}{{\"step\": 6}}\n{{\"st")).unwrap();
     let rest = run_into(&train, "half", &[&steps("8")[..], &["--resume", half.to_str().unwrap()]].concat());
     assert!(weights(&rest) == weights(&whole));
     assert_eq!(std::fs::read_to_string(rest.join("metrics.jsonl")).unwrap().lines().count(), 8);
 
     let other = args(&train, &["--seed", "5", "--batch-size", "2", "--resume", half.to_str().unwrap()]);
     assert!(run(&other).unwrap_err().to_string().contains("--seed: the interrupted run had 4"));
+}
+
+/// Our kernel and the function in standard operators round alike.
+#[test]
+fn the_kernel_is_its_function_to_the_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/sudoku.onnx");
+    let options = weftc::compile::Options { mask_id: Some(15), ..weftc::compile::Options::new(&model) };
+    let train = folder.path().join("train.onnx");
+    weftc::compile::compile(&options).unwrap().write(&train).unwrap();
+    let after = |portable: bool| {
+        let session = Options { threads: 1, ..Options::default() };
+        let mut trainer = Trainer::load(&train, Setup { adamw: ADAMW, session, portable, ..Setup::default() }).unwrap();
+        // The sudoku model was exported for 33 tokens.
+        let tokens: Vec<i64> = (0..66).map(|k| k % 7).collect();
+        let u: Vec<f32> = (0..66).map(|k| k as f32 / 66.0).collect();
+        let shape = [2, 33];
+        for _ in 0..3 {
+            let tokens = HostTensor::new(&shape, &tokens).unwrap();
+            let answer = HostTensor::new(&shape, &[true; 66]).unwrap();
+            let (t, u) = (HostTensor::new(&[2], &[0.5f32, 0.75]).unwrap(), HostTensor::new(&shape, &u).unwrap());
+            assert_eq!(trainer.step_with(tokens, answer, t, u).unwrap().outcome, Outcome::Updated);
+        }
+        trainer.parameters().map(|n| trainer.parameter(n).unwrap()).collect::<Vec<_>>()
+    };
+    assert!(after(false) == after(true));
 }
 
 /// ONNX Runtime in f32 beside the interpreter in f64, over a compiled model.

@@ -112,3 +112,26 @@ pub fn scatter_add(x: &Tensor, idx: &Tensor, updates: &Tensor, axis: usize) -> R
     let updates = updates.flatten_all()?.contiguous()?;
     x.flatten_all()?.contiguous()?.index_add(&at, &updates, 0)?.reshape(x.dims())
 }
+
+/// Where the best `k` elements lie along the axis, best first; of equal ones the first comes first.
+pub fn topk_indices(x: &Tensor, k: usize, axis: usize, largest: bool) -> Result<Tensor> {
+    let last = x.rank() - 1;
+    let rows = x.detach().transpose(axis, last)?.contiguous()?;
+    let (n, mut dims) = (rows.dim(last)?, rows.dims().to_vec());
+    if k > n {
+        bail!("{k} elements cannot be picked out of {n}");
+    }
+    dims[last] = k;
+    let mut best = Vec::with_capacity(dims.iter().product());
+    for row in rows.flatten_all()?.to_vec1::<f64>()?.chunks(n.max(1)) {
+        let mut order: Vec<usize> = (0..n).collect();
+        order.sort_by(|i, j| if largest { row[*j].total_cmp(&row[*i]) } else { row[*i].total_cmp(&row[*j]) });
+        best.extend(order.into_iter().take(k).map(|i| i as f64));
+    }
+    Tensor::from_vec(best, dims, &Device::Cpu)?.transpose(axis, last)?.contiguous()
+}
+
+/// The best `k` elements along the axis.
+pub fn topk_values(x: &Tensor, k: usize, axis: usize, largest: bool) -> Result<Tensor> {
+    gather_elements(x, &topk_indices(x, k, axis, largest)?, axis)
+}

@@ -51,6 +51,20 @@ pub enum Data {
     File { path: PathBuf, offset: u64, len: u64 },
 }
 
+impl Data {
+    /// Bytes of the tensor.
+    pub fn len(&self) -> u64 {
+        match self {
+            Data::Inline(bytes) => bytes.len() as u64,
+            Data::File { len, .. } => *len,
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// A named value from outside the graph.
 #[derive(Clone, Debug)]
 pub struct Leaf {

@@ -352,6 +352,25 @@ pub fn scatter_add(args: &Args) -> Inferred {
     same(args)
 }
 
+/// The best `k` elements along the axis.
+pub fn topk_values(args: &Args) -> Inferred {
+    let mut t = args.tensor(0)?.clone();
+    let (k, axis) = (args.int(0)?, args.axis(1, t.rank())?);
+    if k.known().is_some_and(|k| k < 0 || t.shape[axis].known().is_some_and(|n| k > n)) {
+        return Err(format!("{k} elements cannot be picked out of {}", t.shape[axis]));
+    }
+    t.shape[axis] = k.clone();
+    match t.dtype {
+        DType::Bool => Err("needs numbers".into()),
+        _ => Ok(Type::Tensor(t)),
+    }
+}
+
+/// Where the best `k` elements lie along the axis.
+pub fn topk_indices(args: &Args) -> Inferred {
+    tensor(DType::I64, topk_values(args)?.shape().to_vec())
+}
+
 /// The gradient of `gather` on axis 0: rows of `dy` added up at their indices, `[rows, ...]`.
 pub fn gather_grad(args: &Args) -> Inferred {
     let (dy, idx) = (args.tensor(0)?, args.tensor(1)?);

@@ -127,6 +127,7 @@ use Slot::{Attribute, Input, Internal};
 const AXIS: Attr = attr("axis", Kind::Int, Attribute("axis"));
 const AXES: Attr = attr("axes", Kind::Ints, Input(1));
 const SHAPE: Attr = attr("shape", Kind::Ints, Input(1));
+const LARGEST: Attr = attr("largest", Kind::Int, Attribute("largest"));
 const EPS: Attr = attr("eps", Kind::Float, Attribute("epsilon"));
 const SCALE: Attr = attr("scale", Kind::Float, Attribute("scale"));
 
@@ -207,6 +208,9 @@ ops! {
     Gather       "gather"        Fixed(2), [AXIS], i::gather, Std("Gather"), Move;
     GatherElements "gather_elements" Fixed(2), [AXIS], i::gather_elements, Std("GatherElements"), Move;
     ScatterAdd   "scatter_add"   Fixed(3), [AXIS], i::scatter_add, Custom, Move;
+    // The `k` largest (or smallest) along an axis, best first; of equal elements the one with the lower index.
+    TopkValues   "topk_values"   Fixed(1), [attr("k", Kind::Int, Internal), AXIS, LARGEST], i::topk_values, Custom, Move;
+    TopkIndices  "topk_indices"  Fixed(1), [attr("k", Kind::Int, Internal), AXIS, LARGEST], i::topk_indices, Custom, Move;
     GatherGrad   "gather_grad"   Fixed(2), [attr("rows", Kind::Int, Internal)], i::gather_grad, Weft("GatherGrad"), Fused;
     // Composites of the model, and their backward forms.
     RmsNorm      "rms_norm"      Fixed(2), [EPS], i::same, Weft("RmsNorm"), Fused;

@@ -1,14 +1,15 @@
 //! IR nodes as ONNX nodes: one scope is the main graph or the body of one function.
 
+use super::functions::{Functions, node_attributes};
 use super::proto::attribute_proto::AttributeType;
-use super::proto::{AttributeProto, FunctionProto, NodeProto, OperatorSetIdProto, TensorProto, tensor_proto};
+use super::proto::{AttributeProto, NodeProto, TensorProto, tensor_proto};
+use super::sizes::{relative_shape, scalar_bytes};
 use crate::error::{Error, Result};
 use crate::ir::dim::Sym;
 use crate::ir::infer::resolve_axis;
 use crate::ir::op::{Attr, Emit, Kind, Slot};
-use crate::ir::{Builder, DType, Dim, F64, Graph, Id, LeafKind, Lit, Node, Op, TensorType, Type};
-use crate::lower;
-use crate::rules::{Rule, Term};
+use crate::ir::{Builder, DType, Dim, Graph, Id, LeafKind, Lit, Node, Op, TensorType, Type};
+use crate::rules::Rule;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,115 +35,10 @@ pub fn data_type(dtype: DType) -> tensor_proto::DataType {
     }
 }
 
-/// The bytes of one number as ONNX stores it.
-fn scalar_bytes(value: f64, dtype: DType) -> Vec<u8> {
-    match dtype {
-        DType::F64 => value.to_le_bytes().to_vec(),
-        DType::F32 => (value as f32).to_le_bytes().to_vec(),
-        DType::F16 => half::f16::from_f64(value).to_le_bytes().to_vec(),
-        DType::BF16 => half::bf16::from_f64(value).to_le_bytes().to_vec(),
-        DType::I64 => (value as i64).to_le_bytes().to_vec(),
-        DType::I32 => (value as i32).to_le_bytes().to_vec(),
-        DType::I8 => (value as i8).to_le_bytes().to_vec(),
-        DType::U8 | DType::Bool => vec![value as u8],
-    }
-}
-
-fn attribute(name: &str, kind: AttributeType, fill: impl FnOnce(&mut AttributeProto)) -> AttributeProto {
+pub(super) fn attribute(name: &str, kind: AttributeType, fill: impl FnOnce(&mut AttributeProto)) -> AttributeProto {
     let mut a = AttributeProto { name: name.into(), r#type: kind.into(), ..Default::default() };
     fill(&mut a);
     a
-}
-
-/// The functions of a file, shared by equal bodies.
-#[derive(Default)]
-pub struct Functions {
-    pub protos: BTreeMap<String, FunctionProto>,
-    by_signature: BTreeMap<String, String>,
-}
-
-impl Functions {
-    /// The name of the function for a fused node over operands of these types.
-    pub fn name(&mut self, op: Op, types: &[&Type], rules: &[Rule]) -> Result<String> {
-        let Emit::Weft(base) = op.row().emit else {
-            return Err(Error::internal("write", format!("{} is not a fused node", op.name())));
-        };
-        let types = with_placeholders(op, types);
-        let signature = types.iter().map(|t| format!("{t} ")).collect::<String>();
-        let signature = format!("{base} {signature}");
-        if let Some(name) = self.by_signature.get(&signature) {
-            return Ok(name.clone());
-        }
-        let mut proto = function(op, &types.iter().collect::<Vec<_>>(), rules)?;
-        // Equal bodies are one function; another body of the same operator gets a number.
-        let mut name = base.to_string();
-        for k in 2.. {
-            proto.name = name.clone();
-            match self.protos.get(&name) {
-                Some(other) if *other != proto => name = format!("{base}{k}"),
-                _ => break,
-            }
-        }
-        self.protos.insert(name.clone(), proto);
-        self.by_signature.insert(signature, name.clone());
-        Ok(name)
-    }
-}
-
-/// The attributes that a fused node carries, by ONNX name.
-fn node_attributes(op: Op) -> impl Iterator<Item = (usize, &'static Attr, &'static str)> {
-    op.row().attrs.iter().enumerate().filter_map(|(k, a)| match a.slot {
-        Slot::Attribute(name) => Some((k, a, name)),
-        _ => None,
-    })
-}
-
-/// The names that the operator's `lower` rule gives its operands.
-fn operand_names(op: Op, rules: &[Rule]) -> Vec<String> {
-    let vars = rules.iter().find_map(|r| match &r.left {
-        Term::Op(head, vars) if *head == op => Some(vars),
-        _ => None,
-    });
-    vars.into_iter().flatten().map(|v| if let Term::Var(n) = v { n.to_string() } else { String::new() }).collect()
-}
-
-/// The types with a placeholder for each float that the node carries as an attribute.
-///
-/// Placeholders are distinct NaNs, so that in the body each is told from the others and from constants
-/// of the same value, whatever the call's own numbers are.
-fn with_placeholders(op: Op, types: &[&Type]) -> Vec<Type> {
-    let mut types: Vec<Type> = types.iter().map(|t| (*t).clone()).collect();
-    let first = op.operands(types.len());
-    for (k, attr, _) in node_attributes(op) {
-        if attr.kind == Kind::Float {
-            types[first + k] = Type::Lit(Lit::Float(F64(f64::from_bits(0x7ff8_0000_0000_0000 | (k as u64 + 1)))));
-        }
-    }
-    types
-}
-
-fn function(op: Op, types: &[&Type], rules: &[Rule]) -> Result<FunctionProto> {
-    let body = lower::body(op, types, &operand_names(op, rules), rules)?;
-    let first = op.operands(types.len());
-    let attributes = node_attributes(op).filter_map(|(k, _, name)| Some((types[first + k].lit()?.clone(), name)));
-    let mut functions = Functions::default();
-    let mut scope = Scope::new(&body, rules, &mut functions, Some(attributes.collect()))?;
-    let order = body.live();
-    scope.run(&order)?;
-    let output: Vec<String> = body.outputs.iter().map(|(name, _)| name.clone()).collect();
-    let node = std::mem::take(&mut scope.nodes);
-    let doc: Vec<&str> =
-        rules.iter().filter(|r| matches!(&r.left, Term::Op(h, _) if *h == op)).map(|r| r.doc.as_str()).collect();
-    Ok(FunctionProto {
-        domain: DOMAIN.into(),
-        input: body.leaves.iter().map(|l| l.name.clone()).collect(),
-        output,
-        attribute: node_attributes(op).map(|(_, _, name)| name.to_string()).collect(),
-        node,
-        doc_string: doc.first().unwrap_or(&"").to_string(),
-        opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
-        ..Default::default()
-    })
 }
 
 /// One namespace of values: emits nodes in order.
@@ -151,7 +47,7 @@ pub struct Scope<'a> {
     rules: &'a [Rule],
     functions: &'a mut Functions,
     /// In a function: the values of its attributes and their names.
-    attributes: Option<Vec<(Lit, &'static str)>>,
+    pub(super) attributes: Option<Vec<(Lit, &'static str)>>,
     pub nodes: Vec<NodeProto>,
     /// Small constants, main graph only.
     pub constants: BTreeMap<String, TensorProto>,
@@ -159,8 +55,8 @@ pub struct Scope<'a> {
     taken: BTreeSet<String>,
     counters: BTreeMap<String, usize>,
     /// Where a symbol can be read: a value and its axis.
-    symbols: BTreeMap<Sym, (String, usize)>,
-    sizes: BTreeMap<String, String>,
+    pub(super) symbols: BTreeMap<Sym, (String, usize)>,
+    pub(super) sizes: BTreeMap<String, String>,
     pub uses_contrib: bool,
 }
 
@@ -228,7 +124,7 @@ impl<'a> Scope<'a> {
         Ok(())
     }
 
-    fn fresh(&mut self, stem: &str) -> String {
+    pub(super) fn fresh(&mut self, stem: &str) -> String {
         loop {
             let n = self.counters.entry(stem.into()).or_default();
             let name = format!("{stem}_{n}");
@@ -239,7 +135,14 @@ impl<'a> Scope<'a> {
         }
     }
 
-    fn push(&mut self, op_type: &str, domain: &str, input: Vec<String>, output: &str, attribute: Vec<AttributeProto>) {
+    pub(super) fn push(
+        &mut self,
+        op_type: &str,
+        domain: &str,
+        input: Vec<String>,
+        output: &str,
+        attribute: Vec<AttributeProto>,
+    ) {
         self.nodes.push(NodeProto {
             op_type: op_type.into(),
             domain: domain.into(),
@@ -259,7 +162,13 @@ impl<'a> Scope<'a> {
         let row = op.row();
         let (operands, attrs) = children.split_at(op.operands(children.len()));
         let weak = self.weak_type(op, operands);
+        let is_empty_list = |lit: &Id| self.literal(*lit).and_then(Lit::ints).is_some_and(<[Dim]>::is_empty);
         match row.emit {
+            // To ONNX a reduction over no axes is one over all.
+            Emit::Std(_) if row.attrs.first().is_some_and(|a| a.name == "axes") && attrs.iter().any(is_empty_list) => {
+                let x = self.operands(operands, weak)?;
+                self.push("Identity", "", x, name, vec![]);
+            }
             Emit::Std(onnx) | Emit::Contrib(onnx) => {
                 let mut inputs = self.operands(operands, weak)?;
                 let mut attributes = Vec::new();
@@ -309,6 +218,19 @@ impl<'a> Scope<'a> {
                 let add = attribute("reduction", AttributeType::String, |a| a.s = Some("add".into()));
                 let inputs = self.operands(operands, DType::F32)?;
                 self.push("ScatterElements", "", inputs, name, vec![axis, add]);
+            }
+            Op::TopkValues | Op::TopkIndices => {
+                let k = int(0);
+                let (axis, largest) =
+                    (self.attribute("axis", Kind::Int, attrs[1])?, self.attribute("largest", Kind::Int, attrs[2])?);
+                let x = self.operand(operands[0], DType::F32)?;
+                let k = self.ints(&[k])?;
+                self.push("TopK", "", vec![x, k], name, vec![axis, largest]);
+                let other = self.fresh("unused");
+                let at = usize::from(op == Op::TopkValues);
+                if let Some(node) = self.nodes.last_mut() {
+                    node.output.insert(at, other);
+                }
             }
             Op::Pad => {
                 let (axis, before, after) = (int(0), int(1), int(2));
@@ -388,7 +310,7 @@ impl<'a> Scope<'a> {
     }
 
     /// A scalar that reads a function's attribute.
-    fn attribute_scalar(&mut self, attr: &str, dtype: DType) -> String {
+    pub(super) fn attribute_scalar(&mut self, attr: &str, dtype: DType) -> String {
         let key = format!("{attr} {}", dtype.name());
         if let Some(name) = self.sizes.get(&key) {
             return name.clone();
@@ -457,137 +379,6 @@ impl<'a> Scope<'a> {
             _ => self.ints(std::slice::from_ref(d)),
         }
     }
-
-    /// A scalar constant.
-    fn scalar(&mut self, value: f64, dtype: DType) -> String {
-        let tensor = TensorProto {
-            data_type: data_type(dtype).into(),
-            raw_data: scalar_bytes(value, dtype).into(),
-            ..Default::default()
-        };
-        self.constant(format!("{}_{value:?}", dtype.name()), tensor)
-    }
-
-    /// A one-dimensional int64 value.
-    fn ints(&mut self, dims: &[Dim]) -> Result<String> {
-        let known: Option<Vec<i64>> = dims.iter().map(Dim::known).collect();
-        if let Some(known) = known {
-            let text: Vec<String> = known.iter().map(i64::to_string).collect();
-            let tensor = TensorProto {
-                dims: vec![known.len() as i64],
-                data_type: tensor_proto::DataType::Int64.into(),
-                raw_data: known.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>().into(),
-                ..Default::default()
-            };
-            return Ok(self.constant(format!("ints_{}", text.join("_")), tensor));
-        }
-        if let [d] = dims {
-            return self.size(d);
-        }
-        let key = crate::ir::ty::join(dims);
-        if let Some(name) = self.sizes.get(&key) {
-            return Ok(name.clone());
-        }
-        let parts: Result<Vec<String>> = dims.iter().map(|d| self.ints(std::slice::from_ref(d))).collect();
-        let name = self.fresh("shape");
-        let axis = attribute("axis", AttributeType::Int, |a| a.i = Some(0));
-        self.push("Concat", "", parts?, &name, vec![axis]);
-        self.sizes.insert(key, name.clone());
-        Ok(name)
-    }
-
-    /// A size as an int64 value of shape [1], computed from the shapes of the scope's inputs.
-    fn size(&mut self, dim: &Dim) -> Result<String> {
-        if dim.known().is_some() {
-            return self.ints(std::slice::from_ref(dim));
-        }
-        let key = dim.to_string();
-        if let Some(name) = self.sizes.get(&key) {
-            return Ok(name.clone());
-        }
-        let mut sum: Option<String> = None;
-        for (syms, c) in dim.monomials() {
-            let mut product = if c == 1 && !syms.is_empty() { None } else { Some(self.ints(&[Dim::Known(c)])?) };
-            for sym in &syms {
-                let factor = self.symbol(sym)?;
-                product = Some(match product {
-                    None => factor,
-                    Some(p) => self.binary("Mul", p, factor),
-                });
-            }
-            let Some(term) = product else { continue };
-            sum = Some(match sum {
-                None => term,
-                Some(s) => self.binary("Add", s, term),
-            });
-        }
-        let name = sum.ok_or_else(|| Error::internal("write", format!("size {dim} is empty")))?;
-        self.sizes.insert(key, name.clone());
-        Ok(name)
-    }
-
-    fn binary(&mut self, op_type: &str, a: String, b: String) -> String {
-        let name = self.fresh("size");
-        self.push(op_type, "", vec![a, b], &name, vec![]);
-        name
-    }
-
-    fn symbol(&mut self, sym: &Sym) -> Result<String> {
-        let key = sym.as_str().to_string();
-        if let Some(name) = self.sizes.get(&key) {
-            return Ok(name.clone());
-        }
-        let (value, axis) = self
-            .symbols
-            .get(sym)
-            .cloned()
-            .ok_or_else(|| Error::internal("write", format!("no input has an axis of size {}", sym.as_str())))?;
-        let name = self.fresh("size");
-        let start = attribute("start", AttributeType::Int, |a| a.i = Some(axis as i64));
-        let end = attribute("end", AttributeType::Int, |a| a.i = Some(axis as i64 + 1));
-        self.push("Shape", "", vec![value], &name, vec![start, end]);
-        self.sizes.insert(key, name.clone());
-        Ok(name)
-    }
-
-    /// A shared constant: an initializer of the main graph, a `Constant` node in a function.
-    fn constant(&mut self, key: String, mut tensor: TensorProto) -> String {
-        let key = format!("const/{key}");
-        if let Some(name) = self.sizes.get(&key) {
-            return name.clone();
-        }
-        let name = if self.attributes.is_some() {
-            let name = self.fresh("const");
-            let value = attribute("value", AttributeType::Tensor, |a| a.t = Some(tensor));
-            self.push("Constant", "", vec![], &name, vec![value]);
-            name
-        } else {
-            tensor.name = key.clone();
-            self.constants.insert(key.clone(), tensor);
-            key.clone()
-        };
-        self.sizes.insert(key, name.clone());
-        name
-    }
-}
-
-/// A target shape with `0` for sizes that stay in place and `-1` for one unknown size, where that
-/// leaves nothing to compute; otherwise the shape itself.
-fn relative_shape(from: &[Dim], to: &[Dim]) -> Vec<Dim> {
-    let mut unknown = 0;
-    let relative: Vec<Dim> = to
-        .iter()
-        .enumerate()
-        .map(|(k, d)| match (d.known(), from.get(k)) {
-            (Some(_), _) => d.clone(),
-            (None, Some(same)) if same == d => Dim::Known(0),
-            _ => {
-                unknown += 1;
-                Dim::Known(-1)
-            }
-        })
-        .collect();
-    if unknown <= 1 && !to.iter().any(|d| d.is(0)) { relative } else { to.to_vec() }
 }
 
 /// A tensor's type as ONNX writes it.

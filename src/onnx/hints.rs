@@ -9,15 +9,13 @@ const FORMS: &[(&str, &str)] = &[
     ("Conv", "a convolution of kernel size 1 is a MatMul"),
     ("DequantizeLinear", "export the model before quantization: quantized weights have no gradient"),
     ("DynamicQuantizeLinear", "export the model before quantization: quantized weights have no gradient"),
-    ("GatherND", "Gather and GatherElements are read"),
     ("GroupNormalization", "LayerNormalization over a Reshape is read"),
-    ("GroupQueryAttention", "export without ONNX Runtime's graph optimization: Attention and its parts are read"),
     ("InstanceNormalization", "LayerNormalization over a Reshape is read"),
     ("Loop", "export with a fixed number of steps, so that the loop is unrolled; no cache"),
     ("MatMulInteger", "export the model before quantization: quantized weights have no gradient"),
     ("MatMulNBits", "export the model before quantization: quantized weights have no gradient"),
     ("Multinomial", "choosing tokens belongs after the model: export up to the logits"),
-    ("MultiHeadAttention", "export without ONNX Runtime's graph optimization: Attention and its parts are read"),
+    ("MatMulBnb4", "export the model before quantization: quantized weights have no gradient"),
     ("NonMaxSuppression", "choosing among results belongs after the model: export up to the logits"),
     ("NonZero", "masks by Where are read; selections whose size depends on the data are not"),
     ("QuantizeLinear", "export the model before quantization: quantized weights have no gradient"),
@@ -27,10 +25,6 @@ const FORMS: &[(&str, &str)] = &[
     ("RandomUniformLike", "export in evaluation mode: randomness is an input of the training step"),
     ("Round", "Floor and Ceil are read"),
     ("Scan", "export with a fixed number of steps, so that the loop is unrolled; no cache"),
-    ("ScatterND", "ScatterElements with reduction `add`, Where and Concat are read; export without cache"),
-    ("SkipLayerNormalization", "export without ONNX Runtime's graph optimization: Add and LayerNormalization are read"),
-    ("SkipSimplifiedLayerNormalization", "export without ONNX Runtime's graph optimization: its parts are read"),
-    ("TopK", "choosing tokens belongs after the model; experts are read as a dense mixture"),
 ];
 
 /// Help for operator `name` of `domain` (empty: ONNX's own).

@@ -3,6 +3,7 @@
 mod build;
 mod call;
 pub mod emit;
+mod functions;
 mod hints;
 mod import;
 mod known;
@@ -12,6 +13,7 @@ pub mod proto;
 pub mod read;
 pub mod replace;
 mod scope;
+mod sizes;
 mod symbols;
 mod tensor;
 mod tie;

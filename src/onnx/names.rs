@@ -68,7 +68,8 @@ pub fn plan(graph: &GraphProto, tensors: &[(&str, Tensor)]) -> Weights {
         };
         let is_float = tensor.dtype.is_float();
         let is_scalar = tensor.numel() == 1 && (!is_module_path(source) || has_table_word(source));
-        let known = if !is_float || is_scalar { Known::load(tensor) } else { None };
+        let is_choice = users.iter().all(|u| u.node.op_type == "OneHot");
+        let known = if !is_float || is_scalar || is_choice { Known::load(tensor) } else { None };
         if let Some(known) = known {
             weights.entries.push((source.to_string(), Entry::Known(known, leaf)));
             continue;
@@ -82,7 +83,8 @@ pub fn plan(graph: &GraphProto, tensors: &[(&str, Tensor)]) -> Weights {
             weights.mended.push(format!("weight `{source}` is `{}`{how}", r.name));
         }
         if !is_table {
-            params.push((weights.entries.len(), exporter_made(source)));
+            let is_factor = users.iter().all(Use::is_factor);
+            params.push(Candidate { entry: weights.entries.len(), made_up: exporter_made(source), is_factor });
         }
         weights.entries.push((source.to_string(), Entry::Leaf(Leaf { kind, ..leaf })));
     }
@@ -98,6 +100,11 @@ struct Use<'m> {
 }
 
 impl Use<'_> {
+    /// A factor of a matrix product.
+    fn is_factor(&self) -> bool {
+        matches!(self.node.op_type.as_str(), "MatMul" | "Gemm" | "FusedMatMul")
+    }
+
     /// A place where only learned tensors stand.
     fn is_weight(&self) -> bool {
         match self.node.op_type.as_str() {
@@ -178,6 +185,8 @@ fn exporter_made(name: &str) -> bool {
         name.strip_prefix(prefix).is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
     };
     name.starts_with('/')
+        // What weftc itself writes.
+        || name.starts_with("const/")
         || name.contains("::")
         || ["", "val_", "_tensor_constant", "lifted_tensor_", "Constant_", "constant_", "_inlined_"]
             .iter()
@@ -227,13 +236,22 @@ fn angles(graph: &GraphProto) -> BTreeSet<&str> {
     found
 }
 
+/// A parameter that may be tied to another.
+struct Candidate {
+    entry: usize,
+    /// Its name is the exporter's.
+    made_up: bool,
+    /// It is used in matrix products only.
+    is_factor: bool,
+}
+
 /// Equal parameters become one leaf; of a pair the one with a name of its own stays.
-fn tie(weights: &mut Weights, mut params: Vec<(usize, bool)>) {
-    params.sort_by_key(|(k, made_up)| (*made_up, *k));
+fn tie(weights: &mut Weights, mut params: Vec<Candidate>) {
+    params.sort_by_key(|c| (c.made_up, c.entry));
     let mut ties = Ties::default();
-    for (k, _) in params {
+    for Candidate { entry: k, is_factor, .. } in params {
         let Some((source, Entry::Leaf(leaf))) = weights.entries.get(k) else { continue };
-        let Some((to, form)) = ties.find_or_insert(source, leaf) else { continue };
+        let Some((to, form)) = ties.find_or_insert(source, leaf, is_factor) else { continue };
         let transposed = form == Form::Transposed;
         let how = if transposed { ", transposed" } else { "" };
         // A tie replaces what was said of the name.
@@ -249,18 +267,17 @@ fn tie(weights: &mut Weights, mut params: Vec<(usize, bool)>) {
 /// TorchScript stores parameters of equal value once (all-zero biases, all-one norms) and copies them by
 /// `Identity`: each is a parameter of its own.  Equal values that are not constant are real ties.
 fn untie(graph: &GraphProto, tensors: &[(&str, Tensor)], weights: &mut Weights) {
-    let floats = tensors.iter().filter(|(_, t)| t.dtype.is_float());
-    let tensors: BTreeMap<&str, &Tensor> = floats.map(|(n, t)| (*n, t)).collect();
+    let floats: BTreeMap<&str, &Tensor> =
+        tensors.iter().filter(|(_, t)| t.dtype.is_float()).map(|(n, t)| (*n, t)).collect();
     let places: BTreeMap<String, usize> =
-        weights.entries.iter().enumerate().map(|(k, (name, _))| (name.clone(), k)).collect();
+        weights.entries.iter().enumerate().map(|(k, (n, _))| (n.clone(), k)).collect();
     for node in graph.node.iter().filter(|n| n.op_type == "Identity") {
         let ([input], [output]) = (node.input.as_slice(), node.output.as_slice()) else { continue };
-        let Some(tensor) = tensors.get(input.as_str()) else { continue };
+        let Some(tensor) = floats.get(input.as_str()) else { continue };
         if !is_module_path(output) || has_table_word(output) || tensor.numel() < 2 {
             continue;
         }
-        let place = places.get(input).and_then(|k| weights.entries.get(*k));
-        let Some(Entry::Leaf(leaf)) = place.map(|(_, e)| e) else { continue };
+        let Some((_, Entry::Leaf(leaf))) = places.get(input).and_then(|k| weights.entries.get(*k)) else { continue };
         if leaf.kind == LeafKind::Param && super::tie::is_uniform(leaf) {
             weights.mended.push(format!("weight `{output}` is its own, not a copy of `{input}`"));
             let leaf = Leaf { name: output.clone(), source_name: Some(input.clone()), ..leaf.clone() };

@@ -6,7 +6,7 @@ use crate::ir::graph::Data;
 use memmap2::{Mmap, MmapOptions};
 use sha2::{Digest, Sha256};
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
@@ -71,6 +71,30 @@ pub fn load(data: &Data) -> Result<Bytes> {
     }
 }
 
+/// `len` bytes of a tensor, from byte `at` of it; nothing else is read.
+///
+/// # Errors
+/// `Io` where the file is gone or the range ends behind the tensor.
+pub fn part(data: &Data, at: u64, len: u64) -> Result<Vec<u8>> {
+    let inside = at.checked_add(len).is_some_and(|end| end <= data.len());
+    let short = |path: &Path| Error::io("read", path, std::io::ErrorKind::UnexpectedEof.into());
+    match data {
+        Data::Inline(bytes) => {
+            let range = usize::try_from(at).ok().zip(usize::try_from(len).ok()).map(|(at, len)| at..at + len);
+            let found = range.filter(|_| inside).and_then(|r| bytes.get(r)).map(<[u8]>::to_vec);
+            found.ok_or_else(|| short(Path::new("a tensor in memory")))
+        }
+        Data::File { path, .. } if !inside => Err(short(path)),
+        Data::File { path, offset, .. } => {
+            let mut file = open(path)?;
+            let mut bytes = vec![0; usize::try_from(len).map_err(|_| short(path))?];
+            file.seek(SeekFrom::Start(offset.saturating_add(at))).map_err(|e| Error::io("read", path, e))?;
+            file.read_exact(&mut bytes).map_err(|e| Error::io("read", path, e))?;
+            Ok(bytes)
+        }
+    }
+}
+
 /// A whole file; empty files give no bytes.
 ///
 /// # Errors
@@ -115,6 +139,11 @@ mod tests {
         assert_eq!(&*range(6, 0).unwrap(), b"");
         assert!(matches!(range(4, 3), Err(Error::Io { .. })));
         assert!(matches!(range(u64::MAX, 2), Err(Error::Io { .. })));
+        let piece = |at, len| part(&Data::File { path: file.path().to_path_buf(), offset: 1, len: 4 }, at, len);
+        assert_eq!(piece(1, 3).unwrap(), b"cde");
+        assert!(matches!(piece(2, 3), Err(Error::Io { .. })));
+        assert_eq!(part(&Data::Inline(b"abc".as_slice().into()), 1, 2).unwrap(), b"bc");
+        assert!(matches!(part(&Data::Inline(b"abc".as_slice().into()), 1, 3), Err(Error::Io { .. })));
         let hex = "bef57ec7f53a6d40beb640a780a639c83bc29ac8a9816f1fc6c5c6dcd93c4721";
         assert_eq!(sha256(file.path()).unwrap(), hex);
     }

@@ -1,6 +1,7 @@
 //! A lowered training graph as train.onnx (the contract: ARCHITECTURE.md, README).
 
-use super::emit::{CONTRIB, DOMAIN, Functions, OPSET, Scope, data_type, type_proto};
+use super::emit::{CONTRIB, DOMAIN, OPSET, Scope, data_type, type_proto};
+use super::functions::Functions;
 use super::proto::{
     GraphProto, ModelProto, OperatorSetIdProto, StringStringEntryProto, TensorProto, ValueInfoProto, tensor_proto,
 };
@@ -28,7 +29,8 @@ pub struct Parts<'a> {
     pub trainable: &'a [LeafId],
     /// The `lower` rules, for function bodies.
     pub rules: &'a [Rule],
-    pub manifest: &'a Manifest,
+    /// Of a training graph, which then also holds the optimizer; any other graph has none.
+    pub manifest: Option<&'a Manifest>,
     /// The source model's file: its own weights are copied, its external files are referenced.
     pub source: &'a Path,
 }
@@ -41,7 +43,9 @@ pub fn encode(parts: &Parts) -> Result<Vec<u8>> {
     scope.run(parts.order)?;
     let (node, constants, uses_contrib) =
         (std::mem::take(&mut scope.nodes), std::mem::take(&mut scope.constants), scope.uses_contrib);
-    add_optimizer(&mut functions, parts.rules)?;
+    if parts.manifest.is_some() {
+        add_optimizer(&mut functions, parts.rules)?;
+    }
 
     let live: BTreeSet<LeafId> = parts.order.iter().filter_map(|id| graph.as_leaf(*id)).collect();
     let trainable: BTreeSet<LeafId> = parts.trainable.iter().copied().collect();
@@ -60,24 +64,55 @@ pub fn encode(parts: &Parts) -> Result<Vec<u8>> {
     }
     let output =
         graph.outputs.iter().filter_map(|(name, id)| Some(value_info(name, graph.tensor_type(*id)?))).collect();
-    let mut opset_import = vec![opset("", OPSET), opset(DOMAIN, 1)];
+    let mut opset_import = vec![opset("", OPSET)];
+    if !functions.protos.is_empty() {
+        opset_import.push(opset(DOMAIN, 1));
+    }
     if uses_contrib {
         opset_import.push(opset(CONTRIB, 1));
     }
-    let manifest = serde_json::to_string(parts.manifest).map_err(|e| Error::internal("write", e.to_string()))?;
+    let mut metadata_props = Vec::new();
+    if let Some(manifest) = parts.manifest {
+        let value = serde_json::to_string(manifest).map_err(|e| Error::internal("write", e.to_string()))?;
+        metadata_props.push(StringStringEntryProto { key: KEY.into(), value });
+    }
     let model = ModelProto {
         ir_version: IR_VERSION,
         opset_import,
         producer_name: "weftc".into(),
         producer_version: env!("CARGO_PKG_VERSION").into(),
         graph: Some(GraphProto { node, name: graph.name.clone(), initializer, input, output, ..Default::default() }),
-        metadata_props: vec![StringStringEntryProto { key: KEY.into(), value: manifest }],
+        metadata_props,
         functions: functions.protos.into_values().collect(),
         ..Default::default()
     };
     if model.encoded_len() > MAX_BYTES {
         return Err(Error::internal("write", "the model is larger than a protobuf message may be"));
     }
+    Ok(model.encode_to_vec())
+}
+
+/// A lowered graph as an ONNX model of its own: no manifest, no optimizer.  Leaves without data are inputs.
+pub fn plain(graph: &Graph, rules: &[Rule]) -> Result<Vec<u8>> {
+    let mut functions = Functions::default();
+    let mut scope = Scope::new(graph, rules, &mut functions, None)?;
+    scope.run(&graph.live())?;
+    let (node, constants) = (std::mem::take(&mut scope.nodes), std::mem::take(&mut scope.constants));
+    let mut initializer: Vec<TensorProto> = constants.into_values().collect();
+    for leaf in graph.leaves.iter().filter(|l| l.data.is_some()) {
+        initializer.push(tensor(leaf, Path::new(""))?);
+    }
+    let input = graph.leaves.iter().filter(|l| l.data.is_none()).map(|l| value_info(&l.name, &l.ty)).collect();
+    let output =
+        graph.outputs.iter().filter_map(|(name, id)| Some(value_info(name, graph.tensor_type(*id)?))).collect();
+    let model = ModelProto {
+        ir_version: IR_VERSION,
+        opset_import: vec![opset("", OPSET), opset(DOMAIN, 1), opset(CONTRIB, 1)],
+        producer_name: "weftc".into(),
+        graph: Some(GraphProto { node, name: graph.name.clone(), initializer, input, output, ..Default::default() }),
+        functions: functions.protos.into_values().collect(),
+        ..Default::default()
+    };
     Ok(model.encode_to_vec())
 }
 

@@ -9,15 +9,19 @@ mod cost;
 mod extract;
 mod lang;
 mod pattern;
+mod trace;
 
 use crate::error::{Error, Result};
 use crate::ir::{Graph, Id, Node, Op};
 use crate::rules::{Kind, Rule};
 use lang::{Classes, Types};
-use pattern::{Applied, Compiled};
+use pattern::{Applied, Compiled, Match};
 use rustc_hash::FxHashSet;
 use std::collections::BTreeMap;
 use std::time::Instant;
+use trace::Watch;
+
+pub use trace::{Miss, Trace, trace};
 
 /// The directed rules reach their end within some ten rounds; more means that two rules feed each other.
 const ITERATIONS: usize = 40;
@@ -90,15 +94,12 @@ pub fn count(into: &mut BTreeMap<String, usize>, from: &BTreeMap<String, usize>)
 /// outputs and leaves and never a higher estimated cost than `graph`.
 pub fn saturate(graph: &Graph, rules: &[&Rule], options: &Options) -> Result<Saturated> {
     let start = Instant::now();
-    let (definitions, equalities): (Vec<&Rule>, Vec<&Rule>) =
-        rules.iter().copied().partition(|r| r.kind == Kind::Define);
-    let (definitions, equalities) = (compile(definitions)?, compile(equalities)?);
+    let (definitions, equalities) = sorted(rules)?;
     let (mut classes, ids) = load(graph)?;
     let root = ids.root;
-    let mut progress = Progress { fired: BTreeMap::new(), refused: BTreeMap::new() };
+    let mut progress = Progress { fired: BTreeMap::new(), refused: BTreeMap::new(), watch: None };
     progress.define(&mut classes, &definitions)?;
-    let limit = options.nodes.unwrap_or((graph.len() * GROWTH).max(SMALL));
-    let (iterations, stop) = progress.rounds(&mut classes, &equalities, options.iterations, limit);
+    let (iterations, stop) = progress.rounds(&mut classes, &equalities, options.iterations, growth(graph, options));
     if let Some(why) = classes.analysis.conflict.take() {
         return Err(Error::internal("rewrite", why));
     }
@@ -119,8 +120,17 @@ pub fn saturate(graph: &Graph, rules: &[&Rule], options: &Options) -> Result<Sat
     })
 }
 
-fn compile(rules: Vec<&Rule>) -> Result<Vec<Compiled<'_>>> {
-    rules.into_iter().map(Compiled::new).collect()
+/// Definitions and equalities, ready to be searched.
+fn sorted<'r>(rules: &[&'r Rule]) -> Result<(Vec<Compiled<'r>>, Vec<Compiled<'r>>)> {
+    let (definitions, equalities): (Vec<&Rule>, Vec<&Rule>) =
+        rules.iter().copied().partition(|r| r.kind == Kind::Define);
+    let compile = |rules: Vec<&'r Rule>| rules.into_iter().map(Compiled::new).collect::<Result<Vec<_>>>();
+    Ok((compile(definitions)?, compile(equalities)?))
+}
+
+/// How many nodes the e-graph may have.
+fn growth(graph: &Graph, options: &Options) -> usize {
+    options.nodes.unwrap_or((graph.len() * GROWTH).max(SMALL))
 }
 
 /// Where the graph's nodes went.
@@ -157,15 +167,27 @@ fn load(graph: &Graph) -> Result<(Classes, Loaded)> {
 struct Progress {
     fired: BTreeMap<String, usize>,
     refused: BTreeMap<String, String>,
+    /// What `trace` wants to know.
+    watch: Option<Watch>,
 }
 
 impl Progress {
+    /// Applies a rule at a place.
+    fn apply(&mut self, rule: &Compiled, place: &Match, classes: &mut Classes) -> Applied {
+        let before = classes.nodes().len();
+        let applied = rule.apply(place, classes);
+        if let Some(watch) = &mut self.watch {
+            watch.saw(rule.rule, place, &applied, before);
+        }
+        applied
+    }
+
     /// Unfolds every definition wherever it stands, once.  A definition that has no meaning is an error:
     /// what it defines cannot run.
     fn define(&mut self, classes: &mut Classes, rules: &[Compiled]) -> Result<()> {
         for compiled in rules {
             for place in compiled.search(classes) {
-                match compiled.apply(&place, classes) {
+                match self.apply(compiled, &place, classes) {
                     Applied::Changed => *self.fired.entry(compiled.rule.name.to_string()).or_default() += 1,
                     Applied::Unchanged => {}
                     Applied::Refused(why) => {
@@ -191,7 +213,7 @@ impl Progress {
             let mut changed = false;
             for (k, place) in found {
                 let name = &rules[k].rule.name;
-                match rules[k].apply(&place, classes) {
+                match self.apply(&rules[k], &place, classes) {
                     Applied::Changed => {
                         *self.fired.entry(name.to_string()).or_default() += 1;
                         changed = true;

@@ -91,6 +91,9 @@ pub static COMPUTED: &[Computed] = &[
     Row { name: "reduced", arity: Some(2), doc: "how many elements of x a reduction over the axes joins",
           run: |a| { let s = shape(a[0])?; size(resolve_axes(ints(a[1])?, s.len()).ok()?.into_iter().map(|k| s[k].clone()).fold(Dim::Known(1), |x, y| x * y)) } },
     Row { name: "swap_last", arity: Some(1), doc: "the permutation that swaps the last two axes of x", run: |a| indices(swapped(shape(a[0])?.len())?) },
+    Row { name: "to_front", arity: Some(3), doc: "the permutation that moves n axes of x, from axis k on, to the front",
+          run: |a| { let (r, k, n) = (shape(a[0])?.len(), usize::try_from(known(a[1])?).ok()?, usize::try_from(known(a[2])?).ok()?);
+                     (k + n <= r).then(|| indices((k..k + n).chain(0..k).chain(k + n..r)))? } },
     // Of permutations and lists.
     Row { name: "compose", arity: Some(2), doc: "the permutation: first p, then q",
           run: |a| { let (p, q) = (perm(a[0])?, perm(a[1])?); (p.len() == q.len()).then(|| indices(q.iter().map(|k| p[*k])))? } },
@@ -203,6 +206,7 @@ mod tests {
             ("(normal_axis x -1)", "2"),
             ("(reduced x [0 -1])", "6*batch"),
             ("(swap_last x)", "[0 2 1]"),
+            ("(to_front x 1 2)", "[1 2 0]"),
             // out[k] = in[p[k]]: first p, then q.
             ("(compose [1 2 0] [0 2 1])", "[1 0 2]"),
             ("(invert [1 2 0])", "[2 0 1]"),
@@ -220,9 +224,16 @@ mod tests {
             let id = compute(&name, &args, &mut graph).unwrap_or_else(|e| panic!("{source}: {e}"));
             assert_eq!(graph.type_of(id).to_string(), want, "{source}");
         }
-        for source in
-            ["(dim x 3)", "(idiv 7 2)", "(frecip 0)", "(invert [0 0])", "(tail [1] -1)", "(drop [1] 2)", "(shape 1)"]
-        {
+        for source in [
+            "(dim x 3)",
+            "(idiv 7 2)",
+            "(frecip 0)",
+            "(invert [0 0])",
+            "(tail [1] -1)",
+            "(drop [1] 2)",
+            "(shape 1)",
+            "(to_front x 2 2)",
+        ] {
             let (mut graph, name, args) = call(source);
             assert!(compute(&name, &args, &mut graph).is_err(), "{source}");
         }

@@ -6,9 +6,11 @@ pub mod builtin;
 pub mod check;
 pub mod parse;
 pub mod template;
+pub mod user;
 
 use crate::ir::sexpr::Span;
 use crate::ir::{DType, Dim, Lit, Op};
+use std::fmt;
 use std::sync::Arc;
 
 /// What a rule claims.
@@ -50,11 +52,34 @@ pub enum Term {
     Call(Arc<str>, Vec<Term>),
 }
 
+impl fmt::Display for Term {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Term::Var(v) => write!(f, "?{v}"),
+            Term::Lit(l) => l.fmt(f),
+            Term::Op(op, args) => call(f, op.name(), args),
+            Term::Call(name, args) => call(f, name, args),
+        }
+    }
+}
+
+fn call(f: &mut fmt::Formatter<'_>, head: &str, args: &[Term]) -> fmt::Result {
+    write!(f, "({head}")?;
+    args.iter().try_for_each(|a| write!(f, " {a}"))?;
+    f.write_str(")")
+}
+
 /// A condition of `:when`: a guard of `builtin::GUARDS` and its arguments.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Guard {
     pub name: Arc<str>,
     pub args: Vec<Term>,
+}
+
+impl fmt::Display for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        call(f, &self.name, &self.args)
+    }
 }
 
 /// What a `:sample` clause says of a variable.

@@ -11,7 +11,9 @@ use crate::ir::sexpr::{self, Sexpr, Span, SyntaxError};
 use crate::ir::{DType, Lit, Op, text};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use term::{Scope, Side, suggest};
+use term::{Scope, Side};
+
+pub use term::suggest;
 
 /// The rules that are built into the program, by family; each in the order of its file.
 pub struct Library {
@@ -38,24 +40,40 @@ const METHODS: [(&str, &str, &str); 1] =
 
 /// Reads the built-in rules.
 pub fn library() -> Result<Library> {
+    library_and(&[]).map(|(library, _)| library)
+}
+
+/// Reads the built-in rules, and files of the user's, `(name, text)`: one list a file.  Names are unique
+/// across all of them.
+pub fn library_and(own: &[(String, String)]) -> Result<(Library, Vec<Vec<Rule>>)> {
     let methods = METHODS.iter().map(|(_, file, text)| (*file, *text));
-    let files: Vec<(&str, &str)> = FAMILIES.iter().copied().chain(methods).collect();
+    let own = own.iter().map(|(file, text)| (file.as_str(), text.as_str()));
+    let files: Vec<(&str, &str)> = FAMILIES.iter().copied().chain(methods).chain(own).collect();
     let mut lists = load_all(&files)?.into_iter();
     let mut next = || lists.next().unwrap_or_default();
-    Ok(Library {
+    let library = Library {
         lift: next(),
         simplify: next(),
         fuse: next(),
         grad: next(),
         lower: next(),
         methods: METHODS.iter().map(|(name, ..)| (name.to_string(), next())).collect(),
-    })
+    };
+    Ok((library, lists.collect()))
 }
 
-/// Reads files of rules, `(name, text)`: one list a file.  Names are unique across the files.
+/// Reads files of rules, `(name, text)`: one list a file.  Names are unique across the files; the mistakes
+/// of all files are reported together.
 pub fn load_all(files: &[(&str, &str)]) -> Result<Vec<Vec<Rule>>> {
     let mut names = BTreeMap::new();
-    files.iter().map(|(file, text)| parse_with(file, text, &mut names)).collect()
+    let (mut lists, mut errors) = (Vec::new(), Vec::new());
+    for (file, text) in files {
+        match parse_with(file, text, &mut names) {
+            Ok(rules) => lists.push(rules),
+            Err(error) => errors.push(error),
+        }
+    }
+    Error::all(errors).map(|()| lists)
 }
 
 /// Reads one file of rules; `Error::Syntax` lists everything that is wrong with it.

@@ -1,6 +1,7 @@
 //! ONNX Runtime: find or install the library, open sessions, run them.
 //!
-//! Nothing outside this module names a type of the `ort` crate, and nothing here knows about training.
+//! Outside this module and `kernels` nothing names a type of the `ort` crate; nothing here knows about
+//! training.
 pub mod doctor;
 pub mod install;
 pub mod locate;

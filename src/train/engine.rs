@@ -2,6 +2,8 @@
 
 use super::optimizer::AdamW;
 use crate::error::Result;
+use crate::ir::DType;
+use crate::kernels;
 use crate::onnx::train_file::{HYPER, Port, TrainFile};
 use crate::runtime::{Bound, Buffer, HostTensor, Options, Session};
 use indexmap::IndexMap;
@@ -67,8 +69,15 @@ pub struct OnnxRuntime {
 }
 
 impl OnnxRuntime {
-    /// Opens the sessions; `trainable` are the parameters in order.  `accumulate` keeps sums of gradients.
-    pub fn new(file: &TrainFile, trainable: &[Port], options: &Options, accumulate: bool) -> Result<Self> {
+    /// Opens the sessions; `trainable` are the parameters in order.  `accumulate` keeps sums of gradients;
+    /// `portable` runs the update's function instead of our kernel.
+    pub fn new(
+        file: &TrainFile,
+        trainable: &[Port],
+        options: &Options,
+        accumulate: bool,
+        portable: bool,
+    ) -> Result<Self> {
         let options = Options { folder: Some(file.folder().to_path_buf()), ..options.clone() };
         let mut step = Session::from_bytes(&file.session_bytes(trainable)?, &options)?.bind()?;
         let mut parameters = Vec::new();
@@ -92,7 +101,11 @@ impl OnnxRuntime {
         let open = |bytes: &[u8]| Session::from_bytes(bytes, &plain)?.bind();
         let mut sum = if accumulate { Some(open(&file.sum_model(trainable))?) } else { None };
         let mut norm = open(&file.norm_model(trainable))?;
-        let mut update = open(&file.adamw_model(trainable)?)?;
+        let mut kernels = plain.clone();
+        if !portable && trainable.iter().all(|p| p.dtype == DType::F32) {
+            kernels.operators.push(kernels::optimizer()?);
+        }
+        let mut update = Session::from_bytes(&file.adamw_model(trainable)?, &kernels)?.bind()?;
         norm.fetch("norm");
         for k in 0..trainable.len() {
             let name = |prefix: &str| format!("{prefix}/{k}");

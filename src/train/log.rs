@@ -1,5 +1,6 @@
 //! What is seen of a run: a progress bar or plain lines, and `metrics.jsonl`.
 
+use crate::atomic;
 use crate::error::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -55,12 +56,9 @@ impl Log {
         });
         let open = |folder: &Path| {
             let path = folder.join("metrics.jsonl");
-            let mut options = File::options();
-            match done {
-                0 => options.write(true).create(true).truncate(true),
-                _ => options.append(true).create(true),
-            };
-            let file = options.open(&path).map_err(|e| Error::io("open", &path, e))?;
+            let kept = if done == 0 { String::new() } else { lines_until(&path, done)? };
+            atomic::write(&path, |file| file.write_all(kept.as_bytes()))?;
+            let file = File::options().append(true).open(&path).map_err(|e| Error::io("open", &path, e))?;
             Ok::<_, Error>((file, path))
         };
         let file = folder.map(open).transpose()?;
@@ -103,4 +101,18 @@ impl Log {
         }
         self.start.elapsed().as_secs_f64()
     }
+}
+
+/// The lines of an earlier run up to step `done`: it may have gone on after the state was saved.
+fn lines_until(path: &Path, done: u64) -> Result<String> {
+    #[derive(serde::Deserialize)]
+    struct Line {
+        step: u64,
+    }
+    let text = match std::fs::read_to_string(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(String::new()),
+        other => other.map_err(|e| Error::io("read", path, e))?,
+    };
+    let before = |line: &&str| serde_json::from_str::<Line>(line).is_ok_and(|l| l.step <= done);
+    Ok(text.lines().filter(before).flat_map(|line| [line, "\n"]).collect())
 }

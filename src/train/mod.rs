@@ -1,6 +1,7 @@
 //! Trains: feeds a train.onnx, updates its parameters, logs, saves.
 //!
 //! Knows the contract of train.onnx (its inputs, outputs and manifest) and the runtime, not the compiler.
+pub mod args;
 pub mod batch;
 pub mod checkpoint;
 pub mod data;
@@ -12,6 +13,7 @@ pub mod run;
 pub mod sampler;
 pub mod trainer;
 
+pub use args::{RunArgs, RuntimeKind};
 pub use optimizer::AdamW;
-pub use run::{RunArgs, Summary, run};
+pub use run::{Summary, run};
 pub use trainer::{Outcome, Setup, StepResult, Trainer};

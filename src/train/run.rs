@@ -1,10 +1,10 @@
 //! `weftc run`: train on a data file.
 
+use super::args::{RunArgs, RuntimeKind};
 use super::batch::Batch;
 use super::checkpoint::{self, Position};
 use super::data::{self, Dataset, Limits};
 use super::log::{Log, Metrics};
-use super::optimizer::{AdamW, Schedule};
 use super::sampler::Sampler;
 use super::trainer::{Outcome, Setup, Trainer};
 use crate::atomic;
@@ -13,95 +13,6 @@ use crate::runtime::{Options, environment, locate};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-
-/// What executes the graph.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RuntimeKind {
-    /// ONNX Runtime; found, or downloaded once.
-    #[default]
-    Auto,
-    Onnxruntime,
-    /// The built-in reference interpreter: exact in f64, and very slow.
-    Interpreter,
-}
-
-/// Train: run a train.onnx on data.
-#[derive(Clone, Debug, clap::Args, Serialize)]
-pub struct RunArgs {
-    /// The training graph that `weftc compile` made
-    pub train_onnx: PathBuf,
-    /// Training data, JSON lines: {"input_ids": [..], "prompt_len": N} or {"prompt": "..", "answer": ".."}
-    #[arg(long, value_name = "FILE.jsonl")]
-    pub data: PathBuf,
-    /// Stop after so many optimizer steps
-    #[arg(long, value_name = "N", conflicts_with = "epochs")]
-    pub steps: Option<u64>,
-    /// Passes over the data [default: 1]
-    #[arg(long, value_name = "N")]
-    pub epochs: Option<u32>,
-    /// Sequences a micro-batch [default: 8, or what the graph fixes]
-    #[arg(long, value_name = "B")]
-    pub batch_size: Option<usize>,
-    /// Micro-batches a step; their losses are summed and divided once
-    #[arg(long, value_name = "K", default_value_t = 1)]
-    pub accumulate: usize,
-    /// Peak learning rate of AdamW
-    #[arg(long, default_value_t = 1e-5)]
-    pub lr: f64,
-    /// How the learning rate falls after the warm-up
-    #[arg(long, value_enum, default_value_t = Schedule::Constant)]
-    pub schedule: Schedule,
-    /// Steps over which the learning rate rises
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub warmup: u64,
-    /// Decoupled weight decay
-    #[arg(long, default_value_t = 0.1)]
-    pub weight_decay: f64,
-    #[arg(long, default_value_t = 0.9)]
-    pub beta1: f64,
-    #[arg(long, default_value_t = 0.999)]
-    pub beta2: f64,
-    /// Added to the root of the second moment
-    #[arg(long, default_value_t = 1e-8)]
-    pub adam_eps: f64,
-    /// Clip the gradient to this Euclidean norm; 0 turns clipping off
-    #[arg(long, default_value_t = 1.0)]
-    pub clip: f64,
-    /// Seed of the shuffle, the times and the masks
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// Threads within an operator; 0 leaves the choice to the runtime
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub threads: usize,
-    /// Where to write model.safetensors, model.onnx, metrics.jsonl and run.json
-    #[arg(long, value_name = "DIR")]
-    pub out: Option<PathBuf>,
-    /// Also write the optimizer's state to --out, every N steps and at the end
-    #[arg(long, value_name = "N", requires = "out")]
-    pub save_every: Option<u64>,
-    /// Go on with the run whose --out this was
-    #[arg(long, value_name = "DIR")]
-    pub resume: Option<PathBuf>,
-    /// The model that was compiled, if it does not lie beside the training graph
-    #[arg(long, value_name = "SOURCE.onnx")]
-    pub model: Option<PathBuf>,
-    /// A tokenizer.json, for data that is text
-    #[arg(long, value_name = "FILE")]
-    pub tokenizer: Option<PathBuf>,
-    /// Token to pad with [default: the tokenizer's, else 0]
-    #[arg(long, value_name = "ID")]
-    pub pad_id: Option<i64>,
-    /// Cut longer rows to so many tokens
-    #[arg(long, value_name = "L")]
-    pub max_length: Option<usize>,
-    /// What executes the graph
-    #[arg(long, value_enum, default_value_t = RuntimeKind::Auto)]
-    pub runtime: RuntimeKind,
-    /// Print nothing but errors
-    #[arg(long, short)]
-    pub quiet: bool,
-}
 
 /// What a run did.
 #[derive(Clone, Debug, Serialize)]
@@ -147,7 +58,7 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
     let mut notes = Vec::new();
     let mut trainer = open(args, &mut notes)?;
     let shape = trainer.shape();
-    let batch_size = batch_size(args, shape.rows)?;
+    let batch_size = args.batch_size(shape.rows)?;
     let tokenizer = args.tokenizer.as_deref().map(data::tokenizer).transpose()?;
     let method = &trainer.manifest().method;
     let limits = Limits {
@@ -261,18 +172,11 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
 }
 
 fn open(args: &RunArgs, notes: &mut Vec<String>) -> Result<Trainer> {
-    let adamw = AdamW {
-        lr: args.lr,
-        weight_decay: args.weight_decay,
-        beta1: args.beta1,
-        beta2: args.beta2,
-        eps: args.adam_eps,
-        clip: (args.clip != 0.0).then_some(args.clip),
-    };
     let folder =
         args.model.as_ref().and_then(|m| m.parent()).map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
     let session = Options { threads: args.threads, ..Options::default() };
-    let setup = Setup { folder: folder.map(Path::to_path_buf), adamw, accumulate: args.accumulate, session };
+    let folder = folder.map(Path::to_path_buf);
+    let setup = Setup { folder, adamw: args.adamw(), accumulate: args.accumulate, session, ..Setup::default() };
     const SLOW: &str = "the reference interpreter runs the graph: in f64, and several times slower";
     let mut say = |line: &str| {
         if !args.quiet {
@@ -294,18 +198,6 @@ fn open(args: &RunArgs, notes: &mut Vec<String>) -> Result<Trainer> {
             Trainer::load_interpreted(&args.train_onnx, setup)
         }
         None => Trainer::load(&args.train_onnx, setup),
-    }
-}
-
-fn batch_size(args: &RunArgs, fixed: Option<usize>) -> Result<usize> {
-    match (args.batch_size, fixed) {
-        (Some(0), _) => Err(Error::usage(Problem::new("--batch-size", "0 sequences are no batch"))),
-        (Some(asked), Some(fixed)) if asked > fixed => Err(Error::usage(
-            Problem::new("--batch-size", format!("the graph was exported for batches of {fixed}, not {asked}"))
-                .help("use --accumulate for larger batches, or export the model with a dynamic batch"),
-        )),
-        (Some(asked), _) => Ok(asked),
-        (None, fixed) => Ok(fixed.unwrap_or(8)),
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Setup {
     /// Micro-batches a step; 0 and 1 mean one.
     pub accumulate: usize,
     pub session: Options,
+    /// Use the functions of train.onnx instead of our kernels.
+    pub portable: bool,
 }
 
 /// What a step did to the parameters.
@@ -83,7 +85,7 @@ impl Trainer {
         // Packed copies of frozen weights would double the memory and save nothing measurable.
         let options = Options { prepack: false, ..setup.session };
         Self::with(file, setup.adamw, |file, trainable| {
-            Ok(Box::new(OnnxRuntime::new(file, trainable, &options, setup.accumulate > 1)?))
+            Ok(Box::new(OnnxRuntime::new(file, trainable, &options, setup.accumulate > 1, setup.portable)?))
         })
     }
 

@@ -69,7 +69,7 @@ refused! {
         named("loop", node("Loop", &["hidden"], &["l"])),
         named("pick", node("NonMaxSuppression", &["hidden", "hidden"], &["n"])),
         named("soft", node("SoftMax", &["hidden"], &["s"])),
-        of_domain("com.microsoft", named("gqa", node("GroupQueryAttention", &["hidden"], &["q"]))),
+        of_domain("com.microsoft", named("four_bits", node("MatMulNBits", &["hidden"], &["q"]))),
         step("Neg"),
     ]);
     newer_than_its_opset => |_| changed(|g| {

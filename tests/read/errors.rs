@@ -24,8 +24,8 @@ fn all_problems_are_listed() {
     let mut bad = node("Add", &["x", "w"], &["bad"]);
     bad.name = "bad_add".into();
     let nodes = [
-        node("TopK", &["x", "k"], &["top"]),
-        node("TopK", &["x", "x"], &["top2"]),
+        node("Resize", &["x", "k"], &["small"]),
+        node("Resize", &["x", "x"], &["large"]),
         node("Loop", &["x", "x"], &["looped"]),
         early,
         node("Neg", &["x"], &["late"]),

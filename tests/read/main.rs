@@ -2,7 +2,10 @@
 
 mod back;
 mod build;
+mod case;
+mod compiled;
 mod errors;
 mod graphs;
 mod models;
 mod numbers;
+mod operators;

@@ -183,13 +183,21 @@ pub fn gelu(b: &mut Build, call: &Call) -> Read {
     }
 }
 
-/// ONNX Runtime's fused tanh approximation, with the bias of the layer before.
-pub fn fast_gelu(b: &mut Build, call: &Call) -> Read {
+/// An activation of ONNX Runtime's with the bias of the layer before.
+fn biased(b: &mut Build, call: &Call, op: Op) -> Read {
     let mut x = call.node(b, 0)?;
     if let Some(bias) = call.optional(b, 1)? {
         x = b.op(Op::Add, &[x, bias], &[])?;
     }
-    one(b.op(Op::GeluTanh, &[x], &[])?)
+    one(b.op(op, &[x], &[])?)
+}
+
+pub fn bias_gelu(b: &mut Build, call: &Call) -> Read {
+    biased(b, call, Op::Gelu)
+}
+
+pub fn fast_gelu(b: &mut Build, call: &Call) -> Read {
+    biased(b, call, Op::GeluTanh)
 }
 
 pub fn is_inf(b: &mut Build, call: &Call) -> Read {

@@ -140,12 +140,30 @@ pub fn gather_elements(b: &mut Build, call: &Call) -> Read {
 }
 
 pub fn scatter_elements(b: &mut Build, call: &Call) -> Read {
-    if call.word("reduction") != Some("add") {
-        return Err("only reduction `add` has a gradient that is known here".into());
-    }
     let (x, index, axis) = indexed(b, call)?;
     let updates = call.node(b, 2)?;
-    Ok(vec![Value::Node(b.op(Op::ScatterAdd, &[x, index, updates], &[axis])?)])
+    Ok(vec![Value::Node(scattered(b, call, [x, index, updates], axis)?)])
+}
+
+/// `x` with updates added at the indices, or put there (then no index may come twice), as attribute `reduction` says.
+pub fn scattered(b: &mut Build, call: &Call, [x, index, updates]: [Id; 3], axis: Lit) -> Result<Id, String> {
+    let axis = [axis];
+    match call.word("reduction").unwrap_or("none") {
+        "add" => b.op(Op::ScatterAdd, &[x, index, updates], &axis),
+        "none" => {
+            let (ty, shape) = (b.ty(x)?, b.shape(updates));
+            if !ty.dtype.is_float() {
+                return Err("only floating-point numbers can be put into a tensor".into());
+            }
+            let (nothing, ones) = (b.full(0.0, ty.dtype, &ty.shape)?, b.full(1.0, ty.dtype, &shape)?);
+            let hits = b.op(Op::ScatterAdd, &[nothing, index, ones], &axis)?;
+            let zero = b.float(0.0)?;
+            let hit = b.op(Op::Greater, &[hits, zero], &[])?;
+            let kept = b.op(Op::Where, &[hit, zero, x], &[])?;
+            b.op(Op::ScatterAdd, &[kept, index, updates], &axis)
+        }
+        other => Err(format!("reduction `{other}` has no gradient here; `none` and `add` have")),
+    }
 }
 
 /// Row and column numbers of the last two axes, `[rows, 1]` and `[1, columns]`.

@@ -5,13 +5,16 @@
 
 mod attention;
 mod compose;
+mod contrib;
 mod einsum;
 mod elementwise;
 mod index;
 mod layout;
+mod nd;
 mod norm;
 mod reduce;
 mod rotary;
+mod topk;
 
 use super::build::Build;
 use super::call::{Call, Read};
@@ -95,6 +98,7 @@ static STANDARD: &[Row] = &[
     row("Floor", 1, Unary(Op::Floor)),
     row("Gather", 1, Fn(index::gather)),
     row("GatherElements", 11, Fn(index::gather_elements)),
+    row("GatherND", 11, Fn(nd::gather_nd)),
     row("Gelu", 20, Fn(compose::gelu)),
     row("Gemm", 7, Fn(compose::gemm)),
     row("Greater", 1, Binary(Op::Greater)),
@@ -104,7 +108,7 @@ static STANDARD: &[Row] = &[
     row("Identity", 1, Fn(elementwise::identity)),
     row("IsInf", 10, Fn(compose::is_inf)),
     row("IsNaN", 9, Unary(Op::IsNan)),
-    row("LayerNormalization", 17, Fn(norm::layer)),
+    row("LayerNormalization", 1, Fn(norm::layer)),
     row("LeakyRelu", 1, Fn(compose::leaky_relu)),
     row("Less", 1, Binary(Op::Less)),
     row("LessOrEqual", 12, Binary(Op::LessEqual)),
@@ -140,12 +144,15 @@ static STANDARD: &[Row] = &[
     row("Reshape", 5, Fn(layout::reshape)),
     row("RotaryEmbedding", 23, Fn(rotary::rotary_embedding)),
     row("ScatterElements", 11, Fn(index::scatter_elements)),
+    row("ScatterND", 11, Fn(nd::scatter_nd)),
     row("Selu", 6, Fn(compose::selu)),
     row("SequenceAt", 11, Fn(layout::sequence_at)),
     row("SequenceConstruct", 11, Fn(layout::sequence_construct)),
     row("Shape", 1, Fn(layout::shape)),
     row("Sigmoid", 1, Unary(Op::Sigmoid)),
     row("Sign", 9, Unary(Op::Sign)),
+    // ONNX Runtime puts this one into the standard domain.
+    row("SimplifiedLayerNormalization", 1, Fn(norm::rms)),
     row("Sin", 7, Unary(Op::Sin)),
     row("Size", 1, Fn(layout::size)),
     row("Slice", 10, Fn(index::slice)),
@@ -161,6 +168,7 @@ static STANDARD: &[Row] = &[
     row("Swish", 24, Fn(compose::swish)),
     row("Tanh", 1, Unary(Op::Tanh)),
     row("Tile", 6, Fn(layout::tile)),
+    row("TopK", 10, Fn(topk::topk)),
     row("Transpose", 1, Fn(layout::transpose)),
     row("Trilu", 14, Fn(index::trilu)),
     row("Unsqueeze", 1, Fn(layout::unsqueeze)),
@@ -171,9 +179,15 @@ static STANDARD: &[Row] = &[
 /// Operators of ONNX Runtime's domain that its graph optimisers put into saved models.
 #[rustfmt::skip]
 static CONTRIB: &[Row] = &[
+    row("BiasGelu", 1, Fn(compose::bias_gelu)),
     row("FastGelu", 1, Fn(compose::fast_gelu)),
     row("FusedMatMul", 1, Fn(compose::fused_matmul)),
     row("Gelu", 1, Fn(compose::gelu)),
+    row("GroupQueryAttention", 1, Fn(contrib::group_query)),
+    row("MultiHeadAttention", 1, Fn(contrib::multi_head)),
     row("QuickGelu", 1, Fn(compose::quick_gelu)),
+    row("RotaryEmbedding", 1, Fn(rotary::contrib)),
     row("SimplifiedLayerNormalization", 1, Fn(norm::rms)),
+    row("SkipLayerNormalization", 1, Fn(norm::skip_layer)),
+    row("SkipSimplifiedLayerNormalization", 1, Fn(norm::skip_rms)),
 ];

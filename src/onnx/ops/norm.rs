@@ -6,6 +6,46 @@ use crate::ir::{Dim, F64, Lit, Op};
 use crate::onnx::build::{Build, Value, ints};
 use crate::onnx::call::{Call, Read};
 
+/// `x + skip + bias` normalised over the last axis, as ONNX Runtime fuses it.
+///
+/// Results: the normalised sum, then the statistics (only where they have no name), then the sum.
+fn skipped(
+    b: &mut Build,
+    call: &Call,
+    bias: usize,
+    normal: impl FnOnce(&mut Build, Id, Lit) -> Result<Id, String>,
+) -> Read {
+    let (x, skip) = (call.node(b, 0)?, call.node(b, 1)?);
+    let mut sum = b.op(Op::Add, &[x, skip], &[])?;
+    if let Some(bias) = call.optional(b, bias)? {
+        sum = b.op(Op::Add, &[sum, bias], &[])?;
+    }
+    let eps = Lit::Float(F64(call.float_or("epsilon", f64::from(1e-12f32))));
+    let y = normal(b, sum, eps)?;
+    Ok(vec![Value::Node(y), Value::Refused, Value::Refused, Value::Node(sum)])
+}
+
+pub fn skip_rms(b: &mut Build, call: &Call) -> Read {
+    let w = call.node(b, 2)?;
+    skipped(b, call, 3, |b, x, eps| b.op(Op::RmsNorm, &[x, w], &[eps]))
+}
+
+pub fn skip_layer(b: &mut Build, call: &Call) -> Read {
+    let (w, shift) = (call.node(b, 2)?, call.optional(b, 3)?);
+    skipped(b, call, 4, |b, x, eps| scaled(b, x, w, shift, eps))
+}
+
+/// Layer normalisation with or without a bias.
+fn scaled(b: &mut Build, x: Id, w: Id, bias: Option<Id>, eps: Lit) -> Result<Id, String> {
+    match bias {
+        Some(bias) => b.op(Op::LayerNorm, &[x, w, bias], &[eps]),
+        None => {
+            let normal = b.op(Op::Normalize, &[x], &[eps])?;
+            b.op(Op::Mul, &[normal, w], &[])
+        }
+    }
+}
+
 /// Operands with the normalised axes joined into one, and the shape to go back to.
 fn joined(b: &mut Build, call: &Call) -> Result<(Id, Vec<Id>, Vec<Dim>), String> {
     let x = call.node(b, 0)?;
@@ -39,14 +79,8 @@ pub fn rms(b: &mut Build, call: &Call) -> Read {
 pub fn layer(b: &mut Build, call: &Call) -> Read {
     let (x, weights, dims) = joined(b, call)?;
     let eps = Lit::Float(F64(call.float_or("epsilon", f64::from(1e-5f32))));
-    let id = match weights.as_slice() {
-        [w, bias] => b.op(Op::LayerNorm, &[x, *w, *bias], &[eps])?,
-        [w] => {
-            let normal = b.op(Op::Normalize, &[x], &[eps])?;
-            b.op(Op::Mul, &[normal, *w], &[])?
-        }
-        _ => return Err("the scale is missing".into()),
-    };
+    let (Some(w), bias) = (weights.first(), weights.get(1)) else { return Err("the scale is missing".into()) };
+    let id = scaled(b, x, *w, bias.copied(), eps)?;
     let mut results = vec![b.reshape(id, &dims)?];
     if call.outputs > 1 {
         results.extend(statistics(b, call, x, &dims)?);

@@ -1,5 +1,6 @@
 //! RotaryEmbedding as `rope`: `x cos + rotate_half(x) sin`.
 
+use super::attention::{heads, joined};
 use crate::ir::graph::{Id, Node};
 use crate::ir::{DType, Dim, Lit, Op};
 use crate::onnx::build::{Build, Value};
@@ -7,28 +8,63 @@ use crate::onnx::call::{Call, Read};
 
 pub fn rotary_embedding(b: &mut Build, call: &Call) -> Read {
     let x = call.node(b, 0)?;
+    let rank = b.shape(x).len();
+    let x = heads(b, x, call.int("num_heads").ok_or_else(|| "attribute num_heads is missing".into()))?;
+    let tables = Tables { cos: call.node(b, 1)?, sin: call.node(b, 2)?, positions: call.optional(b, 3)? };
+    let mut y = rotated(b, x, &tables, call.int_or("rotary_embedding_dim", 0), call.int_or("interleaved", 0) != 0)?;
+    if rank == 3 {
+        y = joined(b, y)?;
+    }
+    Ok(vec![Value::Node(y)])
+}
+
+/// RotaryEmbedding of ONNX Runtime's domain: positions come second, and the number of heads may follow
+/// from the tables.
+pub fn contrib(b: &mut Build, call: &Call) -> Read {
+    if call.int_or("is_packed_batching", 0) != 0 || call.float_or("scale", 1.0) != 1.0 {
+        return Err("packed batches and scales are not supported".into());
+    }
+    let (x, positions, cos, sin) = (call.node(b, 0)?, call.node(b, 1)?, call.node(b, 2)?, call.node(b, 3)?);
     let dims = b.shape(x);
-    // [B, L, H D] becomes [B, H, L, D].
-    let (x, heads_inside) = match dims.as_slice() {
-        [_, _, _, _] => (x, false),
-        [batch, length, hidden] => {
-            let heads = Dim::Known(call.int("num_heads").ok_or("attribute num_heads is missing")?);
-            let width = hidden.div_exact(&heads).ok_or(format!("width {hidden} does not divide into {heads} heads"))?;
-            let split = b.reshape(x, &[batch.clone(), length.clone(), heads, width])?;
-            (b.transpose(split, &[0, 2, 1, 3])?, true)
+    let turned = call.int_or("rotary_embedding_dim", 0);
+    let split = match (call.int_or("num_heads", 0), b.shape(cos).last().and_then(Dim::known), dims.last()) {
+        (0, Some(half), Some(hidden)) if dims.len() == 3 => hidden.div_exact(&Dim::Known(2 * half)),
+        (n, ..) => Some(Dim::Known(n)),
+    };
+    let count = split.as_ref().and_then(Dim::known).ok_or_else(|| "the number of heads is unknown".to_string());
+    let inside = heads(b, x, count)?;
+    let length = b.shape(inside)[2].clone();
+    let shape = b.shape(positions);
+    let positions = match shape.as_slice() {
+        [_, _] => positions,
+        // One number: where the sequence starts.
+        [_] => {
+            let (start, steps) = (b.cast(positions, DType::I64)?, b.iota(length.clone())?);
+            let row = b.op(Op::Add, &[steps, start], &[])?;
+            b.reshape(row, &[Dim::Known(1), length])?
         }
-        _ => return Err("needs rank 3 or 4".into()),
+        _ => return Err("positions need rank 1 or 2".into()),
     };
+    let tables = Tables { cos, sin, positions: Some(positions) };
+    let y = rotated(b, inside, &tables, turned, call.int_or("interleaved", 0) != 0)?;
+    Ok(vec![Value::Node(if dims.len() == 3 { joined(b, y)? } else { y })])
+}
+
+/// Cosines and sines: a row a position where `positions` `[B, L]` picks rows, else a row a token.
+pub struct Tables {
+    pub cos: Id,
+    pub sin: Id,
+    pub positions: Option<Id>,
+}
+
+/// The first `turned` elements (0: all) of each head of `x` `[B, H, L, D]` rotated.
+pub fn rotated(b: &mut Build, x: Id, tables: &Tables, turned: i64, interleaved: bool) -> Result<Id, String> {
     let width = b.shape(x)[3].clone();
-    let rotated = match call.int_or("rotary_embedding_dim", 0) {
-        0 => width.clone(),
-        n => Dim::Known(n),
-    };
-    let half = rotated.known().filter(|n| n % 2 == 0).ok_or("the rotated width must be known and even")? / 2;
-    let interleaved = call.int_or("interleaved", 0) != 0;
-    let cos = table(b, call, 1, half)?;
-    let sin = table(b, call, 2, half)?;
-    let mut y = b.slice(x, 3, Dim::Known(0), rotated.clone(), 1)?;
+    let turned = if turned == 0 { width.clone() } else { Dim::Known(turned) };
+    let half = turned.known().filter(|n| n % 2 == 0).ok_or("the rotated width must be known and even")? / 2;
+    let cos = table(b, tables.cos, tables.positions, half)?;
+    let sin = table(b, tables.sin, tables.positions, half)?;
+    let mut y = b.slice(x, 3, Dim::Known(0), turned.clone(), 1)?;
     if interleaved {
         y = regroup(b, y, half, false)?;
     }
@@ -36,21 +72,16 @@ pub fn rotary_embedding(b: &mut Build, call: &Call) -> Read {
     if interleaved {
         y = regroup(b, y, half, true)?;
     }
-    if rotated != width {
-        let rest = b.slice(x, 3, rotated, width, 1)?;
+    if turned != width {
+        let rest = b.slice(x, 3, turned, width, 1)?;
         y = b.concat(&[y, rest], 3)?;
     }
-    if heads_inside {
-        y = b.transpose(y, &[0, 2, 1, 3])?;
-        y = b.reshape(y, &dims)?;
-    }
-    Ok(vec![Value::Node(y)])
+    Ok(y)
 }
 
 /// A cosine or sine table, `[L, D]` or `[B, 1, L, D]`, its halves equal.
-fn table(b: &mut Build, call: &Call, k: usize, half: i64) -> Result<Id, String> {
-    let mut t = call.node(b, k)?;
-    if let Some(positions) = call.optional(b, 3)? {
+fn table(b: &mut Build, mut t: Id, positions: Option<Id>, half: i64) -> Result<Id, String> {
+    if let Some(positions) = positions {
         let positions = b.cast(positions, DType::I64)?;
         t = b.op(Op::Gather, &[t, positions], &[Lit::Int(Dim::Known(0))])?;
     }

@@ -8,6 +8,10 @@ use std::collections::BinaryHeap;
 /// in a handful of nodes; the bound keeps a strange pair from costing a walk through the whole graph.
 const WALK: usize = 4096;
 
+/// How many classes that both cones need are passed in a row before all below count as needed by both: a
+/// table that every layer reads would keep the walk going to the first layer.
+const SHARED: usize = 256;
+
 /// Passes over a circle of classes, and over the whole graph: each only lowers the cost, and what is left
 /// after these is small.
 const PASSES: usize = 6;
@@ -35,15 +39,15 @@ struct Walk {
     sides: Vec<u8>,
     queue: BinaryHeap<(u64, u32)>,
     touched: Vec<u32>,
-    /// Queued classes that only one cone reaches so far.
-    single: usize,
+    /// Queued classes that only the first, only the second cone reaches so far.
+    single: [usize; 2],
 }
 
 impl<'t> Selection<'t> {
     /// `None` if the root cannot be computed.
     pub fn new(table: &'t Table, root: u32) -> Option<Self> {
         let n = table.classes.len();
-        let walk = Walk { sides: vec![0; n], queue: BinaryHeap::new(), touched: Vec::new(), single: 0 };
+        let walk = Walk { sides: vec![0; n], queue: BinaryHeap::new(), touched: Vec::new(), single: [0; 2] };
         let (chosen, rank, component, users) = (vec![NONE; n], vec![0; n], vec![NONE; n], vec![0; n]);
         let mut selection = Selection { table, root, chosen, rank, next_rank: 0, component, users, walk };
         let circles = components(table, root);
@@ -171,17 +175,27 @@ impl<'t> Selection<'t> {
         for (side, k) in [(1, a), (2, b)] {
             candidates[k].children.iter().for_each(|c| self.reach(*c, side));
         }
+        let mut shared = 0;
         for _ in 0..WALK {
-            if self.walk.single == 0 {
+            // A cone that has nothing of its own left grows no more, the other can only grow.
+            let ended = match self.walk.single {
+                [0, 0] => true,
+                [0, _] => sums[0] < sums[1],
+                [_, 0] => sums[1] <= sums[0],
+                _ => false,
+            };
+            if ended || shared == SHARED {
                 break;
             }
             let Some((_, c)) = self.walk.queue.pop() else { break };
             let side = self.walk.sides[c as usize];
             let candidate = self.candidate(c);
+            shared += 1;
             if side != 3 {
                 let sum = &mut sums[usize::from(side) - 1];
                 *sum = sum.saturating_add(candidate.cost);
-                self.walk.single -= 1;
+                self.walk.single[usize::from(side) - 1] -= 1;
+                shared = 0;
             }
             candidate.children.iter().for_each(|x| self.reach(*x, side));
         }
@@ -189,7 +203,7 @@ impl<'t> Selection<'t> {
             self.walk.sides[c as usize] = 0;
         }
         self.walk.queue.clear();
-        self.walk.single = 0;
+        self.walk.single = [0; 2];
         sums[0] < sums[1]
     }
 
@@ -206,9 +220,11 @@ impl<'t> Selection<'t> {
         if before == 0 {
             self.walk.queue.push((self.rank[class as usize], class));
             self.walk.touched.push(class);
-            self.walk.single += usize::from(after != 3);
+            if after != 3 {
+                self.walk.single[usize::from(after) - 1] += 1;
+            }
         } else if before != 3 && after == 3 {
-            self.walk.single -= 1;
+            self.walk.single[usize::from(before) - 1] -= 1;
         }
     }
 

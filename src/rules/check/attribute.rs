@@ -42,6 +42,7 @@ pub fn draw(instance: &Instance, op: Op, attr: &Attr, children: &[Id], random: &
                 start + (n - 1).max(0) * step + i64::from(n > 0) + random.int(0, 3)
             }
             (_, "start" | "before" | "after") => random.int(0, 2),
+            (Op::TopkValues | Op::TopkIndices, "k") => random.int(0, shape.iter().copied().min().unwrap_or(0)),
             (_, "rows") => random.int(1, 5),
             (_, "n") => random.int(0, 4),
             _ => random.int(0, 1),

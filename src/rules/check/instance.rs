@@ -64,6 +64,7 @@ impl Point {
 impl<'r> Instance<'r> {
     /// Draws the variables of a rule; `Err` says why this draw is no instance.
     pub fn draw(rule: &'r Rule, random: &mut Random) -> Result<Self, String> {
+        random.start();
         let mut instance = Instance {
             rule,
             graph: Graph::new(&rule.name),

@@ -99,7 +99,9 @@ pub fn draw(
         (Op::Attention | Op::AttentionBias | Op::AttentionProbs | Op::AttentionProbsBias, k, first) => {
             tensor(float, attention_operand(op, k, first, shape(1), random))
         }
-        (Op::Sum | Op::Mean | Op::ReduceMax | Op::CumSum | Op::Softmax, ..) => tensor(float, free(random, 1, 4)),
+        (Op::Sum | Op::Mean | Op::ReduceMax | Op::CumSum | Op::Softmax | Op::TopkValues | Op::TopkIndices, ..) => {
+            tensor(float, free(random, 1, 4))
+        }
         (Op::Slice | Op::Pad | Op::Unslice | Op::Gather | Op::GatherElements | Op::ScatterAdd, 0, _) => {
             tensor(float, free(random, 1, 3))
         }

@@ -27,7 +27,7 @@ fn true_rules_are_exercised() {
 #[test]
 fn false_equalities_fail_with_a_counterexample() {
     let message = refusal("(rewrite r (sub ?x (neg ?y)) (sub ?x ?y))");
-    assert!(message.contains("left") && message.contains("(output right %2)"), "{message}");
+    assert!(message.starts_with("at [") && message.contains("(output right "), "{message}");
     // True only where a size is 1, for one order of axes, or for one sign.
     refusal("(rewrite r (mean ?x ?a) (sum ?x ?a))");
     refusal("(rewrite r (transpose (transpose ?x ?p) ?q) (transpose ?x (compose ?q ?p)))");
@@ -61,8 +61,8 @@ fn what_cannot_be_exercised_fails() {
 
 #[test]
 fn a_composite_without_meaning_fails() {
-    let message = refusal("(lower r (silu ?x) (matmul ?x ?x))");
-    assert!(message.contains("needs matrices"), "{message}");
+    let message = refusal("(lower r (silu ?x) (transpose ?x [1 0 2 3 4 5]))");
+    assert!(message.contains("is outside rank"), "{message}");
 }
 
 #[test]

@@ -304,7 +304,7 @@ fn variable(atom: &str, span: &Span, errors: &mut Errors) -> Option<Arc<str>> {
 }
 
 /// `did you mean ..?`, if one of the names is a slip of the finger away.
-pub(super) fn suggest<'n>(word: &str, names: impl Iterator<Item = &'n str>) -> Option<String> {
+pub fn suggest<'n>(word: &str, names: impl Iterator<Item = &'n str>) -> Option<String> {
     let near = names.map(|n| (distance(word, n), n)).min_by_key(|(d, _)| *d)?;
     (near.0 <= word.len().div_ceil(3)).then(|| format!("did you mean `{}`?", near.1))
 }

@@ -1,0 +1,59 @@
+//! The external file: rotary tables, and weights as random numbers or holes.
+
+use super::Shape;
+use std::fs::File;
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use weftc::eval::rng::SplitMix64;
+use weftc::onnx::proto::tensor_proto::DataType;
+
+const ROPE_BASE: f64 = 500_000.0;
+
+/// What the elements of an external tensor are.
+#[derive(Clone, Copy)]
+pub enum Fill {
+    /// Normal-like numbers of this scale, or holes.
+    Random(f64),
+    Ones,
+    /// Cosines or sines of position times frequency.
+    Angles(fn(f64) -> f64),
+}
+
+/// A tensor in the external file.
+pub struct Part {
+    pub offset: u64,
+    pub numel: usize,
+    pub dtype: DataType,
+    pub fill: Fill,
+}
+
+impl Part {
+    pub fn is_table(&self) -> bool {
+        matches!(self.fill, Fill::Angles(_))
+    }
+
+    /// Writes tables, and weights where they are filled.
+    pub fn write(&self, shape: &Shape, file: &mut BufWriter<File>) -> io::Result<()> {
+        if shape.fill.is_none() && !self.is_table() {
+            return Ok(());
+        }
+        file.seek(SeekFrom::Start(self.offset))?;
+        let mut rng = SplitMix64::new(shape.fill.unwrap_or_default() ^ self.offset);
+        let half = shape.width / shape.heads / 2;
+        for k in 0..self.numel {
+            let x = match self.fill {
+                // The sum of four uniform draws has variance 1/3.
+                Fill::Random(scale) => {
+                    let draw = |_| (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64 - 0.5;
+                    scale * 3f64.sqrt() * (0..4).map(draw).sum::<f64>()
+                }
+                Fill::Ones => 1.0,
+                Fill::Angles(f) => f((k / half) as f64 * ROPE_BASE.powf(-((k % half) as f64) / half as f64)),
+            };
+            match self.dtype {
+                DataType::Bfloat16 => file.write_all(&half::bf16::from_f64(x).to_le_bytes())?,
+                _ => file.write_all(&(x as f32).to_le_bytes())?,
+            }
+        }
+        Ok(())
+    }
+}

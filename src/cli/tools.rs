@@ -1,0 +1,132 @@
+//! `weftc inspect`, `explain`, `grad` and `check-rules`.
+
+use crate::error::{Error, Result};
+use crate::onnx::write::table;
+use crate::rules::Target;
+use crate::tools::{check, explain, grad, inspect};
+use clap::Args;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+/// The user's own rules.
+#[derive(Args)]
+pub struct RulesArgs {
+    /// A folder of rules to add: lift*.egg, fuse*.egg, grad*.egg and lower*.egg join those families,
+    /// methods/NAME.egg is the method NAME, any other *.egg joins simplify
+    #[arg(long, value_name = "DIR")]
+    pub rules: Option<PathBuf>,
+    /// Use the rules of --rules without proving them first
+    #[arg(long, requires = "rules")]
+    pub trust_rules: bool,
+}
+
+#[derive(Args)]
+pub struct InspectArgs {
+    /// The model: an ONNX file
+    model: PathBuf,
+    /// Print JSON, with every parameter
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+pub struct ExplainArgs {
+    /// The rule's name, as in the report of a compile
+    rule: String,
+    /// The model: an ONNX file
+    model: PathBuf,
+    /// The target of the compile
+    #[arg(long, value_enum, default_value_t = Target::Cpu)]
+    target: Target,
+    #[command(flatten)]
+    rules: RulesArgs,
+    /// Name every place, not the first few
+    #[arg(long)]
+    all: bool,
+}
+
+#[derive(Args)]
+pub struct GradArgs {
+    /// The model: an ONNX file of any exporter, opsets 13 to 25
+    model: PathBuf,
+    /// Weights and inputs to differentiate by, separated by commas; `*` stands for any characters
+    /// [default: every weight that the scalar depends on]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    wrt: Vec<String>,
+    /// Where to write the graph: the model's outputs and `grad/NAME` for each name
+    #[arg(short, long, default_value = "grad.onnx")]
+    output_file: PathBuf,
+    /// The scalar output, where the model has several
+    #[arg(long, value_name = "NAME")]
+    output: Option<String>,
+    /// portable: standard ONNX operators only; cpu: also ONNX Runtime's own fused operators
+    #[arg(long, value_enum, default_value_t = Target::Portable)]
+    target: Target,
+    #[command(flatten)]
+    rules: RulesArgs,
+    /// Print nothing on success
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Args)]
+pub struct CheckRulesArgs {
+    /// Rule files
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+/// Prints; that nobody reads to the end, as in `weftc inspect .. | head`, is no error.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::io("write", Path::new("standard output"), e)),
+        _ => Ok(()),
+    }
+}
+
+pub fn inspect(args: &InspectArgs) -> Result<()> {
+    let inspection = inspect::inspect(&args.model)?;
+    if args.json {
+        let json = serde_json::to_string_pretty(&inspection).map_err(|e| Error::internal("inspect", e.to_string()))?;
+        print(&format!("{json}\n"))
+    } else {
+        print(&format!("{}\n{inspection}", args.model.display()))
+    }
+}
+
+pub fn explain(args: &ExplainArgs) -> Result<()> {
+    let request = explain::Request {
+        rule: args.rule.clone(),
+        model: args.model.clone(),
+        target: args.target,
+        rules: args.rules.rules.clone(),
+        trust_rules: args.rules.trust_rules,
+    };
+    print(&explain::explain(&request)?.text(args.all))
+}
+
+pub fn grad(args: &GradArgs) -> Result<()> {
+    let gradients = grad::grad(&grad::Request {
+        model: args.model.clone(),
+        output: args.output.clone(),
+        wrt: args.wrt.clone(),
+        target: args.target,
+        rules: args.rules.rules.clone(),
+        trust_rules: args.rules.trust_rules,
+    })?;
+    let bytes = gradients.write(&args.output_file)?;
+    if !args.quiet {
+        let fired: Vec<String> = gradients.rules_fired.iter().map(|(r, n)| format!("{r} {n}")).collect();
+        println!("rules fired: {}", fired.join(", "));
+        print!("{}", table(&gradients.graph));
+        let (of, n, path) = (&gradients.of, gradients.wrt.len(), args.output_file.display());
+        println!("wrote {path} ({:.1} MB): {n} gradients of {of}", bytes as f64 / 1e6);
+    }
+    Ok(())
+}
+
+pub fn check_rules(args: &CheckRulesArgs) -> Result<()> {
+    let report = check::check(&args.files)?;
+    print(&format!("{report}\n"))?;
+    report.verdict()
+}

@@ -1,0 +1,101 @@
+//! The functions of domain `ai.weft`: what each fused node means in standard operators.
+
+use super::emit::{DOMAIN, OPSET, Scope};
+use super::proto::{FunctionProto, OperatorSetIdProto};
+use crate::error::{Error, Result};
+use crate::ir::op::{Attr, Emit, Kind, Slot};
+use crate::ir::{F64, Lit, Op, Type};
+use crate::lower;
+use crate::rules::{Rule, Term};
+use std::collections::BTreeMap;
+
+/// The functions of a file, shared by equal bodies.
+#[derive(Default)]
+pub struct Functions {
+    pub protos: BTreeMap<String, FunctionProto>,
+    by_signature: BTreeMap<String, String>,
+}
+
+impl Functions {
+    /// The name of the function for a fused node over operands of these types.
+    pub fn name(&mut self, op: Op, types: &[&Type], rules: &[Rule]) -> Result<String> {
+        let Emit::Weft(base) = op.row().emit else {
+            return Err(Error::internal("write", format!("{} is not a fused node", op.name())));
+        };
+        let types = with_placeholders(op, types);
+        let signature = types.iter().map(|t| format!("{t} ")).collect::<String>();
+        let signature = format!("{base} {signature}");
+        if let Some(name) = self.by_signature.get(&signature) {
+            return Ok(name.clone());
+        }
+        let mut proto = function(op, &types.iter().collect::<Vec<_>>(), rules)?;
+        // Equal bodies are one function; another body of the same operator gets a number.
+        let mut name = base.to_string();
+        for k in 2.. {
+            proto.name = name.clone();
+            match self.protos.get(&name) {
+                Some(other) if *other != proto => name = format!("{base}{k}"),
+                _ => break,
+            }
+        }
+        self.protos.insert(name.clone(), proto);
+        self.by_signature.insert(signature, name.clone());
+        Ok(name)
+    }
+}
+
+/// The attributes that a fused node carries, by ONNX name.
+pub(super) fn node_attributes(op: Op) -> impl Iterator<Item = (usize, &'static Attr, &'static str)> {
+    op.row().attrs.iter().enumerate().filter_map(|(k, a)| match a.slot {
+        Slot::Attribute(name) => Some((k, a, name)),
+        _ => None,
+    })
+}
+
+/// The names that the operator's `lower` rule gives its operands.
+fn operand_names(op: Op, rules: &[Rule]) -> Vec<String> {
+    let vars = rules.iter().find_map(|r| match &r.left {
+        Term::Op(head, vars) if *head == op => Some(vars),
+        _ => None,
+    });
+    vars.into_iter().flatten().map(|v| if let Term::Var(n) = v { n.to_string() } else { String::new() }).collect()
+}
+
+/// The types with a placeholder for each float that the node carries as an attribute.
+///
+/// Placeholders are distinct NaNs, so that in the body each is told from the others and from constants
+/// of the same value, whatever the call's own numbers are.
+fn with_placeholders(op: Op, types: &[&Type]) -> Vec<Type> {
+    let mut types: Vec<Type> = types.iter().map(|t| (*t).clone()).collect();
+    let first = op.operands(types.len());
+    for (k, attr, _) in node_attributes(op) {
+        if attr.kind == Kind::Float {
+            types[first + k] = Type::Lit(Lit::Float(F64(f64::from_bits(0x7ff8_0000_0000_0000 | (k as u64 + 1)))));
+        }
+    }
+    types
+}
+
+fn function(op: Op, types: &[&Type], rules: &[Rule]) -> Result<FunctionProto> {
+    let body = lower::body(op, types, &operand_names(op, rules), rules)?;
+    let first = op.operands(types.len());
+    let attributes = node_attributes(op).filter_map(|(k, _, name)| Some((types[first + k].lit()?.clone(), name)));
+    let mut functions = Functions::default();
+    let mut scope = Scope::new(&body, rules, &mut functions, Some(attributes.collect()))?;
+    let order = body.live();
+    scope.run(&order)?;
+    let output: Vec<String> = body.outputs.iter().map(|(name, _)| name.clone()).collect();
+    let node = std::mem::take(&mut scope.nodes);
+    let doc: Vec<&str> =
+        rules.iter().filter(|r| matches!(&r.left, Term::Op(h, _) if *h == op)).map(|r| r.doc.as_str()).collect();
+    Ok(FunctionProto {
+        domain: DOMAIN.into(),
+        input: body.leaves.iter().map(|l| l.name.clone()).collect(),
+        output,
+        attribute: node_attributes(op).map(|(_, _, name)| name.to_string()).collect(),
+        node,
+        doc_string: doc.first().unwrap_or(&"").to_string(),
+        opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
+        ..Default::default()
+    })
+}

@@ -1,0 +1,86 @@
+//! GatherND and ScatterND: the indexed axes are joined into one, tuples of indices become places on it.
+
+use super::index::scattered;
+use crate::ir::dim::numel;
+use crate::ir::graph::Id;
+use crate::ir::{DType, Dim, Lit, Op};
+use crate::onnx::build::{Build, Value};
+use crate::onnx::call::{Call, Read};
+use crate::onnx::known::sign;
+use std::cmp::Ordering;
+
+/// How tuples of indices address a tensor of shape `dims`.
+struct Places {
+    /// Flat places on the first `indexed` axes joined, in the indices' shape without the last axis.
+    places: Id,
+    /// How many axes of the tensor the batch and the tuples use up.
+    indexed: usize,
+}
+
+fn places(b: &mut Build, call: &Call, dims: &[Dim], batch: usize) -> Result<Places, String> {
+    let index = call.node(b, 1)?;
+    let index = b.cast(index, DType::I64)?;
+    let shape = b.shape(index);
+    let Some((width, outer)) = shape.split_last() else { return Err("the indices need an axis of tuples".into()) };
+    let width = width.known().and_then(|n| usize::try_from(n).ok()).ok_or("the tuples need a known length")?;
+    if width == 0 || batch + width > dims.len() || outer.len() < batch || outer[..batch] != dims[..batch] {
+        return Err(format!("tuples of {width} indices behind {batch} batch axes do not fit rank {}", dims.len()));
+    }
+    let from_end = call.known(1).is_none_or(|k| {
+        k.dims().is_none_or(|d| d.iter().any(|n| !matches!(sign(n), Some(Ordering::Equal | Ordering::Greater))))
+    });
+    let mut places: Option<Id> = None;
+    for k in 0..width {
+        let size = &dims[batch + k];
+        let part = b.slice(index, outer.len(), Dim::Known(k as i64), Dim::Known(k as i64 + 1), 1)?;
+        let mut part = b.reshape(part, outer)?;
+        let size_lit = b.lit_int(size.clone())?;
+        if from_end {
+            let zero = b.lit_int(Dim::Known(0))?;
+            let (negative, wrapped) = (b.op(Op::Less, &[part, zero], &[])?, b.op(Op::Add, &[part, size_lit], &[])?);
+            part = b.op(Op::Where, &[negative, wrapped, part], &[])?;
+        }
+        places = Some(match places {
+            None => part,
+            Some(before) => {
+                let rows = b.op(Op::Mul, &[before, size_lit], &[])?;
+                b.op(Op::Add, &[rows, part], &[])?
+            }
+        });
+    }
+    let mut places = places.ok_or("the tuples are empty")?;
+    if batch > 0 {
+        // Each batch has a stretch of the joined axis to itself.
+        let (count, stretch) = (numel(&dims[..batch]), numel(&dims[batch..batch + width]));
+        let start = b.iota(count)?;
+        let stretch = b.lit_int(stretch)?;
+        let start = b.op(Op::Mul, &[start, stretch], &[])?;
+        let ones = vec![Dim::Known(1); outer.len() - batch];
+        let start = b.reshape(start, &[&dims[..batch], &ones].concat())?;
+        places = b.op(Op::Add, &[places, start], &[])?;
+    }
+    Ok(Places { places, indexed: batch + width })
+}
+
+pub fn gather_nd(b: &mut Build, call: &Call) -> Read {
+    let x = call.node(b, 0)?;
+    let dims = b.shape(x);
+    let batch = usize::try_from(call.int_or("batch_dims", 0)).map_err(|_| "batch_dims must not be negative")?;
+    let Places { places, indexed } = places(b, call, &dims, batch)?;
+    let joined = b.reshape(x, &[&[numel(&dims[..indexed])], &dims[indexed..]].concat())?;
+    Ok(vec![Value::Node(b.op(Op::Gather, &[joined, places], &[Lit::Int(Dim::Known(0))])?)])
+}
+
+pub fn scatter_nd(b: &mut Build, call: &Call) -> Read {
+    let (x, updates) = (call.node(b, 0)?, call.node(b, 2)?);
+    let dims = b.shape(x);
+    let Places { places, indexed } = places(b, call, &dims, 0)?;
+    // Rows of what one tuple addresses, [tuples, row], into [places, row].
+    let (tuples, row) = (numel(&b.shape(places)), numel(&dims[indexed..]));
+    let joined = b.reshape(x, &[numel(&dims[..indexed]), row.clone()])?;
+    let updates = b.reshape(updates, &[tuples.clone(), row.clone()])?;
+    let places = b.reshape(places, &[tuples.clone(), Dim::Known(1)])?;
+    let places = b.expand(places, &[tuples, row])?;
+    let y = scattered(b, call, [joined, places, updates], Lit::Int(Dim::Known(0)))?;
+    Ok(vec![Value::Node(b.reshape(y, &dims)?)])
+}

@@ -1,0 +1,247 @@
+//! Every export at hand: what was lifted, which rules fire where, and the step's numbers beside the oracle's.
+//!
+//! The exports of `models/` always, those of `../shared/models` where that folder is there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use weftc::compile::{Options, Stage, compile, emit_ir};
+use weftc::ir::Op;
+use weftc::rules::Target;
+use weftc::rules::parse::library;
+use weftc::runtime::HostTensor;
+use weftc::train::{Setup, Trainer};
+
+const OWN: &str = "models";
+const SHARED: &str = "../shared/models";
+
+const OWN_NAMES: [&str; 5] =
+    ["dream_micro_dynamo18", "llada_micro_dynamo18", "llada_micro_legacy17", "llada_micro_native23", "sudoku"];
+const SHARED_NAMES: [&str; 12] = [
+    "dream_nano_native__dynamo23",
+    "dream_nano_sdpa__dynamo18",
+    "hf_bert_eager__dynamo23",
+    "hf_bert_sdpa__dynamo18",
+    "hf_qwen2_bidir_sdpa__legacy17",
+    "llada_nano_native__dynamo23",
+    "llada_nano_sdpa__dynamo18",
+    "llada_nano_sdpa__dynamo25",
+    "llada_nano_sdpa__legacy17",
+    "llada_tiny_native__dynamo23",
+    "llada_tiny_sdpa__dynamo18",
+    "optimum_bert",
+];
+
+/// The exports of a folder; none where one is missing.
+fn exports(folder: &str) -> Vec<PathBuf> {
+    let names = if folder == OWN { OWN_NAMES.as_slice() } else { &SHARED_NAMES };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    let files: Vec<PathBuf> = names.iter().map(|n| folder.join(format!("{n}.onnx"))).collect();
+    if let Some(missing) = files.iter().find(|f| !f.is_file()) {
+        println!("skipped: there is no {}", missing.display());
+        return vec![];
+    }
+    files
+}
+
+fn name(file: &Path) -> String {
+    file.file_stem().unwrap().to_string_lossy().to_string()
+}
+
+fn options(file: &Path, target: Target) -> Options {
+    Options { mask_id: Some(3), target, ..Options::new(file) }
+}
+
+/// One step on ONNX Runtime in f32 and on the oracle in f64, on the same draws.
+fn step_beside_the_oracle(file: &Path, target: Target) {
+    let name = format!("{} {target:?}", name(file));
+    let folder = tempfile::tempdir().unwrap();
+    let train = folder.path().join("train.onnx");
+    compile(&options(file, target)).unwrap_or_else(|e| panic!("{name}: {e}")).write(&train).unwrap();
+    let (batch, length) = (2i64, 12i64);
+    let n = (batch * length) as usize;
+    let mut runtime = Trainer::load(&train, Setup::default()).unwrap();
+    let mut oracle = Trainer::load_interpreted(&train, Setup::default()).unwrap();
+    let vocab = runtime.manifest().vocab_size;
+    // A fixed sequence without structure; token 3 is the mask and does not occur.
+    let tokens: Vec<i64> = (0..n as i64).map(|k| (k * 7 + 5) % vocab).map(|t| if t == 3 { 4 } else { t }).collect();
+    let answer: Vec<bool> = (0..n).map(|k| k % length as usize >= 4 && k != n - 1).collect();
+    let u: Vec<f32> = (0..n).map(|k| (k * 37 % 101) as f32 / 101.0).collect();
+    let feeds = || {
+        (
+            HostTensor::new(&[batch, length], &tokens).unwrap(),
+            HostTensor::new(&[batch, length], &answer).unwrap(),
+            HostTensor::new(&[batch], &[0.7f32, 0.4]).unwrap(),
+            HostTensor::new(&[batch, length], &u).unwrap(),
+        )
+    };
+    let (a, b, c, d) = feeds();
+    let ours = runtime.step_with(a, b, c, d).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let (a, b, c, d) = feeds();
+    let exact = oracle.step_with(a, b, c, d).unwrap_or_else(|e| panic!("{name}: {e}"));
+    assert!(ours.masked > 0, "{name}: nothing is masked");
+    assert!(((ours.loss - exact.loss) / exact.loss).abs() < 1e-4, "{name}: loss {} and {}", ours.loss, exact.loss);
+    assert_eq!(ours.diagnostics["mask"].to_f64(), exact.diagnostics["mask"].to_f64(), "{name}");
+    let parameters: Vec<String> = runtime.parameters().map(str::to_string).collect();
+    let gradient = |t: &Trainer, p: &str| t.gradient(p).unwrap().to_f64();
+    let largest = |g: &[f64]| g.iter().fold(0f64, |m, x| m.max(x.abs()));
+    let over_all = parameters.iter().map(|p| largest(&gradient(&oracle, p))).fold(0f64, f64::max);
+    for p in &parameters {
+        let (x, y) = (gradient(&runtime, p), gradient(&oracle, p));
+        // A gradient that vanishes (a bias that softmax cancels) is compared with the largest of all.
+        let scale = largest(&y).max(1e-3 * over_all);
+        let apart = x.iter().zip(&y).fold(0f64, |m, (a, b)| m.max((a - b).abs())) / scale;
+        assert!(apart < 1e-4, "{name}: gradient of {p} differs by {apart:.1e}");
+    }
+}
+
+#[test]
+fn own_exports_step_as_the_oracle_does() {
+    let files = exports(OWN);
+    assert!(!files.is_empty());
+    for file in &files {
+        for target in [Target::Portable, Target::Cpu] {
+            step_beside_the_oracle(file, target);
+        }
+    }
+}
+
+#[test]
+fn shared_exports_step_as_the_oracle_does() {
+    for file in &exports(SHARED) {
+        for target in [Target::Portable, Target::Cpu] {
+            step_beside_the_oracle(file, target);
+        }
+    }
+}
+
+/// How often an operator stands in a graph's text.
+fn count(text: &str, op: &str) -> usize {
+    text.matches(&format!("({op} ")).count()
+}
+
+/// The composites, and what of their spellings must not be left over.
+const COMPOSITES: [&str; 10] =
+    ["rms_norm", "layer_norm", "rope", "attention", "attention_bias", "swiglu", "silu", "gelu", "gelu_tanh", "matmul"];
+const LEFT_OVER: [&str; 9] = ["softmax", "sigmoid", "erf", "tanh", "rsqrt", "sqrt", "mean", "rotate_half", "is_nan"];
+
+fn lifted_table(files: &[PathBuf]) -> String {
+    let mut out = format!("{:<30}", "");
+    COMPOSITES.iter().for_each(|c| out += &format!("{c:>15}"));
+    out += "  left over\n";
+    for file in files {
+        let text = emit_ir(&options(file, Target::Cpu), Stage::Lift).unwrap();
+        out += &format!("{:<30}", name(file));
+        COMPOSITES.iter().for_each(|c| out += &format!("{:>15}", count(&text, c)));
+        let left: Vec<String> = LEFT_OVER.iter().filter(|op| count(&text, op) > 0).map(|op| op.to_string()).collect();
+        out += &format!("  {}\n", if left.is_empty() { "nothing".into() } else { left.join(" ") });
+    }
+    out
+}
+
+#[test]
+fn own_exports_are_lifted() {
+    insta::assert_snapshot!(lifted_table(&exports(OWN)));
+}
+
+#[test]
+fn shared_exports_are_lifted() {
+    let files = exports(SHARED);
+    if !files.is_empty() {
+        insta::assert_snapshot!(lifted_table(&files));
+    }
+}
+
+/// A graph for each rule that no export here needs.
+const CASES: [(&str, &str); 22] = [
+    ("power-minus-half", "(pow x -0.5)"),
+    ("div-sqrt", "(div x (sqrt y))"),
+    (
+        "lift-normalize",
+        "(mul (sub x (mean x [-1])) (rsqrt (add (mean (mul (sub x (mean x [-1])) (sub x (mean x [-1]))) [-1]) 1e-5)))",
+    ),
+    ("lift-layer-norm", "(add (mul (normalize x 1e-5) w) b)"),
+    ("lift-gelu", "(mul (mul x 0.5) (add 1.0 (erf (mul x 0.70710678))))"),
+    ("lift-gelu-tanh", "(mul (mul x 0.5) (add 1.0 (tanh (mul 0.79788456 (add x (mul 0.044715 (mul x (mul x x))))))))"),
+    ("lift-gelu-tanh-power", "(mul (mul x 0.5) (add 1.0 (tanh (mul 0.79788456 (add x (mul 0.044715 (pow x 3.0)))))))"),
+    ("lift-attention-unscaled", "(matmul (softmax (matmul q (transpose k [0 1 3 2])) -1) v)"),
+    ("lift-attention-bias-unscaled", "(matmul (softmax (add (matmul q (transpose k [0 1 3 2])) m) -1) v)"),
+    (
+        "lift-attention-bias-guarded",
+        "(matmul (where (is_nan (softmax (add (mul (matmul q (transpose k [0 1 3 2])) 0.5) m) -1)) 0.0
+           (softmax (add (mul (matmul q (transpose k [0 1 3 2])) 0.5) m) -1)) v)",
+    ),
+    ("expand-identity", "(expand x [batch 8])"),
+    ("expand-expand", "(expand (expand w [1 8]) [batch 8])"),
+    ("cast-identity", "(cast x f32)"),
+    ("slice-identity", "(slice x 0 0 batch 1)"),
+    ("neg-neg", "(neg (neg x))"),
+    ("mul-one", "(mul x 1.0)"),
+    ("div-one", "(div x 1.0)"),
+    ("add-zero", "(add x 0.0)"),
+    ("sub-zero", "(sub x 0.0)"),
+    ("mul-neg", "(mul (neg x) y)"),
+    ("sub-neg", "(sub x (neg y))"),
+    ("gemm-nt", "(matmul x (transpose s [1 0]))"),
+];
+
+/// Whether a library rule fires on a case's graph, among all rewrites of the library.
+fn fires(rule: &str, term: &str) -> bool {
+    let text = format!(
+        "(graph case
+           (input x f32 [batch 8]) (input y f32 [batch 8]) (param w f32 [8]) (param b f32 [8]) (param s f32 [4 8])
+           (input q f32 [batch 2 seq 4]) (input k f32 [batch 2 seq 4]) (input v f32 [batch 2 seq 4])
+           (input m f32 [1 1 1 seq])
+           (output out {term}))"
+    );
+    let graph = weftc::ir::text::parse(&text).unwrap_or_else(|e| panic!("{rule}: {}", e.message));
+    let library = library().unwrap();
+    let rules: Vec<_> = [&library.lift, &library.simplify, &library.fuse].into_iter().flatten().collect();
+    weftc::rewrite::saturate(&graph, &rules, &Default::default()).unwrap().fired.contains_key(rule)
+}
+
+#[test]
+fn every_case_fires_its_rule() {
+    let silent: Vec<&str> = CASES.iter().filter(|(rule, term)| !fires(rule, term)).map(|(rule, _)| *rule).collect();
+    assert!(silent.is_empty(), "these do not fire in their case: {}", silent.join(", "));
+}
+
+#[test]
+fn every_rule_fires_in_a_model_or_a_case() {
+    let files = exports(SHARED);
+    if files.is_empty() {
+        return;
+    }
+    let files = [exports(OWN), files].concat();
+    let mut fired: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for file in &files {
+        for target in [Target::Portable, Target::Cpu] {
+            for rule in compile(&options(file, target)).unwrap().manifest.rules_fired.into_keys() {
+                fired.entry(rule).or_default().insert(name(file));
+            }
+        }
+    }
+    let library = library().unwrap();
+    let mut out = String::new();
+    let mut nowhere = Vec::new();
+    for rule in [&library.lift, &library.simplify, &library.fuse].into_iter().flatten() {
+        let rule = rule.name.to_string();
+        let place = match fired.get(&rule) {
+            Some(models) => format!("{} models, first {}", models.len(), models.first().unwrap()),
+            None if CASES.iter().any(|(name, _)| *name == rule) => "a case of its own".to_string(),
+            None => {
+                nowhere.push(rule.clone());
+                "nowhere".to_string()
+            }
+        };
+        out += &format!("{rule:<34} {place}\n");
+    }
+    assert!(nowhere.is_empty(), "rules that fire in no model and no case: {}", nowhere.join(", "));
+    insta::assert_snapshot!(out);
+}
+
+#[test]
+fn composites_are_operators() {
+    for name in COMPOSITES.iter().chain(&LEFT_OVER) {
+        assert!(Op::parse(name).is_some(), "{name}");
+    }
+}
