@@ -152,14 +152,13 @@ pub fn main() -> ExitCode {
 fn compile(args: &CompileArgs) -> Result<()> {
     let options = args.options();
     if let Some(stage) = args.emit_ir {
-        print!("{}", compile::emit_ir(&options, stage)?);
-        return Ok(());
+        return tools::print(&compile::emit_ir(&options, stage)?);
     }
     let compiled = compile::compile(&options)?;
     let bytes = compiled.write(&args.output)?;
     if !args.quiet {
-        print!("{}", report(&compiled));
-        println!("wrote {} ({:.1} MB)", args.output.display(), bytes as f64 / 1e6);
+        let (report, path) = (report(&compiled), args.output.display());
+        tools::print(&format!("{report}wrote {path} ({:.1} MB)\n", bytes as f64 / 1e6))?;
     }
     Ok(())
 }

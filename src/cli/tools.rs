@@ -77,7 +77,7 @@ pub struct CheckRulesArgs {
 }
 
 /// Prints; that nobody reads to the end, as in `weftc inspect .. | head`, is no error.
-fn print(text: &str) -> Result<()> {
+pub fn print(text: &str) -> Result<()> {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::io("write", Path::new("standard output"), e)),
         _ => Ok(()),
@@ -117,10 +117,13 @@ pub fn grad(args: &GradArgs) -> Result<()> {
     let bytes = gradients.write(&args.output_file)?;
     if !args.quiet {
         let fired: Vec<String> = gradients.rules_fired.iter().map(|(r, n)| format!("{r} {n}")).collect();
-        println!("rules fired: {}", fired.join(", "));
-        print!("{}", table(&gradients.graph));
         let (of, n, path) = (&gradients.of, gradients.wrt.len(), args.output_file.display());
-        println!("wrote {path} ({:.1} MB): {n} gradients of {of}", bytes as f64 / 1e6);
+        print(&format!(
+            "rules fired: {}\n{}wrote {path} ({:.1} MB): {n} gradients of {of}\n",
+            fired.join(", "),
+            table(&gradients.graph),
+            bytes as f64 / 1e6
+        ))?;
     }
     Ok(())
 }
