@@ -22,13 +22,14 @@
 //!
 //! [`compile`] strings the stages together; each takes the graph of the one before and never looks back.
 //! [`train`] runs what was written: it knows [`runtime`] and the [`manifest`], not the compiler.
+//! [`kernels`] holds native forms of `ai.weft` functions, [`generate`] decodes with a trained model, [`eval`] scores it.
 //! [`tools`] uses the stages for other ends: to show a model, to explain a rule, to write plain gradients.
 //!
 //! # Where to start
 //!
 //! - an operator: a row in [`ir::op`], an arm in [`interp`], a line in `rules/grad.egg`;
 //! - a rule: a form in `rules/` (the language: `rules/README.md`; what it may call: [`rules::builtin`]);
-//! - a method: a file in `rules/methods/`, a `define` of `objective`.
+//! - a method: a file in `rules/methods/`, a `define` of `objective`, and its line in [`rules::parse`].
 //!
 //! Their tests exist already: `tests/rules.rs` loops over the tables.
 //!

@@ -2,9 +2,9 @@
 //!
 //! ONNX Runtime derives its own execution order from the file's: a depth-first search backwards from
 //! the outputs.  What the file's order steers is which of several ready nodes comes first, and with it
-//! how long activations live.  The order here is the textbook one for a training step: nodes in the
-//! order of the forward pass, and every node of the backward pass as late as its first user allows,
-//! so that a derivative is not computed while the forward pass still fills memory.
+//! how long activations live.  The order here is a plain depth-first one: what the loss and its
+//! diagnostics need, then what each gradient needs, from the last parameter to the first.  It does not
+//! weigh memory.
 
 use crate::ir::{Graph, Id};
 
