@@ -322,6 +322,7 @@ impl<'a> Pipeline<'a> {
                 role: role(id),
                 transposed: l.transposed,
                 source_name: l.source_name.clone(),
+                part: None,
             })
             .collect();
         parameters.sort_by_key(|p| p.role == Role::Frozen);
@@ -347,6 +348,7 @@ impl<'a> Pipeline<'a> {
             extra_inputs,
             logits_output: ports.logits_output.clone(),
             vocab_size: ports.vocab_size,
+            adapter: None,
             parameters,
             mended: source.mended.clone(),
             rules_fired: self.fired.clone(),

@@ -26,6 +26,9 @@ pub struct Manifest {
     /// The source model's logits output.
     pub logits_output: String,
     pub vocab_size: i64,
+    /// What was put beside frozen weights, where adapters are trained.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub adapter: Option<Adapter>,
     /// Every weight of the source, trainable ones first, each in the order of the source.
     pub parameters: Vec<Parameter>,
     /// What the reader mended, one line each.
@@ -49,6 +52,32 @@ pub struct Method {
     /// `sequence`, `token` or `masked`.
     pub loss_norm: String,
     pub weight_power: f64,
+}
+
+/// The adapters of a train.onnx; their tensors are the parameters with a `part`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Adapter {
+    /// The adapter file's name: `lora`, `rslora`, `dora`, or the user's own.
+    pub name: String,
+    pub rank: i64,
+    pub alpha: f64,
+    /// What the product of the factors is multiplied by: alpha / rank, or alpha / sqrt(rank) for rsLoRA.
+    pub scale: f64,
+    /// Probability with which an input of the adapters' path is dropped, in the training pass only.
+    pub dropout: f64,
+    /// Seed of the first values.
+    pub seed: u64,
+    /// The modules that carry an adapter (`transformer.blocks.0.q_proj`), in order.
+    pub modules: Vec<String>,
+}
+
+/// A tensor of an adapter: which weight it belongs to, and as what.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    /// The name of the frozen weight.
+    pub base: String,
+    /// PEFT's name of the tensor in its module: `lora_A.weight`, `lora_B.weight`, `lora_magnitude_vector`.
+    pub part: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,4 +119,7 @@ pub struct Parameter {
     /// The initializer's name in the source ONNX, where exporters changed it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub source_name: Option<String>,
+    /// Where the parameter is a tensor of an adapter and no weight of the source.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub part: Option<Part>,
 }
