@@ -13,7 +13,7 @@
 //! |---|---|---|
 //! | read | exporters' differences end; weights stay on disk | [`onnx::read`] |
 //! | lift | idioms become composites (`rms_norm`, `rope`, `attention`) | `rules/lift.egg`, `rules/simplify.egg` |
-//! | objective | the method's definition unfolds | `rules/methods/*.egg`, [`objective`] |
+//! | objective | the method's definition unfolds | `rules/methods/*.egg`, [`method`], [`objective`] |
 //! | differentiate | one reverse sweep over a table of rows | `rules/grad.egg`, [`autodiff`] |
 //! | optimise | directed algebra over forward and backward together | `rules/simplify.egg`, [`rewrite`] |
 //! | lower | composites become ONNX operators and `ai.weft` functions | `rules/lower.egg`, `rules/fuse.egg`, [`lower`] |
@@ -67,6 +67,7 @@ pub mod ir;
 pub mod kernels;
 pub mod lower;
 pub mod manifest;
+pub mod method;
 pub mod objective;
 pub mod onnx;
 pub mod rewrite;

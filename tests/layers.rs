@@ -15,7 +15,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("autodiff.rs", &["ir", "rules", "error"]),
     ("lower.rs", &["ir", "rules", "error"]),
     ("schedule.rs", &["ir"]),
-    ("objective.rs", &["ir", "rules", "rewrite", "manifest", "error"]),
+    ("method.rs", &["ir", "rules", "manifest", "error"]),
+    ("objective.rs", &["ir", "rules", "rewrite", "manifest", "method", "error"]),
     ("onnx", &["onnx", "ir", "rules", "lower", "manifest", "atomic", "error"]),
     (
         "tools",

@@ -9,6 +9,7 @@ pub mod engine;
 pub mod interpreter;
 pub mod log;
 pub mod optimizer;
+pub mod probe;
 pub mod run;
 pub mod sampler;
 pub mod trainer;
