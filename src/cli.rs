@@ -5,6 +5,7 @@ mod tools;
 use crate::compile::{self, Compiled, Options, Stage, Trainable};
 use crate::error::Result;
 use crate::onnx::write;
+use crate::precision::Compute;
 use crate::rules::Target;
 use crate::runtime::doctor;
 use crate::train::{self, RunArgs};
@@ -86,6 +87,10 @@ struct CompileArgs {
     /// portable: standard ONNX operators only; cpu: also ONNX Runtime's own fused operators
     #[arg(long, value_enum, default_value_t = Target::Cpu)]
     target: Target,
+    /// Type that values are computed in; trained weights stay f32. auto: f32 on a CPU. bf16 needs a target with
+    /// kernels for it; f16 trains with dynamic loss scaling
+    #[arg(long, value_enum, default_value_t = Compute::Auto)]
+    compute: Compute,
     /// Name of the token input, where the model has several integer inputs
     #[arg(long)]
     token_input: Option<String>,
@@ -117,6 +122,7 @@ impl CompileArgs {
             weight_power: self.weight_power,
             trainable: self.trainable,
             target: self.target,
+            compute: self.compute,
             token_input: self.token_input.clone(),
             logits_output: self.logits_output.clone(),
             rules: self.rules.rules.clone(),
@@ -169,6 +175,9 @@ pub fn report(compiled: &Compiled) -> String {
     let mut out = String::new();
     for s in &compiled.stages {
         let _ = writeln!(out, "{:<14} {:>6} nodes {:>9.1} ms", s.stage.name(), s.nodes, s.seconds * 1e3);
+    }
+    for line in &compiled.notes {
+        let _ = writeln!(out, "note: {line}");
     }
     for line in &compiled.manifest.mended {
         let _ = writeln!(out, "mended: {line}");

@@ -1,17 +1,18 @@
 //! The pipeline: a model file goes in, a train.onnx comes out.
 //!
-//! `read -> lift -> objective -> differentiate -> optimise -> lower -> schedule -> write`; each stage
+//! `read -> lift -> precision -> objective -> differentiate -> optimise -> lower -> schedule -> write`; each stage
 //! takes the graph of the one before and never looks back.
 
 mod stages;
 
 use crate::atomic;
 use crate::error::{Error, Problem, Result};
-use crate::ir::{Graph, Id, LeafId, LeafKind, text};
+use crate::ir::{DType, Graph, Id, LeafId, LeafKind, text};
 use crate::manifest::{self, Input, Manifest, Method, Parameter, Role};
 use crate::objective::{self, Ports};
 use crate::onnx::write::{Parts, encode};
 use crate::onnx::{Source, read};
+use crate::precision::{self, Compute};
 use crate::rewrite::{self, Saturated};
 use crate::rules::parse::Library;
 use crate::rules::user::library_with;
@@ -47,6 +48,8 @@ pub struct Options {
     pub weight_power: f64,
     pub trainable: Trainable,
     pub target: Target,
+    /// The type that values are computed in.
+    pub compute: Compute,
     pub token_input: Option<String>,
     pub logits_output: Option<String>,
     /// A folder of the user's own rules (`rules::user`).
@@ -71,6 +74,7 @@ impl Options {
             weight_power: 1.0,
             trainable: Trainable::Full,
             target: Target::Cpu,
+            compute: Compute::Auto,
             token_input: None,
             logits_output: None,
             rules: None,
@@ -84,6 +88,7 @@ impl Options {
 pub enum Stage {
     Read,
     Lift,
+    Precision,
     Objective,
     Differentiate,
     Optimise,
@@ -96,6 +101,7 @@ impl Stage {
         match self {
             Stage::Read => "read",
             Stage::Lift => "lift",
+            Stage::Precision => "precision",
             Stage::Objective => "objective",
             Stage::Differentiate => "differentiate",
             Stage::Optimise => "optimise",
@@ -123,6 +129,8 @@ pub struct Compiled {
     pub trainable: Vec<LeafId>,
     pub manifest: Manifest,
     pub stages: Vec<StageReport>,
+    /// What the user should know, one line each.
+    pub notes: Vec<String>,
     source: PathBuf,
     lower_rules: Vec<Rule>,
 }
@@ -239,11 +247,15 @@ impl<'a> Pipeline<'a> {
         let lifted = self.lift(&source.graph, &ports)?;
         self.done(Stage::Lift, &lifted, on_stage);
 
-        let step = self.objective(&lifted, &ports, &method)?;
+        let trainable = choose(&lifted, self.options.trainable);
+        let (compute, note) = self.options.compute.resolve(self.options.target);
+        let typed = precision::apply(&lifted, &trainable, compute)?;
+        self.done(Stage::Precision, &typed, on_stage);
+
+        let step = self.objective(&typed, &ports, &method)?;
         self.done(Stage::Objective, &step, on_stage);
 
-        let trainable = choose(&lifted, self.options.trainable);
-        let training = self.differentiate(step, &trainable)?;
+        let training = self.differentiate(step, &trainable, compute)?;
         self.done(Stage::Differentiate, &training, on_stage);
 
         let optimised = optimise(&training, &self.library, self.options.target)?;
@@ -255,13 +267,14 @@ impl<'a> Pipeline<'a> {
 
         let order = schedule::order(&lowered);
         self.done(Stage::Schedule, &lowered, on_stage);
-        let manifest = self.manifest(&source, &ports, method, &lowered, &trainable);
+        let manifest = self.manifest(&source, &ports, method, &lowered, &trainable, compute);
         Ok(Compiled {
             graph: lowered,
             order,
             trainable,
             manifest,
             stages: std::mem::take(&mut self.stages),
+            notes: note.into_iter().collect(),
             source: self.options.model.clone(),
             lower_rules: self.library.lower.clone(),
         })
@@ -293,10 +306,13 @@ impl<'a> Pipeline<'a> {
         objective::build(model, ports, method, definition, &mut self.fired)
     }
 
-    /// Adds the outputs `grad/<parameter>`.
-    fn differentiate(&mut self, mut graph: Graph, trainable: &[LeafId]) -> Result<Graph> {
+    /// Adds the outputs `grad/<parameter>`, times the input `loss_scale` where cotangents are f16.
+    fn differentiate(&mut self, mut graph: Graph, trainable: &[LeafId], compute: DType) -> Result<Graph> {
         let loss = graph.outputs.iter().find(|(n, _)| n == "loss_sum").map(|(_, id)| *id);
-        let loss = loss.ok_or_else(|| Error::internal("differentiate", "there is no loss_sum"))?;
+        let mut loss = loss.ok_or_else(|| Error::internal("differentiate", "there is no loss_sum"))?;
+        if compute == DType::F16 {
+            loss = precision::scaled(&mut graph, loss)?;
+        }
         add_gradients(&mut graph, loss, trainable, &self.library.grad)?;
         Ok(graph)
     }
@@ -308,6 +324,7 @@ impl<'a> Pipeline<'a> {
         method: Method,
         graph: &Graph,
         trainable: &[LeafId],
+        compute: DType,
     ) -> Manifest {
         let shape = |leaf: &crate::ir::Leaf| leaf.ty.shape.iter().filter_map(|d| d.known()).collect();
         let role = |id: LeafId| if trainable.contains(&id) { Role::Trainable } else { Role::Frozen };
@@ -342,6 +359,7 @@ impl<'a> Pipeline<'a> {
             weftc: env!("CARGO_PKG_VERSION").into(),
             method,
             target: self.options.target,
+            compute: compute.name().into(),
             opset: crate::onnx::emit::OPSET,
             source: manifest::Source { file: String::new(), sha256: source.sha256.clone() },
             token_input: ports.token_input.clone(),

@@ -17,6 +17,9 @@ pub struct Manifest {
     pub weftc: String,
     pub method: Method,
     pub target: Target,
+    /// The type that values are computed in: `f32`, `f16` or `bf16`.  Trained parameters are f32 in any case.
+    #[serde(default = "f32_name")]
+    pub compute: String,
     pub opset: i64,
     pub source: Source,
     /// The name of the token input, `[B, L]` int64.
@@ -35,6 +38,10 @@ pub struct Manifest {
     pub mended: Vec<String>,
     /// How often each rule fired.
     pub rules_fired: BTreeMap<String, usize>,
+}
+
+fn f32_name() -> String {
+    "f32".into()
 }
 
 /// The method and its hyper-parameters.  METHOD.md gives the mathematics.

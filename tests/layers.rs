@@ -15,6 +15,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("autodiff.rs", &["ir", "rules", "error"]),
     ("lower.rs", &["ir", "rules", "error"]),
     ("schedule.rs", &["ir"]),
+    ("precision.rs", &["ir", "rules", "error"]),
     ("objective.rs", &["ir", "rules", "rewrite", "manifest", "error"]),
     ("onnx", &["onnx", "ir", "rules", "lower", "manifest", "atomic", "error"]),
     (

@@ -129,10 +129,7 @@ fn header(proto: &TensorProto) -> Result<(DType, Vec<usize>, usize), String> {
 }
 
 fn finish(proto: &TensorProto, dtype: DType, dims: Vec<usize>, bytes: usize, data: Data) -> Result<Tensor, String> {
-    let have = match &data {
-        Data::Inline(held) => held.len() as u64,
-        Data::File { len, .. } => *len,
-    };
+    let have = data.len();
     if have != bytes as u64 {
         return Err(format!("holds {have} bytes, its shape {:?} needs {bytes}", proto.dims));
     }
