@@ -6,6 +6,7 @@ use crate::compile::{self, Compiled, Options, Stage, Trainable};
 use crate::error::Result;
 use crate::onnx::write;
 use crate::precision::Compute;
+use crate::quantize::Quantization;
 use crate::rules::Target;
 use crate::runtime::doctor;
 use crate::train::{self, RunArgs};
@@ -91,6 +92,10 @@ struct CompileArgs {
     /// kernels for it; f16 trains with dynamic loss scaling
     #[arg(long, value_enum, default_value_t = Compute::Auto)]
     compute: Compute,
+    /// Store the frozen matrices of linear layers in 8 or 4 bits (blocks of 32 share a scale); the compile
+    /// report says what it saves
+    #[arg(long, value_enum)]
+    quantize_base: Option<Quantization>,
     /// Name of the token input, where the model has several integer inputs
     #[arg(long)]
     token_input: Option<String>,
@@ -123,6 +128,7 @@ impl CompileArgs {
             trainable: self.trainable,
             target: self.target,
             compute: self.compute,
+            quantize: self.quantize_base,
             token_input: self.token_input.clone(),
             logits_output: self.logits_output.clone(),
             rules: self.rules.rules.clone(),

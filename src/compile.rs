@@ -13,6 +13,7 @@ use crate::objective::{self, Ports};
 use crate::onnx::write::{Parts, encode};
 use crate::onnx::{Source, read};
 use crate::precision::{self, Compute};
+use crate::quantize::{self, Quantization, Quantized};
 use crate::rewrite::{self, Saturated};
 use crate::rules::parse::Library;
 use crate::rules::user::library_with;
@@ -50,6 +51,8 @@ pub struct Options {
     pub target: Target,
     /// The type that values are computed in.
     pub compute: Compute,
+    /// How frozen matrices are stored, where not as in the source.
+    pub quantize: Option<Quantization>,
     pub token_input: Option<String>,
     pub logits_output: Option<String>,
     /// A folder of the user's own rules (`rules::user`).
@@ -75,6 +78,7 @@ impl Options {
             trainable: Trainable::Full,
             target: Target::Cpu,
             compute: Compute::Auto,
+            quantize: None,
             token_input: None,
             logits_output: None,
             rules: None,
@@ -249,7 +253,13 @@ impl<'a> Pipeline<'a> {
 
         let trainable = choose(&lifted, self.options.trainable);
         let (compute, note) = self.options.compute.resolve(self.options.target);
-        let typed = precision::apply(&lifted, &trainable, compute)?;
+        let mut notes: Vec<String> = note.into_iter().collect();
+        let mut typed = precision::apply(&lifted, &trainable, compute)?;
+        let mut quantized = Quantized::default();
+        if let Some(how) = self.options.quantize {
+            (typed, quantized) = quantize::apply(&typed, &trainable, how, compute)?;
+            notes.push(quantized.line(how));
+        }
         self.done(Stage::Precision, &typed, on_stage);
 
         let step = self.objective(&typed, &ports, &method)?;
@@ -267,14 +277,17 @@ impl<'a> Pipeline<'a> {
 
         let order = schedule::order(&lowered);
         self.done(Stage::Schedule, &lowered, on_stage);
-        let manifest = self.manifest(&source, &ports, method, &lowered, &trainable, compute);
+        let mut manifest = self.manifest(&source, &ports, method, &lowered, &trainable, compute);
+        for p in manifest.parameters.iter_mut().filter(|p| quantized.names.contains(&p.name)) {
+            p.quantized = self.options.quantize;
+        }
         Ok(Compiled {
             graph: lowered,
             order,
             trainable,
             manifest,
             stages: std::mem::take(&mut self.stages),
-            notes: note.into_iter().collect(),
+            notes,
             source: self.options.model.clone(),
             lower_rules: self.library.lower.clone(),
         })
@@ -340,6 +353,7 @@ impl<'a> Pipeline<'a> {
                 transposed: l.transposed,
                 source_name: l.source_name.clone(),
                 part: None,
+                quantized: None,
             })
             .collect();
         parameters.sort_by_key(|p| p.role == Role::Frozen);

@@ -71,6 +71,7 @@ pub mod manifest;
 pub mod objective;
 pub mod onnx;
 pub mod precision;
+pub mod quantize;
 pub mod rewrite;
 pub mod rules;
 pub mod runtime;

@@ -1,5 +1,6 @@
 //! The manifest of a train.onnx: what it was compiled from and for, as JSON in `weft.manifest`.
 
+use crate::quantize::Quantization;
 use crate::rules::Target;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -129,4 +130,7 @@ pub struct Parameter {
     /// Where the parameter is a tensor of an adapter and no weight of the source.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub part: Option<Part>,
+    /// Where train.onnx holds the weight as codes and scales (`NAME.codes`, `NAME.scales`), not as itself.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub quantized: Option<Quantization>,
 }

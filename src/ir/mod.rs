@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of the rest of the crate: not ONNX, not rules, not ONNX Runtime.
 
+pub mod blocks;
 pub mod dim;
 pub mod graph;
 pub mod infer;
@@ -11,6 +12,7 @@ pub mod sexpr;
 pub mod text;
 pub mod ty;
 
+pub use blocks::Blocks;
 pub use dim::{Dim, Sym};
 pub use graph::{Builder, Data, Graph, Id, Leaf, LeafId, LeafKind, Node};
 pub use op::Op;

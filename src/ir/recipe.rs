@@ -1,8 +1,9 @@
-//! Data that is computed from other data: the first values of trained weights in f32.
+//! Data that is computed from other data: the first values of trained weights in f32, quantised weights.
 //!
 //! A recipe is a function from bytes to bytes.  Whoever reads the data applies it; until then only the
 //! source's bytes exist, on disk.
 
+use super::blocks::Blocks;
 use super::ty::DType;
 use half::{bf16, f16};
 
@@ -11,6 +12,10 @@ use half::{bf16, f16};
 pub enum Recipe {
     /// Every element in another floating-point type.
     Cast { from: DType, to: DType },
+    /// The codes of a quantised matrix.
+    Codes(Blocks),
+    /// Its scales.
+    Scales(Blocks),
 }
 
 impl Recipe {
@@ -18,6 +23,8 @@ impl Recipe {
     pub fn len(&self, source: u64) -> u64 {
         match self {
             Recipe::Cast { from, to } => source / from.size().max(1) as u64 * to.size() as u64,
+            Recipe::Codes(blocks) => blocks.code_bytes() as u64,
+            Recipe::Scales(blocks) => blocks.scale_bytes() as u64,
         }
     }
 
@@ -25,12 +32,14 @@ impl Recipe {
     pub fn apply(&self, source: &[u8]) -> Vec<u8> {
         match self {
             Recipe::Cast { from, to } => encode(*to, decode(*from, source)),
+            Recipe::Codes(blocks) => blocks.codes(source),
+            Recipe::Scales(blocks) => blocks.scales(source),
         }
     }
 }
 
 /// Floating-point elements; other types give none.
-fn decode(dtype: DType, bytes: &[u8]) -> Box<dyn Iterator<Item = f64> + '_> {
+pub(super) fn decode(dtype: DType, bytes: &[u8]) -> Box<dyn Iterator<Item = f64> + '_> {
     fn each<const N: usize>(bytes: &[u8], read: fn([u8; N]) -> f64) -> impl Iterator<Item = f64> {
         bytes.as_chunks::<N>().0.iter().map(move |b| read(*b))
     }
@@ -43,7 +52,7 @@ fn decode(dtype: DType, bytes: &[u8]) -> Box<dyn Iterator<Item = f64> + '_> {
     }
 }
 
-fn encode(dtype: DType, values: impl Iterator<Item = f64>) -> Vec<u8> {
+pub(super) fn encode(dtype: DType, values: impl Iterator<Item = f64>) -> Vec<u8> {
     match dtype {
         DType::F64 => values.flat_map(f64::to_le_bytes).collect(),
         DType::F32 => values.flat_map(|x| (x as f32).to_le_bytes()).collect(),

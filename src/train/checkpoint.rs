@@ -38,9 +38,11 @@ pub struct Position {
     pub samples: usize,
 }
 
-/// Writes every weight of the source model, trained or frozen, as the framework knows it.
+/// Writes every weight of the source model, trained or frozen, as the framework knows it; frozen ones that
+/// train.onnx holds in few bits only are left to the source.
 pub fn save_weights(trainer: &Trainer, path: &Path) -> Result<()> {
-    let tensors = trainer.manifest().parameters.iter().map(|p| {
+    let whole = trainer.manifest().parameters.iter().filter(|p| p.quantized.is_none());
+    let tensors = whole.map(|p| {
         let mut shape = p.shape.clone();
         if p.transposed {
             shape.reverse();
@@ -206,7 +208,7 @@ fn safetensors_name(dtype: DType) -> &'static str {
         DType::I64 => "I64",
         DType::I32 => "I32",
         DType::I8 => "I8",
-        DType::U8 => "U8",
+        DType::U8 | DType::U4 => "U8",
         DType::Bool => "BOOL",
     }
 }

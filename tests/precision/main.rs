@@ -1,6 +1,7 @@
 //! Element types: f32 islands, f32 masters of 16-bit weights, gradients in f16 and bf16 beside those in f32.
 
 mod narrow;
+mod quantize;
 
 use candle_core::{Device, Tensor};
 use narrow::{Narrow, model, narrowed, rounded_file};
