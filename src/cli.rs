@@ -6,6 +6,8 @@ use crate::compile::{self, Compiled, Options, Stage, Trainable};
 use crate::error::Result;
 use crate::manifest::Probe;
 use crate::onnx::write;
+use crate::precision::Compute;
+use crate::quantize::Quantization;
 use crate::rules::Target;
 use crate::runtime::doctor;
 use crate::train::{self, RunArgs};
@@ -80,6 +82,14 @@ struct CompileArgs {
     /// portable: standard ONNX operators only; cpu: also ONNX Runtime's own fused operators
     #[arg(long, value_enum, default_value_t = Target::Cpu)]
     target: Target,
+    /// Type that values are computed in; trained weights stay f32. auto: f32 on a CPU. bf16 needs a target with
+    /// kernels for it; f16 trains with dynamic loss scaling
+    #[arg(long, value_enum, default_value_t = Compute::Auto)]
+    compute: Compute,
+    /// Store the frozen matrices of linear layers in 8 or 4 bits (blocks of 32 share a scale); the compile
+    /// report says what it saves
+    #[arg(long, value_enum)]
+    quantize_base: Option<Quantization>,
     /// Name of the token input, where the model has several integer inputs
     #[arg(long)]
     token_input: Option<String>,
@@ -167,6 +177,8 @@ impl CompileArgs {
             probe: self.probe,
             trainable: self.trainable,
             target: self.target,
+            compute: self.compute,
+            quantize: self.quantize_base,
             token_input: self.token_input.clone(),
             logits_output: self.logits_output.clone(),
             rules: self.rules.rules.clone(),
@@ -220,11 +232,11 @@ pub fn report(compiled: &Compiled) -> String {
     for s in &compiled.stages {
         let _ = writeln!(out, "{:<14} {:>6} nodes {:>9.1} ms", s.stage.name(), s.nodes, s.seconds * 1e3);
     }
-    for line in &compiled.manifest.mended {
-        let _ = writeln!(out, "mended: {line}");
-    }
     for line in &compiled.notes {
         let _ = writeln!(out, "note: {line}");
+    }
+    for line in &compiled.manifest.mended {
+        let _ = writeln!(out, "mended: {line}");
     }
     let fired: Vec<String> = compiled.manifest.rules_fired.iter().map(|(r, n)| format!("{r} {n}")).collect();
     let _ = writeln!(out, "rules fired: {}", fired.join(", "));

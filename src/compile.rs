@@ -1,18 +1,20 @@
 //! The pipeline: a model file goes in, a train.onnx comes out.
 //!
-//! `read -> lift -> objective -> differentiate -> optimise -> lower -> schedule -> write`; each stage
+//! `read -> lift -> precision -> objective -> differentiate -> optimise -> lower -> schedule -> write`; each stage
 //! takes the graph of the one before and never looks back.
 
 mod stages;
 
 use crate::atomic;
 use crate::error::{Error, Problem, Result};
-use crate::ir::{Graph, Id, LeafId, LeafKind, text};
+use crate::ir::{DType, Graph, Id, LeafId, LeafKind, text};
 use crate::manifest::{self, Input, Manifest, Method, Parameter, Probe, Role};
 use crate::method;
 use crate::objective::{self, Ports};
 use crate::onnx::write::{Parts, encode};
 use crate::onnx::{Source, read};
+use crate::precision::{self, Compute};
+use crate::quantize::{self, Quantization, Quantized};
 use crate::rewrite::{self, Saturated};
 use crate::rules::parse::Library;
 use crate::rules::user::library_with;
@@ -48,6 +50,10 @@ pub struct Options {
     pub probe: Probe,
     pub trainable: Trainable,
     pub target: Target,
+    /// The type that values are computed in.
+    pub compute: Compute,
+    /// How frozen matrices are stored, where not as in the source.
+    pub quantize: Option<Quantization>,
     pub token_input: Option<String>,
     pub logits_output: Option<String>,
     /// A folder of the user's own rules (`rules::user`).
@@ -69,6 +75,8 @@ impl Options {
             probe: Probe::EveryStep,
             trainable: Trainable::Full,
             target: Target::Cpu,
+            compute: Compute::Auto,
+            quantize: None,
             token_input: None,
             logits_output: None,
             rules: None,
@@ -90,6 +98,7 @@ impl Options {
 pub enum Stage {
     Read,
     Lift,
+    Precision,
     Objective,
     Differentiate,
     Optimise,
@@ -102,6 +111,7 @@ impl Stage {
         match self {
             Stage::Read => "read",
             Stage::Lift => "lift",
+            Stage::Precision => "precision",
             Stage::Objective => "objective",
             Stage::Differentiate => "differentiate",
             Stage::Optimise => "optimise",
@@ -255,11 +265,21 @@ impl<'a> Pipeline<'a> {
         let lifted = self.lift(&source.graph, &ports)?;
         self.done(Stage::Lift, &lifted, on_stage);
 
-        let step = self.objective(&lifted, &ports, &method)?;
+        let trainable = choose(&lifted, self.options.trainable);
+        let (compute, note) = self.options.compute.resolve(self.options.target);
+        self.notes.extend(note);
+        let mut typed = precision::apply(&lifted, &trainable, compute)?;
+        let mut quantized = Quantized::default();
+        if let Some(how) = self.options.quantize {
+            (typed, quantized) = quantize::apply(&typed, &trainable, how, compute)?;
+            self.notes.push(quantized.line(how));
+        }
+        self.done(Stage::Precision, &typed, on_stage);
+
+        let step = self.objective(&typed, &ports, &method)?;
         self.done(Stage::Objective, &step, on_stage);
 
-        let trainable = choose(&lifted, self.options.trainable);
-        let training = self.differentiate(step, &trainable)?;
+        let training = self.differentiate(step, &trainable, compute)?;
         self.done(Stage::Differentiate, &training, on_stage);
 
         let optimised = optimise(&training, &self.library, self.options.target)?;
@@ -271,7 +291,10 @@ impl<'a> Pipeline<'a> {
 
         let order = schedule::order(&lowered);
         self.done(Stage::Schedule, &lowered, on_stage);
-        let manifest = self.manifest(&source, &ports, method, &lowered, &trainable);
+        let mut manifest = self.manifest(&source, &ports, method, &lowered, &trainable, compute);
+        for p in manifest.parameters.iter_mut().filter(|p| quantized.names.contains(&p.name)) {
+            p.quantized = self.options.quantize;
+        }
         Ok(Compiled {
             graph: lowered,
             order,
@@ -310,10 +333,13 @@ impl<'a> Pipeline<'a> {
         objective::build(model, ports, method, definition, &mut self.fired)
     }
 
-    /// Adds the outputs `grad/<parameter>`.
-    fn differentiate(&mut self, mut graph: Graph, trainable: &[LeafId]) -> Result<Graph> {
+    /// Adds the outputs `grad/<parameter>`, times the input `loss_scale` where cotangents are f16.
+    fn differentiate(&mut self, mut graph: Graph, trainable: &[LeafId], compute: DType) -> Result<Graph> {
         let loss = graph.outputs.iter().find(|(n, _)| n == "loss_sum").map(|(_, id)| *id);
-        let loss = loss.ok_or_else(|| Error::internal("differentiate", "there is no loss_sum"))?;
+        let mut loss = loss.ok_or_else(|| Error::internal("differentiate", "there is no loss_sum"))?;
+        if compute == DType::F16 {
+            loss = precision::scaled(&mut graph, loss)?;
+        }
         add_gradients(&mut graph, loss, trainable, &self.library.grad)?;
         Ok(graph)
     }
@@ -325,6 +351,7 @@ impl<'a> Pipeline<'a> {
         method: Method,
         graph: &Graph,
         trainable: &[LeafId],
+        compute: DType,
     ) -> Manifest {
         let shape = |leaf: &crate::ir::Leaf| leaf.ty.shape.iter().filter_map(|d| d.known()).collect();
         let role = |id: LeafId| if trainable.contains(&id) { Role::Trainable } else { Role::Frozen };
@@ -340,6 +367,7 @@ impl<'a> Pipeline<'a> {
                 transposed: l.transposed,
                 source_name: l.source_name.clone(),
                 part: None,
+                quantized: None,
             })
             .collect();
         parameters.sort_by_key(|p| p.role == Role::Frozen);
@@ -359,6 +387,7 @@ impl<'a> Pipeline<'a> {
             weftc: env!("CARGO_PKG_VERSION").into(),
             method,
             target: self.options.target,
+            compute: compute.name().into(),
             opset: crate::onnx::emit::OPSET,
             source: manifest::Source { file: String::new(), sha256: source.sha256.clone() },
             token_input: ports.token_input.clone(),

@@ -4,7 +4,7 @@
 //! # The house
 //!
 //! ```text
-//! model.onnx ─read─> Graph ─lift─> Graph ─objective─> Graph ─differentiate─> Graph
+//! model.onnx ─read─> Graph ─lift─> Graph ─precision─> Graph ─objective─> Graph ─differentiate─> Graph
 //!                                    ─optimise─> Graph ─lower─> Graph ─schedule─> order ─write─> train.onnx
 //! train.onnx ─run─> weights, metrics
 //! ```
@@ -13,6 +13,7 @@
 //! |---|---|---|
 //! | read | exporters' differences end; weights stay on disk | [`onnx::read`] |
 //! | lift | idioms become composites (`rms_norm`, `rope`, `attention`) | `rules/lift.egg`, `rules/simplify.egg` |
+//! | precision | values take the compute type, with f32 islands | [`precision`] |
 //! | objective | the method's definition unfolds | `rules/methods/*.egg`, [`method`], [`objective`] |
 //! | differentiate | one reverse sweep over a table of rows | `rules/grad.egg`, [`autodiff`] |
 //! | optimise | directed algebra over forward and backward together | `rules/simplify.egg`, [`rewrite`] |
@@ -70,6 +71,8 @@ pub mod manifest;
 pub mod method;
 pub mod objective;
 pub mod onnx;
+pub mod precision;
+pub mod quantize;
 pub mod rewrite;
 pub mod rules;
 pub mod runtime;

@@ -1,5 +1,6 @@
 //! The manifest of a train.onnx: what it was compiled from and for, as JSON in `weft.manifest`.
 
+use crate::quantize::Quantization;
 use crate::rules::Target;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -20,6 +21,9 @@ pub struct Manifest {
     pub weftc: String,
     pub method: Method,
     pub target: Target,
+    /// The type that values are computed in: `f32`, `f16` or `bf16`.  Trained parameters are f32 in any case.
+    #[serde(default = "f32_name")]
+    pub compute: String,
     pub opset: i64,
     pub source: Source,
     /// The name of the token input, `[B, L]` int64.
@@ -38,6 +42,10 @@ pub struct Manifest {
     pub mended: Vec<String>,
     /// How often each rule fired.
     pub rules_fired: BTreeMap<String, usize>,
+}
+
+fn f32_name() -> String {
+    "f32".into()
 }
 
 /// The method and its hyper-parameters.  METHOD.md gives the mathematics.
@@ -184,4 +192,7 @@ pub struct Parameter {
     /// Where the parameter is a tensor of an adapter and no weight of the source.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub part: Option<Part>,
+    /// Where train.onnx holds the weight as codes and scales (`NAME.codes`, `NAME.scales`), not as itself.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub quantized: Option<Quantization>,
 }

@@ -152,7 +152,7 @@ fn shared_exports_are_lifted() {
 }
 
 /// A graph for each rule that no export here needs.
-const CASES: [(&str, &str); 22] = [
+const CASES: [(&str, &str); 23] = [
     ("power-minus-half", "(pow x -0.5)"),
     ("div-sqrt", "(div x (sqrt y))"),
     (
@@ -182,6 +182,7 @@ const CASES: [(&str, &str); 22] = [
     ("mul-neg", "(mul (neg x) y)"),
     ("sub-neg", "(sub x (neg y))"),
     ("gemm-nt", "(matmul x (transpose s [1 0]))"),
+    ("matmul-nbits", "(matmul x (transpose (dequantize codes scales 8 8) [1 0]))"),
 ];
 
 /// Whether a library rule fires on a case's graph, among all rewrites of the library.
@@ -189,6 +190,7 @@ fn fires(rule: &str, term: &str) -> bool {
     let text = format!(
         "(graph case
            (input x f32 [batch 8]) (input y f32 [batch 8]) (param w f32 [8]) (param b f32 [8]) (param s f32 [4 8])
+           (param codes u8 [4 1 32]) (param scales f32 [4 1])
            (input q f32 [batch 2 seq 4]) (input k f32 [batch 2 seq 4]) (input v f32 [batch 2 seq 4])
            (input m f32 [1 1 1 seq])
            (output out {term}))"

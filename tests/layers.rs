@@ -9,7 +9,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("error.rs", &["ir"]),
     ("atomic.rs", &["error"]),
     ("rules", &["rules", "ir", "error", "interp"]),
-    ("manifest.rs", &["rules"]),
+    ("manifest.rs", &["rules", "quantize"]),
     ("interp", &["interp", "ir", "error"]),
     ("rewrite", &["rewrite", "rules", "ir", "error"]),
     ("autodiff.rs", &["ir", "rules", "error"]),
@@ -17,6 +17,9 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("schedule.rs", &["ir"]),
     ("method.rs", &["ir", "rules", "manifest", "error"]),
     ("objective.rs", &["ir", "rules", "rewrite", "manifest", "method", "error"]),
+    ("precision.rs", &["ir", "rules", "error"]),
+    ("quantize", &["ir", "error"]),
+    ("objective.rs", &["ir", "rules", "rewrite", "manifest", "error"]),
     ("onnx", &["onnx", "ir", "rules", "lower", "manifest", "atomic", "error"]),
     (
         "tools",

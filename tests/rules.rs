@@ -40,7 +40,7 @@ fn heads(rules: &[Rule]) -> Vec<Op> {
 
 /// Operators without a gradient row, and why.
 const NO_ROW: &[(&str, &[Op])] = &[
-    ("made from contractions that have rows, after differentiation", &[Op::Gemm, Op::FusedMatMul]),
+    ("made from contractions that have rows, after differentiation", &[Op::Gemm, Op::FusedMatMul, Op::MatMulNBits]),
     ("holds no operand", &[Op::Full, Op::Iota]),
     (
         "a backward form: second derivatives are not taken",

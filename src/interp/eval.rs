@@ -70,6 +70,8 @@ fn arm(a: &Args) -> Result<Tensor> {
         Op::Gemm => l::matmul(&l::turned(x()?, a.int("trans_x")?)?, &l::turned(a.x(1)?, a.int("trans_y")?)?),
         Op::FusedMatMul => l::matmul(&l::turned(x()?, a.int("trans_x")?)?, &l::turned(a.x(1)?, a.int("trans_y")?)?)?
             .affine(a.float("alpha")?, 0.0),
+        Op::Dequantize => l::dequantize(x()?, a.x(1)?, a.int("bits")?, a.size("k")?),
+        Op::MatMulNBits => l::matmul(x()?, &l::dequantize(a.x(1)?, a.x(2)?, a.int("bits")?, a.size("k")?)?.t()?),
         Op::Transpose => x()?.permute(a.axes("perm", x()?.rank())?)?.contiguous(),
         Op::Reshape => x()?.reshape(a.shape()),
         Op::Expand => x()?.broadcast_as(a.shape())?.contiguous(),

@@ -93,8 +93,13 @@ fn stored(leaf: &Leaf) -> Result<Tensor, String> {
     let shape: Option<Vec<usize>> =
         leaf.ty.shape.iter().map(|d| d.known().and_then(|n| usize::try_from(n).ok())).collect();
     let (Some(data), Some(shape)) = (&leaf.data, shape) else { return Err("is not fed".into()) };
-    let bytes = match data {
-        Data::Inline(bytes) => bytes.to_vec(),
+    let values = decode(leaf.ty.dtype, &bytes(data)?);
+    Tensor::from_vec(values, shape, &Device::Cpu).map_err(|e| e.to_string())
+}
+
+fn bytes(data: &Data) -> Result<Vec<u8>, String> {
+    match data {
+        Data::Inline(bytes) => Ok(bytes.to_vec()),
         Data::File { path, offset, len } => {
             let read = || -> std::io::Result<Vec<u8>> {
                 let mut file = std::fs::File::open(path)?;
@@ -103,11 +108,10 @@ fn stored(leaf: &Leaf) -> Result<Tensor, String> {
                 file.take(*len).read_to_end(&mut bytes)?;
                 Ok(bytes)
             };
-            read().map_err(|e| format!("cannot read {}: {e}", path.display()))?
+            read().map_err(|e| format!("cannot read {}: {e}", path.display()))
         }
-    };
-    let values = decode(leaf.ty.dtype, &bytes);
-    Tensor::from_vec(values, shape, &Device::Cpu).map_err(|e| e.to_string())
+        Data::Derived { from, recipe } => Ok(recipe.apply(&bytes(from)?)),
+    }
 }
 
 /// Little-endian elements as f64.
@@ -124,6 +128,7 @@ fn decode(dtype: DType, bytes: &[u8]) -> Vec<f64> {
         DType::I32 => each(bytes, |b| i32::from_le_bytes(b).into()),
         DType::I8 => each(bytes, |b| i8::from_le_bytes(b).into()),
         DType::U8 => each(bytes, |[b]| b.into()),
+        DType::U4 => bytes.iter().flat_map(|b| [b & 15, b >> 4].map(f64::from)).collect(),
         DType::Bool => each(bytes, |[b]| f64::from(b != 0)),
     }
 }

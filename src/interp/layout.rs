@@ -135,3 +135,11 @@ pub fn topk_indices(x: &Tensor, k: usize, axis: usize, largest: bool) -> Result<
 pub fn topk_values(x: &Tensor, k: usize, axis: usize, largest: bool) -> Result<Tensor> {
     gather_elements(x, &topk_indices(x, k, axis, largest)?, axis)
 }
+
+/// `(code - 2^(bits - 1)) scale`, codes [n, blocks, block] and scales [n, blocks], without what fills the last block.
+pub fn dequantize(codes: &Tensor, scales: &Tensor, bits: i64, k: usize) -> Result<Tensor> {
+    let zero = 2f64.powi(i32::try_from(bits).unwrap_or(8) - 1);
+    let (n, blocks, block) = codes.dims3()?;
+    let values = codes.affine(1.0, -zero)?.broadcast_mul(&scales.unsqueeze(2)?)?;
+    values.reshape((n, blocks * block))?.narrow(1, 0, k)?.contiguous()
+}

@@ -21,7 +21,7 @@ pub use feed::Symbols;
 pub use objective::adamw;
 
 use crate::error::Error;
-use crate::ir::{Builder, Graph, Id, Lit, Node, Op, TensorType, Type};
+use crate::ir::{Builder, DType, Graph, Id, Lit, Node, Op, TensorType, Type, recipe};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 
@@ -35,6 +35,22 @@ use std::collections::BTreeMap;
 /// `Usage` lists every feed that is missing, unknown, or contradicts the leaf's type or another feed;
 /// `Internal` names the node that has no value.
 pub fn run(graph: &Graph, feeds: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>, Error> {
+    run_with(graph, feeds, &|value, _| Ok(value))
+}
+
+/// The same with every value of 16 bits rounded to its type, composites once: what a device with such
+/// arithmetic computes, with sums in a wider type.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_rounded(graph: &Graph, feeds: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>, Error> {
+    run_with(graph, feeds, &|value, ty| match ty.dtype {
+        DType::F16 | DType::BF16 => objective::map(&value, |x| recipe::rounded(x, ty.dtype)).map_err(|e| e.to_string()),
+        _ => Ok(value),
+    })
+}
+
+fn run_with(graph: &Graph, feeds: &BTreeMap<String, Tensor>, keep: Keep) -> Result<BTreeMap<String, Tensor>, Error> {
     let live = graph.live();
     let (leaves, symbols) = feed::bind(graph, &live, feeds)?;
     let mut values: Vec<Vec<Tensor>> = vec![Vec::new(); graph.len()];
@@ -44,7 +60,12 @@ pub fn run(graph: &Graph, feeds: &BTreeMap<String, Tensor>) -> Result<BTreeMap<S
             Node::Leaf(leaf) => vec![leaves[leaf].clone()],
             Node::Lit(_) => continue,
             Node::Op(op, children) => {
-                node(graph, id, *op, children, &values, &symbols).map_err(|m| at_node(graph, id, &m))?
+                let made = node(graph, id, *op, children, &values, &symbols);
+                let kept = made.and_then(|parts| match graph.tensor_type(id) {
+                    Some(ty) => parts.into_iter().map(|value| keep(value, ty)).collect(),
+                    None => Ok(parts),
+                });
+                kept.map_err(|m| at_node(graph, id, &m))?
             }
         };
         for child in graph.node(id).children() {
@@ -68,6 +89,9 @@ pub fn run(graph: &Graph, feeds: &BTreeMap<String, Tensor>) -> Result<BTreeMap<S
     }
     Ok(outputs)
 }
+
+/// What becomes of a value of a type before it is read.
+type Keep<'a> = &'a dyn Fn(Tensor, &TensorType) -> Result<Tensor, String>;
 
 /// The values of one node: several for a tuple.
 fn node(

@@ -2,6 +2,7 @@
 
 use super::infer::infer;
 use super::op::Op;
+use super::recipe::Recipe;
 use super::ty::{DType, Lit, TensorType, Type};
 use rustc_hash::FxHashMap;
 use std::path::PathBuf;
@@ -48,7 +49,16 @@ pub enum LeafKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Data {
     Inline(Arc<[u8]>),
-    File { path: PathBuf, offset: u64, len: u64 },
+    File {
+        path: PathBuf,
+        offset: u64,
+        len: u64,
+    },
+    /// Computed from other data whenever it is read, so that it takes no memory until then.
+    Derived {
+        from: Arc<Data>,
+        recipe: Recipe,
+    },
 }
 
 impl Data {
@@ -57,6 +67,7 @@ impl Data {
         match self {
             Data::Inline(bytes) => bytes.len() as u64,
             Data::File { len, .. } => *len,
+            Data::Derived { from, recipe } => recipe.len(from.len()),
         }
     }
 

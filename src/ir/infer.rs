@@ -211,6 +211,35 @@ pub fn fused_matmul(args: &Args) -> Inferred {
     contract(args.tensor(0)?, args.tensor(1)?, args.known(0)? != 0, args.known(1)? != 0)
 }
 
+/// Codes `[n, blocks, block]` and scales `[n, blocks]`, operands `at` and `at + 1`, as the weight `[n, k]`.
+fn quantised(args: &Args, at: usize) -> Result<TensorType, String> {
+    let (q, s, bits, k) = (args.tensor(at)?, args.tensor(at + 1)?, args.known(0)?, args.int(1)?);
+    let codes = match bits {
+        8 => DType::U8,
+        4 => DType::U4,
+        other => return Err(format!("codes have 8 or 4 bits, not {other}")),
+    };
+    let [n, blocks, block] = q.shape.as_slice() else { return Err("codes are [rows, blocks, block]".into()) };
+    if q.dtype != codes || !s.dtype.is_float() || s.shape != [n.clone(), blocks.clone()] {
+        return Err(format!("needs codes of {} and a scale for each block", codes.name()));
+    }
+    let room = blocks.clone() * block.clone();
+    if (room.clone() - k.clone()).known().is_none_or(|left| left < 0) {
+        return Err(format!("{k} elements do not fit into {room}"));
+    }
+    Ok(TensorType::new(s.dtype, [n.clone(), k.clone()]))
+}
+
+/// The weight `[n, k]` that codes and scales stand for.
+pub fn dequantize(args: &Args) -> Inferred {
+    quantised(args, 0).map(Type::Tensor)
+}
+
+/// `x w^T` with a quantised `w`.
+pub fn matmul_nbits(args: &Args) -> Inferred {
+    contract(args.tensor(0)?, &quantised(args, 1)?, false, true)
+}
+
 pub fn transpose(args: &Args) -> Inferred {
     let x = args.tensor(0)?;
     let perm = resolve_axes(args.ints(0)?, x.rank())?;

@@ -2,15 +2,19 @@
 //!
 //! Knows nothing of the rest of the crate: not ONNX, not rules, not ONNX Runtime.
 
+pub mod blocks;
 pub mod dim;
 pub mod graph;
 pub mod infer;
 pub mod op;
+pub mod recipe;
 pub mod sexpr;
 pub mod text;
 pub mod ty;
 
+pub use blocks::Blocks;
 pub use dim::{Dim, Sym};
 pub use graph::{Builder, Data, Graph, Id, Leaf, LeafId, LeafKind, Node};
 pub use op::Op;
+pub use recipe::Recipe;
 pub use ty::{DType, F64, Lit, TensorType, Type};

@@ -194,6 +194,9 @@ ops! {
     MatMul       "matmul"        Fixed(2), [], i::matmul, Std("MatMul"), Matmul;
     Gemm         "gemm"          Fixed(2), [attr("trans_x", Kind::Int, Attribute("transA")), attr("trans_y", Kind::Int, Attribute("transB"))], i::gemm, Std("Gemm"), Matmul;
     FusedMatMul  "fused_matmul"  Fixed(2), [attr("trans_x", Kind::Int, Attribute("transA")), attr("trans_y", Kind::Int, Attribute("transB")), attr("alpha", Kind::Float, Attribute("alpha"))], i::fused_matmul, Contrib("FusedMatMul"), Matmul;
+    // Weights in `bits` (8 or 4) bits: codes [n, blocks, block], scales [n, blocks], `k` elements a row.
+    Dequantize   "dequantize"    Fixed(2), [attr("bits", Kind::Int, Internal), attr("k", Kind::Int, Internal)], i::dequantize, Custom, Move;
+    MatMulNBits  "matmul_nbits"  Fixed(3), [attr("bits", Kind::Int, Internal), attr("k", Kind::Int, Internal)], i::matmul_nbits, Custom, Matmul;
     // Layout.
     Transpose    "transpose"     Fixed(1), [attr("perm", Kind::Ints, Attribute("perm"))], i::transpose, Std("Transpose"), Move;
     Reshape      "reshape"       Fixed(1), [SHAPE], i::reshape, Std("Reshape"), Free;

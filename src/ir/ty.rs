@@ -15,11 +15,13 @@ pub enum DType {
     I32,
     I8,
     U8,
+    /// Two of them share a byte, the first in its low half.
+    U4,
     Bool,
 }
 
 impl DType {
-    const NAMES: [(DType, &'static str, usize); 9] = [
+    const NAMES: [(DType, &'static str, usize); 10] = [
         (DType::F64, "f64", 8),
         (DType::F32, "f32", 4),
         (DType::F16, "f16", 2),
@@ -28,6 +30,7 @@ impl DType {
         (DType::I32, "i32", 4),
         (DType::I8, "i8", 1),
         (DType::U8, "u8", 1),
+        (DType::U4, "u4", 1),
         (DType::Bool, "bool", 1),
     ];
 
@@ -35,9 +38,14 @@ impl DType {
         Self::NAMES.iter().find(|r| r.0 == self).map_or("?", |r| r.1)
     }
 
-    /// Bytes of one element.
+    /// Bytes of one element, at least 1.
     pub fn size(self) -> usize {
         Self::NAMES.iter().find(|r| r.0 == self).map_or(0, |r| r.2)
+    }
+
+    /// Bytes of `n` dense elements.
+    pub fn bytes(self, n: u64) -> u64 {
+        if self == DType::U4 { n.div_ceil(2) } else { n.saturating_mul(self.size() as u64) }
     }
 
     pub fn parse(name: &str) -> Option<DType> {
@@ -49,7 +57,7 @@ impl DType {
     }
 
     pub fn is_int(self) -> bool {
-        matches!(self, DType::I64 | DType::I32 | DType::I8 | DType::U8)
+        matches!(self, DType::I64 | DType::I32 | DType::I8 | DType::U8 | DType::U4)
     }
 }
 

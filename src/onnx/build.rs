@@ -271,6 +271,6 @@ fn encode(known: &Known, numbers: &[f64]) -> Vec<u8> {
         DType::I64 => each(&|x| (x as i64).to_le_bytes().to_vec()),
         DType::I32 => each(&|x| (x as i32).to_le_bytes().to_vec()),
         DType::I8 => each(&|x| vec![x as i8 as u8]),
-        DType::U8 | DType::Bool => each(&|x| vec![x as u8]),
+        DType::U8 | DType::U4 | DType::Bool => each(&|x| vec![x as u8]),
     }
 }

@@ -31,6 +31,7 @@ pub fn data_type(dtype: DType) -> tensor_proto::DataType {
         DType::I32 => T::Int32,
         DType::I8 => T::Int8,
         DType::U8 => T::Uint8,
+        DType::U4 => T::Uint4,
         DType::Bool => T::Bool,
     }
 }
@@ -43,7 +44,7 @@ pub(super) fn attribute(name: &str, kind: AttributeType, fill: impl FnOnce(&mut 
 
 /// One namespace of values: emits nodes in order.
 pub struct Scope<'a> {
-    graph: &'a Graph,
+    pub(super) graph: &'a Graph,
     rules: &'a [Rule],
     functions: &'a mut Functions,
     /// In a function: the values of its attributes and their names.
@@ -261,6 +262,8 @@ impl<'a> Scope<'a> {
                 let (zero, one) = (self.scalar(0.0, DType::I64), self.scalar(1.0, DType::I64));
                 self.push("Range", "", vec![zero, limit, one], name, vec![]);
             }
+            Op::Dequantize => self.dequantize(id, operands, name)?,
+            Op::MatMulNBits => self.matmul_nbits(id, operands, name)?,
             _ => return Err(Error::internal("write", format!("no ONNX form for {}", op.name()))),
         }
         Ok(())
@@ -279,7 +282,7 @@ impl<'a> Scope<'a> {
     }
 
     /// The name of a value; literals become constants of type `weak`.
-    fn operand(&mut self, id: Id, weak: DType) -> Result<String> {
+    pub(super) fn operand(&mut self, id: Id, weak: DType) -> Result<String> {
         if let Some(name) = self.names.get(&id) {
             return Ok(name.clone());
         }

@@ -11,6 +11,7 @@ mod names;
 mod ops;
 pub mod proto;
 mod prune;
+mod quantized;
 pub mod read;
 pub mod replace;
 mod scope;

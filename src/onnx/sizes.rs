@@ -17,7 +17,7 @@ pub(super) fn scalar_bytes(value: f64, dtype: DType) -> Vec<u8> {
         DType::I64 => (value as i64).to_le_bytes().to_vec(),
         DType::I32 => (value as i32).to_le_bytes().to_vec(),
         DType::I8 => (value as i8).to_le_bytes().to_vec(),
-        DType::U8 => vec![value as u8],
+        DType::U8 | DType::U4 => vec![value as u8],
         DType::Bool => vec![u8::from(value != 0.0)],
     }
 }
@@ -116,7 +116,7 @@ impl Scope<'_> {
     }
 
     /// A shared constant: an initializer of the main graph, a `Constant` node in a function.
-    fn constant(&mut self, key: String, mut tensor: TensorProto) -> String {
+    pub(super) fn constant(&mut self, key: String, mut tensor: TensorProto) -> String {
         let key = format!("const/{key}");
         if let Some(name) = self.sizes.get(&key) {
             return name.clone();

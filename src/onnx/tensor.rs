@@ -32,6 +32,7 @@ pub fn dtype(number: i32) -> Result<DType, String> {
         Ok(DataType::Int32) => Ok(DType::I32),
         Ok(DataType::Int8) => Ok(DType::I8),
         Ok(DataType::Uint8) => Ok(DType::U8),
+        Ok(DataType::Uint4) => Ok(DType::U4),
         Ok(DataType::Bool) => Ok(DType::Bool),
         Ok(other) => Err(format!("element type {} is not supported", other.as_str_name().to_lowercase())),
         Err(_) => Err(format!("unknown element type {number}")),
@@ -121,7 +122,9 @@ fn header(proto: &TensorProto) -> Result<(DType, Vec<usize>, usize), String> {
     let dtype = dtype(proto.data_type)?;
     let dims: Option<Vec<usize>> = proto.dims.iter().map(|d| usize::try_from(*d).ok()).collect();
     let dims = dims.ok_or_else(|| format!("shape {:?} has a negative size", proto.dims))?;
-    let bytes = dims.iter().try_fold(dtype.size(), |n, d| n.checked_mul(*d));
+    let elements =
+        dims.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).filter(|n| n.checked_mul(dtype.size()).is_some());
+    let bytes = elements.and_then(|n| usize::try_from(dtype.bytes(n as u64)).ok());
     let bytes = bytes.filter(|n| *n <= isize::MAX as usize).ok_or("its shape is too large")?;
     let sizes: Vec<Dim> = proto.dims.iter().copied().map(Dim::Known).collect();
     super::build::check_shape(&sizes)?;
@@ -129,10 +132,7 @@ fn header(proto: &TensorProto) -> Result<(DType, Vec<usize>, usize), String> {
 }
 
 fn finish(proto: &TensorProto, dtype: DType, dims: Vec<usize>, bytes: usize, data: Data) -> Result<Tensor, String> {
-    let have = match &data {
-        Data::Inline(held) => held.len() as u64,
-        Data::File { len, .. } => *len,
-    };
+    let have = data.len();
     if have != bytes as u64 {
         return Err(format!("holds {have} bytes, its shape {:?} needs {bytes}", proto.dims));
     }
@@ -161,7 +161,8 @@ fn typed(proto: &TensorProto, dtype: DType) -> Result<Vec<u8>, String> {
         DType::I32 => bytes(&proto.int32_data, i32::to_le_bytes),
         // Narrow types lie in the low bits of an int32.
         DType::F16 | DType::BF16 => bytes(&proto.int32_data, |x| (x as u16).to_le_bytes()),
-        DType::I8 | DType::U8 => bytes(&proto.int32_data, |x| [x as u8]),
+        // Two to an int32.
+        DType::U4 | DType::I8 | DType::U8 => bytes(&proto.int32_data, |x| [x as u8]),
         DType::Bool => bytes(&proto.int32_data, |x| [u8::from(x != 0)]),
     })
 }

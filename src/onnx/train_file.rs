@@ -406,6 +406,7 @@ fn onnx_type(dtype: DType) -> i32 {
         DType::I32 => Onnx::Int32,
         DType::I8 => Onnx::Int8,
         DType::U8 => Onnx::Uint8,
+        DType::U4 => Onnx::Uint4,
         DType::Bool => Onnx::Bool,
     };
     onnx.into()

@@ -68,6 +68,7 @@ pub fn load(data: &Data) -> Result<Bytes> {
             let map = unsafe { MmapOptions::new().offset(*offset).len(len).map(&file) };
             map.map(Bytes::Mapped).map_err(|e| Error::io("map", path, e))
         }
+        Data::Derived { from, recipe } => Ok(Bytes::Inline(recipe.apply(&load(from)?).into())),
     }
 }
 
@@ -84,6 +85,7 @@ pub fn part(data: &Data, at: u64, len: u64) -> Result<Vec<u8>> {
             let found = range.filter(|_| inside).and_then(|r| bytes.get(r)).map(<[u8]>::to_vec);
             found.ok_or_else(|| short(Path::new("a tensor in memory")))
         }
+        Data::Derived { .. } => part(&Data::Inline(load(data)?.to_vec().into()), at, len),
         Data::File { path, .. } if !inside => Err(short(path)),
         Data::File { path, offset, .. } => {
             let mut file = open(path)?;

@@ -57,7 +57,7 @@ pub fn encode(parts: &Parts) -> Result<Vec<u8>> {
         .collect();
     input.dedup_by(|a, b| a.name == b.name);
     let mut initializer: Vec<TensorProto> = constants.into_values().collect();
-    for (id, leaf) in leaves().filter(|(_, l)| l.kind != LeafKind::Input) {
+    for (id, leaf) in leaves().filter(|(_, l)| l.kind != LeafKind::Input || l.data.is_some()) {
         if live.contains(&id) || trainable.contains(&id) {
             initializer.push(tensor(leaf, parts.source)?);
         }

@@ -27,7 +27,7 @@ pub(super) fn cost(op: Op, children: &[&Type], result: &Type) -> Option<u64> {
         Op::Tuple => return Some(0),
         // Only the selected elements are read.
         Op::Slice | Op::Gather | Op::GatherElements => written.saturating_mul(2),
-        Op::MatMul | Op::Gemm | Op::FusedMatMul => {
+        Op::MatMul | Op::Gemm | Op::FusedMatMul | Op::MatMulNBits => {
             let inner = match (op, children) {
                 (Op::Gemm | Op::FusedMatMul, [x, _, trans, ..]) if is_one(trans) => axis(x, 2),
                 (_, [x, ..]) => axis(x, 1),

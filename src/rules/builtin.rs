@@ -5,7 +5,7 @@
 
 use crate::ir::dim::numel;
 use crate::ir::infer::{resolve_axes, resolve_axis};
-use crate::ir::{Builder, Dim, F64, Id, Lit, Type};
+use crate::ir::{Builder, DType, Dim, F64, Id, Lit, Type};
 
 /// A row of either table: name, number of arguments (`None`: any), what it gives.
 pub struct Row<F: 'static> {
@@ -139,6 +139,7 @@ pub static GUARDS: &[Guard] = &[
     Row { name: "gt", arity: Some(2), doc: "a > b", run: |a| Some(number(a[0])? > number(a[1])?) },
     Row { name: "near", arity: Some(2), doc: "two numbers agree to 1e-6, as after a trip through f32", run: |a| Some((number(a[0])? - number(a[1])?).abs() <= 1e-6 * number(a[1])?.abs()) },
     Row { name: "is_float", arity: Some(1), doc: "x holds floating-point numbers", run: |a| Some(a[0].tensor()?.dtype.is_float()) },
+    Row { name: "narrow", arity: Some(1), doc: "x holds floating-point numbers of 16 bits", run: |a| Some(matches!(a[0].tensor()?.dtype, DType::F16 | DType::BF16)) },
     Row { name: "identity_perm", arity: Some(1), doc: "p moves no axis", run: |a| { let p = perm(a[0])?; Some(p.iter().enumerate().all(|(k, x)| k == *x)) } },
     Row { name: "swaps_last", arity: Some(1), doc: "p swaps the last two axes and moves no other", run: |a| { let p = perm(a[0])?; Some(swapped(p.len())? == p) } },
     Row { name: "last_axis", arity: Some(2), doc: "axis k is the last of x", run: |a| { let n = shape(a[0])?.len(); Some(index(a[1], n)? + 1 == n) } },
@@ -187,7 +188,7 @@ pub fn test<B: Builder>(name: &str, args: &[Id], b: &B) -> bool {
 mod tests {
     use super::*;
     use crate::ir::sexpr::read;
-    use crate::ir::{DType, Graph, text};
+    use crate::ir::{Graph, text};
 
     /// A graph with `x`: f32 `[batch 4 6]`, and the arguments of `(name arg ..)` in it.
     fn call(source: &str) -> (Graph, String, Vec<Id>) {
@@ -253,6 +254,7 @@ mod tests {
             ("(lit 2.0)", true),
             ("(lit x)", false),
             ("(tensor x)", true),
+            ("(narrow x)", false),
             ("(eq 1 1.0)", true),
             ("(ne sequence token)", true),
             ("(near 0.70710677 0.7071067811865476)", true),

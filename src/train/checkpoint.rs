@@ -2,6 +2,7 @@
 //!
 //! Every file is complete or absent: it is written under another name, synced, and renamed.
 
+use super::loss_scale::LossScale;
 use super::probe::{self, Cache};
 use super::trainer::Trainer;
 use crate::atomic;
@@ -29,15 +30,20 @@ pub struct Position {
     pub step: u64,
     /// Updates made: AdamW's step number.
     pub updates: u64,
+    /// Of a graph that computes in f16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
     /// What decides which samples a step sees; a resumed run must agree.
     pub seed: u64,
     pub batch: usize,
     pub samples: usize,
 }
 
-/// Writes every weight of the source model, trained or frozen, as the framework knows it.
+/// Writes every weight of the source model, trained or frozen, as the framework knows it; frozen ones that
+/// train.onnx holds in few bits only are left to the source.
 pub fn save_weights(trainer: &Trainer, path: &Path) -> Result<()> {
-    let tensors = trainer.manifest().parameters.iter().map(|p| {
+    let whole = trainer.manifest().parameters.iter().filter(|p| p.quantized.is_none());
+    let tensors = whole.map(|p| {
         let mut shape = p.shape.clone();
         if p.transposed {
             shape.reverse();
@@ -62,10 +68,10 @@ pub fn save_model(trainer: &Trainer, source: &Path, path: &Path) -> Result<usize
     let by_name = |name: &str| parameters.iter().find(|p| p.name == name);
     replace(source, path, &mut |name, old| {
         if let Some(p) = by_source(name) {
-            return new_bytes(trainer, p, false);
+            return new_bytes(trainer, p, false, old.dtype);
         }
         if let Some(p) = by_name(name) {
-            return new_bytes(trainer, p, p.transposed);
+            return new_bytes(trainer, p, p.transposed, old.dtype);
         }
         // Exporters write tied weights twice, once transposed; only one of the two is a parameter.
         for p in parameters.iter().filter(|p| p.role == Role::Trainable && p.shape.len() == 2) {
@@ -74,23 +80,23 @@ pub fn save_model(trainer: &Trainer, source: &Path, path: &Path) -> Result<usize
             if !(same || turned) || old.shape.len() != 2 {
                 continue;
             }
-            let initial = host(trainer.file.initial(&p.name)?)?;
+            let initial = of_type(host(trainer.file.initial(&p.name)?)?, old.dtype)?;
             if same && initial.bytes() == old.bytes {
-                return new_bytes(trainer, p, false);
+                return new_bytes(trainer, p, false, old.dtype);
             }
             if turned && initial.transposed()?.bytes() == old.bytes {
-                return new_bytes(trainer, p, true);
+                return new_bytes(trainer, p, true, old.dtype);
             }
         }
         Ok(None)
     })
 }
 
-fn new_bytes(trainer: &Trainer, p: &Parameter, transpose: bool) -> Result<Option<Vec<u8>>> {
+fn new_bytes(trainer: &Trainer, p: &Parameter, transpose: bool, dtype: DType) -> Result<Option<Vec<u8>>> {
     if p.role == Role::Frozen {
         return Ok(None);
     }
-    let value = trainer.parameter(&p.name)?;
+    let value = of_type(trainer.parameter(&p.name)?, dtype)?;
     let value = if transpose { value.transposed()? } else { value };
     Ok(Some(value.bytes().to_vec()))
 }
@@ -168,6 +174,7 @@ pub fn load_state(trainer: &mut Trainer, path: &Path) -> Result<Position> {
         cache.restore(parts)?;
     }
     trainer.updates = position.updates;
+    trainer.loss_scale = trainer.loss_scale.map(|now| position.loss_scale.unwrap_or(now));
     Ok(position)
 }
 
@@ -218,13 +225,21 @@ fn safetensors_name(dtype: DType) -> &'static str {
         DType::I64 => "I64",
         DType::I32 => "I32",
         DType::I8 => "I8",
-        DType::U8 => "U8",
+        DType::U8 | DType::U4 => "U8",
         DType::Bool => "BOOL",
     }
 }
 
 fn host(weight: Weight) -> Result<HostTensor> {
     HostTensor::from_bytes(weight.dtype, &weight.shape, weight.bytes)
+}
+
+/// A value in the type of the source's weight: what is trained is f32 also where that has 16 bits.
+fn of_type(value: HostTensor, dtype: DType) -> Result<HostTensor> {
+    if value.dtype() == dtype {
+        return Ok(value);
+    }
+    HostTensor::from_f64(dtype, value.shape(), &value.to_f64())
 }
 
 fn dtype(p: &Parameter) -> DType {

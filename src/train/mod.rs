@@ -8,6 +8,7 @@ pub mod data;
 pub mod engine;
 pub mod interpreter;
 pub mod log;
+pub mod loss_scale;
 pub mod optimizer;
 pub mod probe;
 pub mod run;

@@ -94,6 +94,7 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
     let mut position = Position {
         step: 0,
         updates: 0,
+        loss_scale: trainer.loss_scale(),
         seed: args.seed,
         batch: batch_size * plan.accumulate,
         samples: dataset.samples.len(),
@@ -152,6 +153,7 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
         })?;
         position.step = step + 1;
         position.updates = trainer.updates();
+        position.loss_scale = trainer.loss_scale();
         let due = args.save_every.is_some_and(|n| n > 0 && position.step.is_multiple_of(n)) && position.step < steps;
         if let Some(out) = args.out.as_ref().filter(|_| due) {
             checkpoint::save_state(&trainer, &position, &out.join(checkpoint::STATE))?;

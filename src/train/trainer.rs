@@ -4,6 +4,7 @@ use super::batch::{self, Batch, Shape};
 use super::checkpoint;
 use super::engine::{Engine, OnnxRuntime, Update};
 use super::interpreter::Interpreter;
+use super::loss_scale::LossScale;
 use super::optimizer::AdamW;
 use super::probe::Cache;
 use crate::error::{Error, Problem, Result};
@@ -25,6 +26,8 @@ const DRAWS: [&str; 3] = ["answer_mask", "t", "u"];
 
 /// The input for what a probe gave that is not part of the step.
 const BETA: &str = "beta";
+/// The input by which gradients come out multiplied, in graphs that compute in f16.
+const LOSS_SCALE: &str = "loss_scale";
 
 /// How a trainer is set up.
 #[derive(Clone, Default)]
@@ -81,6 +84,10 @@ pub struct Trainer {
     /// How many updates were made.
     pub(super) updates: u64,
     skipped_in_a_row: u32,
+    /// Where the graph computes in f16.
+    pub(super) loss_scale: Option<LossScale>,
+    /// What the kept gradients are multiplied by.
+    applied_scale: f64,
     shape: Shape,
 }
 
@@ -171,6 +178,8 @@ impl Trainer {
             adamw,
             updates: 0,
             skipped_in_a_row: 0,
+            loss_scale: inputs.iter().any(|i| i.name == LOSS_SCALE).then(LossScale::default),
+            applied_scale: 1.0,
             shape,
             file,
         })
@@ -219,6 +228,7 @@ impl Trainer {
         want.extend(self.diagnostics.iter().filter(kept).cloned());
         let (mut loss_sum, mut loss_count, mut masked) = (0.0, 0.0, 0);
         let mut last = IndexMap::new();
+        self.applied_scale = self.loss_scale.map_or(1.0, |s| s.scale());
         for (k, batch) in batches.iter().enumerate() {
             let mut feeds = self.feeds(batch)?;
             if let Some(cache) = &mut self.cache {
@@ -233,19 +243,25 @@ impl Trainer {
         }
         last.retain(|name, _| diagnostics && DIAGNOSTICS.contains(&name.as_str()));
         let empty = loss_count == 0.0;
-        let norm = if empty { 0.0 } else { self.engine.grad_norm()? };
+        let norm = if empty { 0.0 } else { self.engine.grad_norm()? / self.applied_scale };
         let per_count = |x: f64| if empty { 0.0 } else { x / loss_count };
         let (loss, grad_norm) = (per_count(loss_sum), per_count(norm));
-        let outcome = if !loss.is_finite() || !grad_norm.is_finite() || !loss_sum.is_finite() {
-            self.skipped_in_a_row += 1;
+        let loss_is_finite = loss.is_finite() && loss_sum.is_finite();
+        let outcome = if !loss_is_finite || !grad_norm.is_finite() {
+            // The scale acts on gradients alone; while it can fall, their overflow is no sign of divergence.
+            let scale_falls = loss_is_finite && self.loss_scale.as_mut().is_some_and(LossScale::overflowed);
+            self.skipped_in_a_row += u32::from(!scale_falls);
             Outcome::Skipped
         } else if empty {
             Outcome::Empty
         } else {
-            let grad_scale = self.adamw.grad_scale(norm, loss_count);
+            let grad_scale = self.adamw.grad_scale(norm, loss_count) / self.applied_scale;
             self.engine.update(&Update { adamw: self.adamw, step: self.updates + 1, grad_scale })?;
             self.updates += 1;
             self.skipped_in_a_row = 0;
+            if let Some(scale) = &mut self.loss_scale {
+                scale.updated();
+            }
             Outcome::Updated
         };
         if self.skipped_in_a_row >= MOST_SKIPPED {
@@ -276,7 +292,17 @@ impl Trainer {
 
     /// The gradient of the last step's `loss_sum` (divide by its `loss_count` for that of the loss).
     pub fn gradient(&self, name: &str) -> Result<HostTensor> {
-        self.engine.gradient(self.index(name)?)
+        let gradient = self.engine.gradient(self.index(name)?)?;
+        if self.applied_scale == 1.0 {
+            return Ok(gradient);
+        }
+        let values: Vec<f64> = gradient.to_f64().iter().map(|g| g / self.applied_scale).collect();
+        HostTensor::from_f64(gradient.dtype(), gradient.shape(), &values)
+    }
+
+    /// What gradients are multiplied by in the next step, where the graph computes in f16.
+    pub fn loss_scale(&self) -> Option<LossScale> {
+        self.loss_scale
     }
 
     /// Writes `model.safetensors` and `model.onnx` into `folder`, which must be there; returns the latter.
@@ -306,6 +332,9 @@ impl Trainer {
                 _ => &batch.u,
             };
             feeds.push((name.to_string(), value.clone()));
+        }
+        if self.loss_scale.is_some() {
+            feeds.push((LOSS_SCALE.into(), HostTensor::scalar(self.applied_scale as f32)));
         }
         for (name, dtype) in &self.extras {
             if let Some(value) = batch.extra(name, *dtype) {

@@ -43,6 +43,9 @@ pub fn draw(instance: &Instance, op: Op, attr: &Attr, children: &[Id], random: &
             }
             (_, "start" | "before" | "after") => random.int(0, 2),
             (Op::TopkValues | Op::TopkIndices, "k") => random.int(0, shape.iter().copied().min().unwrap_or(0)),
+            (_, "bits") => 8,
+            (Op::Dequantize, "k") => (shape[1] * shape[2] - random.int(0, 3)).max(0),
+            (Op::MatMulNBits, "k") => shape.last().copied().unwrap_or(0),
             (_, "rows") => random.int(1, 5),
             (_, "n") => random.int(0, 4),
             _ => random.int(0, 1),

@@ -59,6 +59,14 @@ pub fn draw(
             }
             tensor(float, mine)
         }
+        // Blocks as long as ONNX Runtime takes them.
+        (Op::Dequantize, 0, _) => tensor(DType::U8, vec![random.int(1, 3), random.int(1, 2), 32]),
+        (Op::Dequantize, _, Some(q)) => tensor(instance.float, q[..2].to_vec()),
+        (Op::MatMulNBits, 0, _) => tensor(float, [free(random, 1, 2), vec![random.int(1, 40)]].concat()),
+        (Op::MatMulNBits, 1, Some(x)) => {
+            tensor(DType::U8, vec![random.int(1, 3), (last(&x) as u64).div_ceil(32) as i64, 32])
+        }
+        (Op::MatMulNBits, _, Some(_)) => tensor(float, shape(1).map(|q| q[..2].to_vec()).unwrap_or_default()),
         (Op::Concat, _, Some(mut s)) if !s.is_empty() => {
             let axis = random.below(s.len());
             s[axis] = random.size();

@@ -1,0 +1,157 @@
+//! Weights in 8 or 4 bits: every block of a row shares one scale.
+//!
+//! `w ~ (code - 2^(bits - 1)) scale`, without a zero point of its own, as ONNX Runtime's `MatMulNBits` has
+//! it by default.  In 8 bits the scale is the largest magnitude over 127.  In 4 bits it is the element of
+//! largest magnitude over -8, so that all sixteen codes are used.
+
+use super::recipe::{decode, encode, rounded};
+use super::ty::DType;
+
+/// A matrix of weights as it lies in the source, and how it is cut.
+///
+/// The quantised matrix has one row an output and its blocks lie along the inputs: `rows` x `columns`, each
+/// row filled up to whole blocks with zeros.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocks {
+    /// Element type of the source.
+    pub from: DType,
+    pub rows: usize,
+    pub columns: usize,
+    /// The source holds `columns` x `rows`.
+    pub transposed: bool,
+    /// Elements that share a scale; even.
+    pub block: usize,
+    /// 8 or 4.
+    pub bits: u32,
+    /// Element type of the scales.
+    pub scales: DType,
+}
+
+impl Blocks {
+    /// Blocks a row.
+    pub fn per_row(&self) -> usize {
+        self.columns.div_ceil(self.block)
+    }
+
+    /// Bytes of the codes: two codes of 4 bits share one, the first in its low half.
+    pub fn code_bytes(&self) -> usize {
+        self.rows * self.per_row() * self.block * self.bits as usize / 8
+    }
+
+    /// Bytes of the scales.
+    pub fn scale_bytes(&self) -> usize {
+        self.rows * self.per_row() * self.scales.size()
+    }
+
+    /// The code that means 0.
+    fn zero(&self) -> f64 {
+        f64::from(1 << (self.bits - 1))
+    }
+
+    /// The scale of one block, as its type holds it.
+    fn scale(&self, block: &[f64]) -> f64 {
+        let largest = block.iter().copied().fold(0.0, |m: f64, x| if x.abs() > m.abs() { x } else { m });
+        let scale = if self.bits == 4 { largest / -self.zero() } else { largest.abs() / (self.zero() - 1.0) };
+        match self.scales {
+            DType::F32 => f64::from(scale as f32),
+            narrow => rounded(scale, narrow),
+        }
+    }
+
+    /// Every block in turn: its scale and its elements, the last of a row possibly shorter.
+    fn each(&self, source: &[u8], mut visit: impl FnMut(f64, &[f64])) {
+        let size = self.from.size();
+        // One row at a time is held in f64; the source is mapped.
+        for r in 0..self.rows {
+            let row: Vec<f64> = if self.transposed {
+                let at = |c: usize| source.get((c * self.rows + r) * size..).and_then(|s| s.get(..size));
+                (0..self.columns).filter_map(at).flat_map(|x| decode(self.from, x)).collect()
+            } else {
+                let start = r * self.columns * size;
+                decode(self.from, source.get(start..start + self.columns * size).unwrap_or_default()).collect()
+            };
+            row.chunks(self.block).for_each(|block| visit(self.scale(block), block));
+        }
+    }
+
+    /// The codes, `rows` x `per_row` x `block`.
+    pub fn codes(&self, source: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.code_bytes());
+        let (zero, most) = (self.zero(), 2.0 * self.zero() - 1.0);
+        let mut codes = Vec::with_capacity(self.block);
+        self.each(source, |scale, block| {
+            let code = |x: &f64| if scale == 0.0 { zero } else { (x / scale).round() + zero };
+            codes.clear();
+            codes.extend(block.iter().map(|x| code(x).clamp(0.0, most) as u8));
+            codes.resize(self.block, zero as u8);
+            match self.bits {
+                4 => out.extend(codes.chunks(2).map(|pair| pair[0] | pair[1] << 4)),
+                _ => out.extend_from_slice(&codes),
+            }
+        });
+        out
+    }
+
+    /// The scales, `rows` x `per_row`.
+    pub fn scales(&self, source: &[u8]) -> Vec<u8> {
+        let mut scales = Vec::with_capacity(self.rows * self.per_row());
+        self.each(source, |scale, _| scales.push(scale));
+        encode(self.scales, scales.into_iter())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn blocks(bits: u32, transposed: bool) -> Blocks {
+        Blocks { from: DType::F32, rows: 2, columns: 3, transposed, block: 2, bits, scales: DType::F32 }
+    }
+
+    fn bytes(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|x| x.to_le_bytes()).collect()
+    }
+
+    /// The weights that codes and scales mean.
+    fn meant(b: &Blocks, source: &[u8]) -> Vec<f64> {
+        let scales: Vec<f64> = decode(b.scales, &b.scales(source)).collect();
+        let codes = b.codes(source);
+        assert_eq!((codes.len(), scales.len() * b.scales.size()), (b.code_bytes(), b.scale_bytes()));
+        let codes: Vec<u8> = match b.bits {
+            4 => codes.iter().flat_map(|c| [c & 15, c >> 4]).collect(),
+            _ => codes,
+        };
+        let value = |k: usize| (f64::from(codes[k]) - b.zero()) * scales[k / b.block];
+        let width = b.per_row() * b.block;
+        (0..b.rows).flat_map(|r| (0..b.columns).map(move |c| r * width + c)).map(value).collect()
+    }
+
+    #[test]
+    fn four_bits_hold_the_largest_element_and_multiples_of_an_eighth_of_it() {
+        let w = [-8.0, 7.0, 0.5, 4.0, 1.0, 0.0];
+        assert_eq!(meant(&blocks(4, false), &bytes(&w)), [-8.0, 7.0, 0.5, 4.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn eight_bits_are_within_half_a_step() {
+        let w = [0.3f32, -1.0, 0.7, 1e-3, 2.0, -0.1];
+        for (got, want) in meant(&blocks(8, false), &bytes(&w)).iter().zip(w) {
+            assert!((got - f64::from(want)).abs() <= 2.0 / 127.0 / 2.0 + 1e-7, "{got} {want}");
+        }
+    }
+
+    #[test]
+    fn a_transposed_source_gives_the_same_codes() {
+        let (w, t) = ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+        for bits in [4, 8] {
+            let (plain, turned) = (blocks(bits, false), blocks(bits, true));
+            assert_eq!(plain.codes(&bytes(&w)), turned.codes(&bytes(&t)));
+            assert_eq!(plain.scales(&bytes(&w)), turned.scales(&bytes(&t)));
+        }
+    }
+
+    #[test]
+    fn zeros_stay_zeros() {
+        assert_eq!(meant(&blocks(4, false), &bytes(&[0.0; 6])), [0.0; 6]);
+    }
+}

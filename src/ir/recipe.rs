@@ -1,0 +1,94 @@
+//! Data that is computed from other data: the first values of trained weights in f32, quantised weights.
+//!
+//! A recipe is a function from bytes to bytes.  Whoever reads the data applies it; until then only the
+//! source's bytes exist, on disk.
+
+use super::blocks::Blocks;
+use super::ty::DType;
+use half::{bf16, f16};
+
+/// How bytes are made from those of another tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recipe {
+    /// Every element in another floating-point type.
+    Cast { from: DType, to: DType },
+    /// The codes of a quantised matrix.
+    Codes(Blocks),
+    /// Its scales.
+    Scales(Blocks),
+}
+
+impl Recipe {
+    /// The number of bytes that `source` bytes become.
+    pub fn len(&self, source: u64) -> u64 {
+        match self {
+            Recipe::Cast { from, to } => source / from.size().max(1) as u64 * to.size() as u64,
+            Recipe::Codes(blocks) => blocks.code_bytes() as u64,
+            Recipe::Scales(blocks) => blocks.scale_bytes() as u64,
+        }
+    }
+
+    /// The bytes made from `source`, both little-endian and dense.
+    pub fn apply(&self, source: &[u8]) -> Vec<u8> {
+        match self {
+            Recipe::Cast { from, to } => encode(*to, decode(*from, source)),
+            Recipe::Codes(blocks) => blocks.codes(source),
+            Recipe::Scales(blocks) => blocks.scales(source),
+        }
+    }
+}
+
+/// Floating-point elements; other types give none.
+pub(super) fn decode(dtype: DType, bytes: &[u8]) -> Box<dyn Iterator<Item = f64> + '_> {
+    fn each<const N: usize>(bytes: &[u8], read: fn([u8; N]) -> f64) -> impl Iterator<Item = f64> {
+        bytes.as_chunks::<N>().0.iter().map(move |b| read(*b))
+    }
+    match dtype {
+        DType::F64 => Box::new(each(bytes, f64::from_le_bytes)),
+        DType::F32 => Box::new(each(bytes, |b| f32::from_le_bytes(b).into())),
+        DType::F16 => Box::new(each(bytes, |b| f16::from_le_bytes(b).into())),
+        DType::BF16 => Box::new(each(bytes, |b| bf16::from_le_bytes(b).into())),
+        _ => Box::new(std::iter::empty()),
+    }
+}
+
+pub(super) fn encode(dtype: DType, values: impl Iterator<Item = f64>) -> Vec<u8> {
+    match dtype {
+        DType::F64 => values.flat_map(f64::to_le_bytes).collect(),
+        DType::F32 => values.flat_map(|x| (x as f32).to_le_bytes()).collect(),
+        DType::F16 => values.flat_map(|x| f16::from_f64(x).to_le_bytes()).collect(),
+        DType::BF16 => values.flat_map(|x| bf16::from_f64(x).to_le_bytes()).collect(),
+        _ => vec![],
+    }
+}
+
+/// `x` rounded to a type of 16 bits; other types keep it.
+pub fn rounded(x: f64, dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => f16::from_f64(x).into(),
+        DType::BF16 => bf16::from_f64(x).into(),
+        _ => x,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn narrow_elements_become_wide_ones() {
+        let recipe = Recipe::Cast { from: DType::BF16, to: DType::F32 };
+        let source: Vec<u8> = [1.5, -2.0].iter().flat_map(|x| bf16::from_f64(*x).to_le_bytes()).collect();
+        let made = recipe.apply(&source);
+        assert_eq!(made, [1.5f32.to_le_bytes(), (-2f32).to_le_bytes()].concat());
+        assert_eq!(recipe.len(source.len() as u64), made.len() as u64);
+    }
+
+    #[test]
+    fn rounding_is_to_nearest_even() {
+        assert_eq!(rounded(1.0 + 1.0 / 256.0, DType::BF16), 1.0);
+        assert_eq!(rounded(1.0 + 3.0 / 256.0, DType::BF16), 1.0 + 4.0 / 256.0);
+        assert_eq!(rounded(1e6, DType::F16), f64::INFINITY);
+        assert_eq!(rounded(0.1, DType::F32), 0.1);
+    }
+}

@@ -1,0 +1,251 @@
+//! The precision stage: the element type in which each value of the model is computed.
+//!
+//! Weights that are trained are f32, whatever the source holds: an update of one part in 10^5 would be
+//! lost in 16 bits.  Frozen ones keep the source's type.  Hidden states, contractions and what lies
+//! between them take the compute type; so, through the gradient rows, do their cotangents, and `cast`'s
+//! own row brings a weight's gradient back to f32.
+//!
+//! Islands stay in f32:
+//! - what depends on no weight: rotary angles and tables, masks, positions;
+//! - operators that sum, divide or compare beyond what 16 bits hold (`WIDE`), and squares;
+//! - where the source itself is narrow and says f32, that;
+//! - inside composites (norms, attention's softmax): `rules/lower.egg` has a form of theirs for narrow
+//!   operands;
+//! - the objective, which takes logits in f32.
+//!
+//! An embedding is looked up before it is converted: rows of a batch are fewer than those of a table.
+
+use crate::error::{Error, Result};
+use crate::ir::{Builder, DType, Data, Graph, Id, LeafId, LeafKind, Lit, Node, Op, Recipe};
+use crate::rules::Target;
+use rustc_hash::FxHashMap;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The type that values are computed in, as a flag.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub enum Compute {
+    /// What the target is best at: f32 on a CPU.
+    #[default]
+    Auto,
+    F32,
+    /// With dynamic loss scaling.
+    F16,
+    Bf16,
+}
+
+impl Compute {
+    /// The type for a target, and what the user should know where it is not the one asked for.
+    pub fn resolve(self, target: Target) -> (DType, Option<String>) {
+        match self {
+            Compute::Auto | Compute::F32 => (DType::F32, None),
+            Compute::F16 => (DType::F16, None),
+            Compute::Bf16 => {
+                let why = "ONNX Runtime has no bf16 kernels (MatMul among them) for the CPU";
+                let note = format!("--compute bf16 with --target {}: {why}; computing in f32", name(target));
+                (DType::F32, Some(note))
+            }
+        }
+    }
+}
+
+fn name(target: Target) -> &'static str {
+    match target {
+        Target::Cpu => "cpu",
+        Target::Portable => "portable",
+    }
+}
+
+/// Operators that are computed in f32 whatever the compute type: they sum many elements, or have values
+/// or slopes beyond the range of 16 bits.
+const WIDE: [Op; 14] = [
+    Op::Softmax,
+    Op::Sum,
+    Op::Mean,
+    Op::CumSum,
+    Op::Exp,
+    Op::Log,
+    Op::Pow,
+    Op::Sqrt,
+    Op::Rsqrt,
+    Op::Reciprocal,
+    Op::Div,
+    Op::Sin,
+    Op::Cos,
+    Op::Softplus,
+];
+
+/// Operators that pick elements: their result has the type of what they pick from.
+const PICKS: [Op; 2] = [Op::Gather, Op::GatherElements];
+
+/// The lifted model with every value in its type; `trained` become f32 leaves.
+///
+/// A model in f32 that is computed in f32 comes back as it is.
+///
+/// # Errors
+/// `Internal` where a value cannot be converted, a mistake of this stage.
+pub fn apply(model: &Graph, trained: &[LeafId], compute: DType) -> Result<Graph> {
+    let internal = |m: String| Error::internal("precision", m);
+    let live = model.live();
+    let narrow = |id: &Id| model.tensor_type(*id).is_some_and(|t| is_narrow(t.dtype));
+    if compute == DType::F32 && !live.iter().any(narrow) {
+        return Ok(model.clone());
+    }
+    let mut graph = Graph::with_leaves_of(model);
+    for leaf in trained {
+        master(&mut graph, *leaf);
+    }
+    let policy = Policy::new(model, &live, compute);
+    let mut new: FxHashMap<Id, Id> = FxHashMap::default();
+    for &id in &live {
+        let value = match model.node(id) {
+            Node::Op(op, children) => {
+                let children: Vec<Id> = children.iter().map(|c| new[c]).collect();
+                policy.node(&mut graph, id, *op, children).map_err(internal)?
+            }
+            other => graph.insert(other.clone()).map_err(internal)?,
+        };
+        if let Some(origin) = model.origin.get(&id) {
+            graph.origin.entry(value).or_insert_with(|| origin.clone());
+        }
+        new.insert(id, value);
+    }
+    graph.outputs = model.outputs.iter().map(|(name, id)| (name.clone(), new[id])).collect();
+    Ok(graph)
+}
+
+/// Whether a type has 16 bits.
+pub fn is_narrow(dtype: DType) -> bool {
+    matches!(dtype, DType::F16 | DType::BF16)
+}
+
+/// The input that the reverse sweep's seed is multiplied by in f16, whose least number is 6e-8: f32 [], fed
+/// by the runner, which divides the gradients by it again.
+pub const LOSS_SCALE: &str = "loss_scale";
+
+/// `loss` times the new input [`LOSS_SCALE`].
+///
+/// # Errors
+/// `Internal` where `loss` is no scalar of f32.
+pub fn scaled(graph: &mut Graph, loss: Id) -> Result<Id> {
+    let scale = graph.input(LOSS_SCALE, DType::F32, &[]);
+    let one: Arc<[u8]> = 1f32.to_le_bytes().into();
+    if let Some(leaf) = graph.leaves.last_mut() {
+        leaf.data = Some(Data::Inline(one));
+    }
+    graph.op(Op::Mul, &[loss, scale]).map_err(|m| Error::internal("precision", m))
+}
+
+/// Makes a weight of 16 bits one of f32, its first value converted.
+fn master(graph: &mut Graph, leaf: LeafId) {
+    let leaf = &mut graph.leaves[leaf.0 as usize];
+    let from = leaf.ty.dtype;
+    if !is_narrow(from) {
+        return;
+    }
+    leaf.ty.dtype = DType::F32;
+    let recipe = Recipe::Cast { from, to: DType::F32 };
+    leaf.data = leaf.data.take().map(|data| Data::Derived { from: Arc::new(data), recipe });
+}
+
+/// What decides a value's type.
+struct Policy<'a> {
+    model: &'a Graph,
+    compute: DType,
+    /// Most weights of the source have 16 bits: its f32 values are meant to be f32.
+    source_is_narrow: bool,
+    /// By node: whether a weight goes into it.
+    weighted: Vec<bool>,
+}
+
+impl<'a> Policy<'a> {
+    fn new(model: &'a Graph, live: &[Id], compute: DType) -> Self {
+        let mut weighted = vec![false; model.len()];
+        let mut sizes: BTreeMap<DType, u64> = BTreeMap::new();
+        for &id in live {
+            weighted[usize::from(id)] = match model.node(id) {
+                Node::Leaf(l) => {
+                    let leaf = model.leaf(*l);
+                    let is_weight = leaf.kind == LeafKind::Param && leaf.ty.dtype.is_float();
+                    if is_weight {
+                        let elements = leaf.ty.shape.iter().filter_map(|d| d.known()).product::<i64>();
+                        *sizes.entry(leaf.ty.dtype).or_default() += elements.unsigned_abs();
+                    }
+                    is_weight
+                }
+                node => node.children().iter().any(|c| weighted[usize::from(*c)]),
+            };
+        }
+        let main = sizes.into_iter().max_by_key(|(_, n)| *n).map(|(t, _)| t);
+        Policy { model, compute, source_is_narrow: main.is_some_and(is_narrow), weighted }
+    }
+
+    /// The node over new children, each brought to the type that the operator computes in.
+    fn node(&self, graph: &mut Graph, id: Id, op: Op, mut children: Vec<Id>) -> std::result::Result<Id, String> {
+        let Some(old) = self.model.tensor_type(id).map(|t| t.dtype) else { return graph.op(op, &children) };
+        let operands = op.operands(children.len());
+        let float = |g: &Graph, c: Id| g.tensor_type(c).map(|t| t.dtype).filter(|t| t.is_float());
+        if !old.is_float() {
+            // Comparisons and conversions to integers: in the widest type of their operands, at least f32.
+            let types: Vec<DType> = children[..operands].iter().filter_map(|c| float(graph, *c)).collect();
+            let to = if types.contains(&DType::F64) { DType::F64 } else { DType::F32 };
+            for c in &mut children[..operands] {
+                *c = convert(graph, *c, to)?;
+            }
+            return graph.op(op, &children);
+        }
+        let to = match op {
+            _ if old == DType::F64 => DType::F64,
+            _ if PICKS.contains(&op) => return graph.op(op, &children),
+            _ if !self.weighted[usize::from(id)] => DType::F32,
+            _ if self.source_is_narrow && old == DType::F32 => DType::F32,
+            Op::Mul if children[0] == children[1] => DType::F32,
+            _ if WIDE.contains(&op) => DType::F32,
+            _ => self.compute,
+        };
+        match op {
+            Op::Cast => return cast(graph, children[0], to),
+            Op::Full => {
+                children[1] = graph.lit(Lit::DType(to))?;
+                return graph.op(op, &children);
+            }
+            _ => {}
+        }
+        for c in &mut children[..operands] {
+            *c = convert(graph, *c, to)?;
+        }
+        graph.op(op, &children)
+    }
+}
+
+/// A floating-point value in type `to`; others are left alone.
+fn convert(graph: &mut Graph, id: Id, to: DType) -> std::result::Result<Id, String> {
+    match graph.tensor_type(id).map(|t| t.dtype) {
+        Some(t) if t.is_float() && t != to => cast(graph, id, to),
+        _ => Ok(id),
+    }
+}
+
+fn cast(graph: &mut Graph, id: Id, to: DType) -> std::result::Result<Id, String> {
+    if graph.tensor_type(id).is_some_and(|t| t.dtype == to) {
+        return Ok(id);
+    }
+    let dtype = graph.lit(Lit::DType(to))?;
+    match graph.node(id).clone() {
+        Node::Op(Op::Full, children) => graph.op(Op::Full, &[children[0], dtype, children[2]]),
+        _ => graph.op(Op::Cast, &[id, dtype]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bf16_needs_kernels() {
+        let (dtype, note) = Compute::Bf16.resolve(Target::Cpu);
+        assert_eq!(dtype, DType::F32);
+        assert!(note.is_some_and(|n| n.contains("no bf16 kernels")));
+        assert_eq!(Compute::F16.resolve(Target::Portable), (DType::F16, None));
+    }
+}
