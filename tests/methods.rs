@@ -277,7 +277,7 @@ fn expectations() {
     let library = weftc::rules::parse::library().unwrap();
     let bytes = weftc::onnx::write::plain(&graph, &library.lower).unwrap();
     let mut session = weftc::runtime::Session::from_bytes(&bytes, &weftc::runtime::Options::default()).unwrap();
-    let mut random = weftc::eval::rng::SplitMix64::new(7);
+    let mut random = weftc::rng::SplitMix64::new(7);
     let mut unit = || random.below(1 << 24) as f32 / (1 << 24) as f32;
     let (rows, columns) = (ROWS as i64, COLUMNS as i64);
     // Every row has the same beta: 0.5, 1 and 2 times their mean, in turns.
