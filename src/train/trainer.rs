@@ -100,7 +100,11 @@ impl Trainer {
     /// Opens `train_onnx` on the reference interpreter: in f64, and several times slower.
     pub fn load_interpreted(train_onnx: &Path, setup: Setup) -> Result<Self> {
         let file = TrainFile::read(train_onnx, setup.folder.as_deref())?;
-        Self::with(file, setup.adamw, |file, trainable| Ok(Box::new(Interpreter::new(file, trainable)?)))
+        let interpreted = |file: &TrainFile, trainable: &[Port]| -> Result<Box<dyn Engine>> {
+            Ok(Box::new(Interpreter::new(file, trainable)?))
+        };
+        // In f64 nothing under- or overflows: the scale keeps its default, 1.
+        Ok(Trainer { loss_scale: None, ..Self::with(file, setup.adamw, interpreted)? })
     }
 
     /// Checks the contract of train.onnx and opens it on an engine.

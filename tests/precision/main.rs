@@ -233,6 +233,21 @@ fn gradients_in_bf16_are_those_in_f32() {
     }
 }
 
+/// The interpreter reads the file back and needs no scale.
+#[test]
+fn the_interpreter_agrees_with_a_step_in_f16() {
+    let folder = tempfile::tempdir().unwrap();
+    let train = folder.path().join("train.onnx");
+    let options = Options { mask_id: Some(3), compute: Compute::F16, ..Options::new(model("sudoku")) };
+    compile(&options).unwrap().write(&train).unwrap();
+    let mut exact = Trainer::load_interpreted(&train, Setup::default()).unwrap();
+    let mut ours = Trainer::load(&train, Setup::default()).unwrap();
+    let draws = Draws::new(exact.manifest().vocab_size);
+    let (exact, ours) = (draws.step(&mut exact), draws.step(&mut ours));
+    assert!((exact.loss - ours.loss).abs() < 1e-2 * exact.loss, "{} {}", exact.loss, ours.loss);
+    assert!((exact.grad_norm - ours.grad_norm).abs() < 1e-2 * exact.grad_norm);
+}
+
 /// An overflow halves the scale and leaves everything else as it was; it is no divergence.
 #[test]
 fn an_overflow_halves_the_loss_scale() {
