@@ -4,6 +4,7 @@ mod tools;
 
 use crate::compile::{self, Compiled, Options, Stage, Trainable};
 use crate::error::Result;
+use crate::manifest::Probe;
 use crate::onnx::write;
 use crate::precision::Compute;
 use crate::quantize::Quantization;
@@ -11,6 +12,7 @@ use crate::rules::Target;
 use crate::runtime::doctor;
 use crate::train::{self, RunArgs};
 use clap::{Args, Parser, Subcommand};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -52,8 +54,10 @@ struct CompileArgs {
     /// Where to write the training graph
     #[arg(short, long, default_value = "train.onnx")]
     output: PathBuf,
-    /// Training method: weft masks every token with a probability t_i from its predictive entropy and
-    /// weights its cross-entropy by 1/t_i (arXiv 2509.20863)
+    /// Training method.  weft: every token is masked with a probability t_i from its predictive entropy and
+    /// weighted by 1/t_i (arXiv 2509.20863); sft: LLaDA's, one t for a sequence; weft-nll: the token's own
+    /// surprise instead of entropy; sw: sft with losses weighted by beta (the paper gives no formula for it);
+    /// cart: Dream's context-adaptive weights; papl: arXiv 2509.23405; or a method of --rules
     #[arg(long, default_value = "weft")]
     method: String,
     /// Id of the mask token (LLaDA 126336, Dream 151666)
@@ -63,25 +67,15 @@ struct CompileArgs {
     /// applied in the entropy pass and in the loss
     #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     logits_shift: i64,
-    /// Least masking time: t is drawn from U(0,1), then t <- (1 - eps) t + eps
-    #[arg(long, default_value_t = 1e-3)]
-    t_eps: f64,
-    /// Least masking probability of a token; bounds the weight 1/t_i
-    #[arg(long, default_value_t = 1e-3)]
-    t_floor: f64,
-    /// beta from the entropy H: sqrt (the paper's), linear (raw H, the unstable ablation), log1p, or pow:P
-    #[arg(long, default_value = "sqrt")]
-    entropy_transform: String,
-    /// beta_ref is the mean of beta over one answer (sequence) or over the micro-batch (batch)
-    #[arg(long, default_value = "sequence")]
-    beta_scope: String,
-    /// Denominator of the loss: sequence (mean over each answer, then over sequences; unbiased), token
-    /// (all answer tokens), masked (masked tokens only, as in the paper's listing; biased)
-    #[arg(long, default_value = "sequence")]
-    loss_norm: String,
-    /// Power a of the weight t_i^-a; 1 keeps the loss unbiased
-    #[arg(long, default_value_t = 1.0)]
-    weight_power: f64,
+    #[command(flatten)]
+    settings: Settings,
+    /// An option of the method's file
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    set: Vec<(String, String)>,
+    /// When the entropy pass runs: every-step, every:K (once a sample in K epochs), reference (once a sample, with
+    /// the weights that training starts from)
+    #[arg(long, default_value = "every-step", value_parser = str::parse::<Probe>)]
+    probe: Probe,
     /// Which weights are trained
     #[arg(long, value_enum, default_value_t)]
     trainable: Trainable,
@@ -112,6 +106,65 @@ struct CompileArgs {
     quiet: bool,
 }
 
+/// Options that the built-in methods have in common; a method's file has the defaults.
+#[derive(Args)]
+struct Settings {
+    /// Least masking time: t is drawn from U(0,1), then t <- (1 - eps) t + eps [default: 1e-3]
+    #[arg(long, allow_negative_numbers = true)]
+    t_eps: Option<f64>,
+    /// Least masking probability of a token; bounds the weight 1/t_i [default: 1e-3]
+    #[arg(long, allow_negative_numbers = true)]
+    t_floor: Option<f64>,
+    /// beta from the entropy H: sqrt (the paper's), linear (raw H, the unstable ablation), log1p, or pow:P
+    /// [default: sqrt]
+    #[arg(long)]
+    entropy_transform: Option<String>,
+    /// beta_ref is the mean of beta over one answer (sequence) or over the micro-batch (batch) [default: sequence]
+    #[arg(long)]
+    beta_scope: Option<String>,
+    /// Denominator of the loss: sequence (mean over each answer, then over sequences; unbiased), token (all answer
+    /// tokens), masked (masked tokens only, as in the paper's listing; biased) [default: sequence; cart and papl:
+    /// masked]
+    #[arg(long)]
+    loss_norm: Option<String>,
+    /// Power a of the weight t_i^-a; 1 keeps the loss unbiased [default: 1]
+    #[arg(long, allow_negative_numbers = true)]
+    weight_power: Option<f64>,
+    /// cart: p of the geometric weights [default: 0.1]
+    #[arg(long, allow_negative_numbers = true)]
+    cart_p: Option<f64>,
+    /// papl: strength of the planner's weights [default: 1]
+    #[arg(long, allow_negative_numbers = true)]
+    papl_alpha: Option<f64>,
+    /// papl: temperature of the planner [default: 1]
+    #[arg(long, allow_negative_numbers = true)]
+    papl_tau: Option<f64>,
+}
+
+impl Settings {
+    /// What was given, by the option's name.
+    fn given(&self) -> BTreeMap<String, String> {
+        let number = |x: Option<f64>| x.map(|x| x.to_string());
+        let all = [
+            ("t_eps", number(self.t_eps)),
+            ("t_floor", number(self.t_floor)),
+            ("entropy_transform", self.entropy_transform.clone()),
+            ("beta_scope", self.beta_scope.clone()),
+            ("loss_norm", self.loss_norm.clone()),
+            ("weight_power", number(self.weight_power)),
+            ("cart_p", number(self.cart_p)),
+            ("papl_alpha", number(self.papl_alpha)),
+            ("papl_tau", number(self.papl_tau)),
+        ];
+        all.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?))).collect()
+    }
+}
+
+fn pair(text: &str) -> std::result::Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("an option is set as NAME=VALUE")?;
+    Ok((name.trim().into(), value.trim().into()))
+}
+
 impl CompileArgs {
     fn options(&self) -> Options {
         Options {
@@ -119,12 +172,9 @@ impl CompileArgs {
             method: self.method.clone(),
             mask_id: self.mask_id,
             logits_shift: self.logits_shift,
-            t_eps: self.t_eps,
-            t_floor: self.t_floor,
-            entropy_transform: self.entropy_transform.clone(),
-            beta_scope: self.beta_scope.clone(),
-            loss_norm: self.loss_norm.clone(),
-            weight_power: self.weight_power,
+            settings: self.settings.given(),
+            set: self.set.iter().cloned().collect(),
+            probe: self.probe,
             trainable: self.trainable,
             target: self.target,
             compute: self.compute,
@@ -182,11 +232,11 @@ pub fn report(compiled: &Compiled) -> String {
     for s in &compiled.stages {
         let _ = writeln!(out, "{:<14} {:>6} nodes {:>9.1} ms", s.stage.name(), s.nodes, s.seconds * 1e3);
     }
-    for line in &compiled.notes {
-        let _ = writeln!(out, "note: {line}");
-    }
     for line in &compiled.manifest.mended {
         let _ = writeln!(out, "mended: {line}");
+    }
+    for line in &compiled.notes {
+        let _ = writeln!(out, "note: {line}");
     }
     let fired: Vec<String> = compiled.manifest.rules_fired.iter().map(|(r, n)| format!("{r} {n}")).collect();
     let _ = writeln!(out, "rules fired: {}", fired.join(", "));

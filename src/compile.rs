@@ -8,7 +8,8 @@ mod stages;
 use crate::atomic;
 use crate::error::{Error, Problem, Result};
 use crate::ir::{DType, Graph, Id, LeafId, LeafKind, text};
-use crate::manifest::{self, Input, Manifest, Method, Parameter, Role};
+use crate::manifest::{self, Input, Manifest, Method, Parameter, Probe, Role};
+use crate::method;
 use crate::objective::{self, Ports};
 use crate::onnx::write::{Parts, encode};
 use crate::onnx::{Source, read};
@@ -41,12 +42,12 @@ pub struct Options {
     /// The token that stands for "masked"; there is no safe default.
     pub mask_id: Option<i64>,
     pub logits_shift: i64,
-    pub t_eps: f64,
-    pub t_floor: f64,
-    pub entropy_transform: String,
-    pub beta_scope: String,
-    pub loss_norm: String,
-    pub weight_power: f64,
+    /// Values of the method's options by name (`t_floor`, `loss_norm`), from flags that any method may ignore.
+    pub settings: BTreeMap<String, String>,
+    /// The same, where the method must have them.
+    pub set: BTreeMap<String, String>,
+    /// When the entropy pass runs.
+    pub probe: Probe,
     pub trainable: Trainable,
     pub target: Target,
     /// The type that values are computed in.
@@ -69,12 +70,9 @@ impl Options {
             method: "weft".into(),
             mask_id: None,
             logits_shift: 0,
-            t_eps: 1e-3,
-            t_floor: 1e-3,
-            entropy_transform: "sqrt".into(),
-            beta_scope: "sequence".into(),
-            loss_norm: "sequence".into(),
-            weight_power: 1.0,
+            settings: BTreeMap::new(),
+            set: BTreeMap::new(),
+            probe: Probe::EveryStep,
             trainable: Trainable::Full,
             target: Target::Cpu,
             compute: Compute::Auto,
@@ -84,6 +82,14 @@ impl Options {
             rules: None,
             trust_rules: false,
         }
+    }
+}
+
+impl Options {
+    /// The same with the option `name` of the method set.
+    pub fn with(mut self, name: &str, value: impl ToString) -> Self {
+        self.settings.insert(name.into(), value.to_string());
+        self
     }
 }
 
@@ -224,13 +230,21 @@ struct Pipeline<'a> {
     library: Library,
     fired: BTreeMap<String, usize>,
     stages: Vec<StageReport>,
+    notes: Vec<String>,
     started: Instant,
 }
 
 impl<'a> Pipeline<'a> {
     fn new(options: &'a Options) -> Result<Self> {
         let library = library_with(options.rules.as_deref(), options.trust_rules)?;
-        Ok(Pipeline { options, library, fired: BTreeMap::new(), stages: vec![], started: Instant::now() })
+        Ok(Pipeline {
+            options,
+            library,
+            fired: BTreeMap::new(),
+            stages: vec![],
+            notes: vec![],
+            started: Instant::now(),
+        })
     }
 
     fn run(&mut self, on_stage: &mut dyn FnMut(Stage, &Graph)) -> Result<Compiled> {
@@ -246,19 +260,19 @@ impl<'a> Pipeline<'a> {
             self.options.token_input.as_deref(),
             self.options.logits_output.as_deref(),
         )?;
-        let method = method(self.options, &self.library, &ports)?;
+        let method = method(self.options, &self.library, &ports, &mut self.notes)?;
 
         let lifted = self.lift(&source.graph, &ports)?;
         self.done(Stage::Lift, &lifted, on_stage);
 
         let trainable = choose(&lifted, self.options.trainable);
         let (compute, note) = self.options.compute.resolve(self.options.target);
-        let mut notes: Vec<String> = note.into_iter().collect();
+        self.notes.extend(note);
         let mut typed = precision::apply(&lifted, &trainable, compute)?;
         let mut quantized = Quantized::default();
         if let Some(how) = self.options.quantize {
             (typed, quantized) = quantize::apply(&typed, &trainable, how, compute)?;
-            notes.push(quantized.line(how));
+            self.notes.push(quantized.line(how));
         }
         self.done(Stage::Precision, &typed, on_stage);
 
@@ -287,7 +301,7 @@ impl<'a> Pipeline<'a> {
             trainable,
             manifest,
             stages: std::mem::take(&mut self.stages),
-            notes,
+            notes: std::mem::take(&mut self.notes),
             source: self.options.model.clone(),
             lower_rules: self.library.lower.clone(),
         })
@@ -402,11 +416,13 @@ fn choose(model: &Graph, trainable: Trainable) -> Vec<LeafId> {
     leaves
 }
 
-/// The method with its hyper-parameters, or everything that is wrong with them.
-fn method(options: &Options, library: &Library, ports: &Ports) -> Result<Method> {
+/// The method with its hyper-parameters, or everything that is wrong with them; notes say which settings it
+/// does not have.
+fn method(options: &Options, library: &Library, ports: &Ports, notes: &mut Vec<String>) -> Result<Method> {
     let mut problems = Vec::new();
     let vocab = ports.vocab_size;
-    if !library.methods.contains_key(&options.method) {
+    let definition = library.methods.get(&options.method);
+    if definition.is_none() {
         let known: Vec<&str> = library.methods.keys().map(String::as_str).collect();
         problems.push(
             Problem::new("--method", format!("`{}` is not a method", options.method))
@@ -423,37 +439,40 @@ fn method(options: &Options, library: &Library, ports: &Ports) -> Result<Method>
         ),
         Some(_) => {}
     }
-    let mut one_of = |flag: &str, value: &str, known: &[&str]| {
-        if !known.contains(&value) {
-            problems.push(Problem::new(flag, format!("`{value}` is not one of {}", known.join(", "))));
-        }
-    };
-    one_of("--beta-scope", &options.beta_scope, &["sequence", "batch"]);
-    one_of("--loss-norm", &options.loss_norm, &["sequence", "token", "masked"]);
-    one_of("--logits-shift", &options.logits_shift.to_string(), &["0", "1"]);
-    for (flag, value, below) in [("--t-eps", options.t_eps, 1.0), ("--t-floor", options.t_floor, 1.0)] {
-        if !(0.0..below).contains(&value) {
-            problems.push(Problem::new(flag, format!("{value} is not in [0, 1)")));
+    if !(0..=1).contains(&options.logits_shift) {
+        problems.push(Problem::new("--logits-shift", format!("`{}` is not one of 0, 1", options.logits_shift)));
+    }
+    let definition = definition.map(Vec::as_slice).unwrap_or_default();
+    let given: BTreeMap<String, String> =
+        options.settings.iter().chain(&options.set).map(|(n, v)| (n.clone(), v.clone())).collect();
+    let (values, unknown) = method::resolve(definition, &given, &mut problems);
+    let name = &options.method;
+    for option in unknown {
+        if options.set.contains_key(&option) {
+            let all = method::options(definition);
+            let list: Vec<String> = all.iter().map(|(name, default)| format!("{name}={default}")).collect();
+            problems.push(
+                Problem::new("--set", format!("the method {name} has no option `{option}`"))
+                    .help(format!("its options and their defaults: {}", list.join(", "))),
+            );
+        } else {
+            notes.push(format!("--{} has no effect on the method {name}", option.replace('_', "-")));
         }
     }
-    if !options.weight_power.is_finite() {
-        problems.push(Problem::new("--weight-power", "must be a finite number"));
-    }
-    if let Err(Error::Usage { problems: more }) = objective::split_transform(&options.entropy_transform) {
-        problems.extend(more);
+    if options.probe != Probe::EveryStep && !definition.is_empty() && !method::has_probe(definition) {
+        problems.push(
+            Problem::new("--probe", format!("the method {name} has no entropy pass that could be cached"))
+                .help("leave the flag out, or choose weft, weft-nll or sw"),
+        );
     }
     if !problems.is_empty() {
         return Err(Error::Usage { problems });
     }
     Ok(Method {
-        name: options.method.clone(),
+        name: name.clone(),
         mask_id: options.mask_id.unwrap_or_default(),
         logits_shift: options.logits_shift,
-        t_eps: options.t_eps,
-        t_floor: options.t_floor,
-        entropy_transform: options.entropy_transform.clone(),
-        beta_scope: options.beta_scope.clone(),
-        loss_norm: options.loss_norm.clone(),
-        weight_power: options.weight_power,
+        probe: options.probe,
+        options: values,
     })
 }

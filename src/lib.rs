@@ -15,7 +15,7 @@
 //! | lift | idioms become composites (`rms_norm`, `rope`, `attention`) | `rules/lift.egg`, `rules/simplify.egg` |
 //! | precision | values take the compute type, with f32 islands | [`precision`] |
 //! | | frozen matrices become codes of 8 or 4 bits | [`quantize`] |
-//! | objective | the method's definition unfolds | `rules/methods/*.egg`, [`objective`] |
+//! | objective | the method's definition unfolds | `rules/methods/*.egg`, [`method`], [`objective`] |
 //! | differentiate | one reverse sweep over a table of rows | `rules/grad.egg`, [`autodiff`] |
 //! | optimise | directed algebra over forward and backward together | `rules/simplify.egg`, [`rewrite`] |
 //! | lower | composites become ONNX operators and `ai.weft` functions | `rules/lower.egg`, `rules/fuse.egg`, [`lower`] |
@@ -69,6 +69,7 @@ pub mod ir;
 pub mod kernels;
 pub mod lower;
 pub mod manifest;
+pub mod method;
 pub mod objective;
 pub mod onnx;
 pub mod precision;

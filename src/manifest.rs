@@ -8,8 +8,11 @@ use std::collections::BTreeMap;
 /// The key of the manifest in the model's `metadata_props`.
 pub const KEY: &str = "weft.manifest";
 
+/// The output that computes the input `beta`, where the entropy pass is not part of the step.
+pub const PROBE: &str = "probe/beta";
+
 /// The version of this format; a reader refuses what is newer.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -51,15 +54,74 @@ pub struct Method {
     pub name: String,
     pub mask_id: i64,
     pub logits_shift: i64,
-    pub t_eps: f64,
-    pub t_floor: f64,
-    /// `sqrt`, `linear`, `log1p` or `pow:P`.
-    pub entropy_transform: String,
-    /// `sequence` or `batch`.
-    pub beta_scope: String,
-    /// `sequence`, `token` or `masked`.
-    pub loss_norm: String,
-    pub weight_power: f64,
+    /// When the entropy pass runs.
+    #[serde(default)]
+    pub probe: Probe,
+    /// The options of the method's file with their values.
+    pub options: BTreeMap<String, Setting>,
+}
+
+/// The value of a hyper-parameter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Setting {
+    Number(f64),
+    Word(String),
+}
+
+/// When the entropy pass runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum Probe {
+    /// In every step, as the paper does.
+    #[default]
+    EveryStep,
+    /// Once for each sample in every K epochs, with the weights of that moment.
+    Every(u32),
+    /// Once for each sample, with the weights that training starts from.
+    Reference,
+}
+
+impl Probe {
+    /// Which epochs share what was computed; `None` where nothing is cached.
+    pub fn generation(self, epoch: u32) -> Option<u32> {
+        match self {
+            Probe::EveryStep => None,
+            Probe::Every(k) => Some(epoch / k.max(1)),
+            Probe::Reference => Some(0),
+        }
+    }
+}
+
+impl std::str::FromStr for Probe {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.strip_prefix("every:").map(str::parse::<u32>)) {
+            ("every-step", _) => Ok(Probe::EveryStep),
+            ("reference", _) => Ok(Probe::Reference),
+            (_, Some(Ok(k))) if k > 0 => Ok(Probe::Every(k)),
+            _ => Err(format!("`{text}` is none of every-step, every:K (epochs, K >= 1) and reference")),
+        }
+    }
+}
+
+impl TryFrom<String> for Probe {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Probe> for String {
+    fn from(probe: Probe) -> String {
+        match probe {
+            Probe::EveryStep => "every-step".into(),
+            Probe::Every(k) => format!("every:{k}"),
+            Probe::Reference => "reference".into(),
+        }
+    }
 }
 
 /// The adapters of a train.onnx; their tensors are the parameters with a `part`.

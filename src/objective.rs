@@ -4,17 +4,21 @@
 //! rule unfold it; what entropy, mask rate and loss are stands in `rules/methods/` and METHOD.md.
 
 use crate::error::{Error, Problem, Result};
-use crate::ir::{Builder, DType, Dim, F64, Graph, Id, Leaf, LeafKind, Lit, Node, Op};
-use crate::manifest::Method;
+use crate::ir::{Builder, DType, Dim, Graph, Id, Leaf, LeafKind, Lit, Node, Op};
+use crate::manifest::{Method, Probe};
+use crate::method;
 use crate::rewrite::{self, Options};
 use crate::rules::Rule;
 use std::collections::BTreeMap;
 
-/// The step's outputs, in the order of the method's tuple.
-pub const OUTPUTS: [&str; 7] = ["loss", "loss_sum", "loss_count", "entropy", "mask_rate", "mask", "token_loss"];
+/// The outputs that every training step has; a method adds its own.
+pub const OUTPUTS: [&str; 3] = ["loss", "loss_sum", "loss_count"];
 
-/// The step's inputs beside the model's own.
-pub const INPUTS: [&str; 3] = ["answer_mask", "t", "u"];
+/// Outputs that the built-in methods add, numbers of every token.
+pub const DIAGNOSTICS: [&str; 4] = ["entropy", "mask_rate", "mask", "token_loss"];
+
+/// The step's inputs beside the model's own; `beta` only where the probe is cached.
+pub const INPUTS: [&str; 4] = ["answer_mask", "t", "u", "beta"];
 
 /// The model's token input, `[B, L]` i64, its logits, `[B, L, V]`, and the vocabulary size V.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,7 +50,7 @@ pub fn find_ports(graph: &Graph, token_input: Option<&str>, logits_output: Optio
 fn check_names(graph: &Graph, problems: &mut Vec<Problem>) {
     let mut own: BTreeMap<String, &str> = BTreeMap::new();
     own.extend(INPUTS.map(|n| (n.to_string(), "one of the training step's own inputs")));
-    own.extend(OUTPUTS.map(|n| (n.to_string(), "one of the training step's own outputs")));
+    own.extend(OUTPUTS.iter().chain(&DIAGNOSTICS).map(|n| (n.to_string(), "one of the training step's own outputs")));
     for leaf in graph.leaves.iter().filter(|l| l.kind == LeafKind::Param) {
         own.insert(format!("grad/{}", leaf.name), "the gradient of another weight");
     }
@@ -183,7 +187,7 @@ fn find_tokens(graph: &Graph, name: Option<&str>, vocab: Option<i64>, problems: 
     None
 }
 
-/// The training step's forward part: a graph with the outputs of `OUTPUTS`.
+/// The training step's forward part: a graph with the outputs of `OUTPUTS` and those that the method adds.
 pub fn build(
     model: &Graph,
     ports: &Ports,
@@ -208,55 +212,50 @@ pub fn build(
     let answer = graph.input("answer_mask", DType::Bool, &shape);
     let t = graph.input("t", DType::F32, &[batch]);
     let u = graph.input("u", DType::F32, &shape);
-    let (transform, power) = split_transform(&method.entropy_transform)?;
-    let attributes = [
-        Lit::Int(Dim::Known(method.mask_id)),
-        Lit::Int(Dim::Known(method.logits_shift)),
-        Lit::Word(transform.into()),
-        Lit::Float(F64(power)),
-        Lit::Word(method.beta_scope.as_str().into()),
-        Lit::Float(F64(method.t_eps)),
-        Lit::Float(F64(method.t_floor)),
-        Lit::Word(method.loss_norm.as_str().into()),
-        Lit::Float(F64(method.weight_power)),
-    ];
-    let mut children = vec![logits, ids, answer, t, u];
-    for lit in attributes {
-        children.push(graph.lit(lit).map_err(internal)?);
+    let beta = if method.probe == Probe::EveryStep { u } else { graph.input("beta", DType::F32, &shape) };
+    let mut children = vec![logits, ids, answer, t, u, beta];
+    for n in [method.mask_id, method.logits_shift] {
+        children.push(graph.lit(Lit::Int(Dim::Known(n))).map_err(internal)?);
     }
     let objective = graph.op(Op::Objective, &children).map_err(internal)?;
     graph.outputs = vec![("objective".into(), objective)];
-    let rules: Vec<&Rule> = definition.iter().collect();
+    let settled = method::settle(definition, &method.options, method.probe);
+    let rules: Vec<&Rule> = settled.iter().collect();
     let mut unfolded = rewrite::saturate(&graph, &rules, &Options::default())?;
     rewrite::count(fired, &unfolded.fired);
     let graph = &mut unfolded.graph;
-    let Node::Op(Op::Tuple, parts) = graph.node(graph.outputs[0].1).clone() else {
-        return Err(internal(format!("the method {} does not define a tuple", method.name)));
-    };
-    if parts.len() != OUTPUTS.len() {
-        return Err(internal(format!(
-            "the method {} defines {} outputs, not {}",
-            method.name,
-            parts.len(),
-            OUTPUTS.len()
-        )));
-    }
-    graph.outputs = OUTPUTS.iter().map(|n| n.to_string()).zip(parts.iter().copied()).collect();
+    graph.outputs = outputs(graph, &method.name)?;
     Ok(unfolded.graph)
 }
 
-/// `sqrt`, `linear`, `log1p` or `pow:P` as a word and the power.
-pub fn split_transform(text: &str) -> Result<(&str, f64)> {
-    match text.split_once(':') {
-        None if matches!(text, "sqrt" | "linear" | "log1p") => Ok((text, 1.0)),
-        Some(("pow", p)) if p.parse::<f64>().is_ok_and(|p| p.is_finite() && p >= 0.0) => {
-            Ok(("pow", p.parse().unwrap_or(1.0)))
+/// The named results of the unfolded method.
+fn outputs(graph: &Graph, method: &str) -> Result<Vec<(String, Id)>> {
+    let refuse = |problems: Vec<Problem>| Err(Error::Usage { problems });
+    let problem = |why: String| {
+        Problem::new(format!("rules/methods/{method}.egg"), why)
+            .help("a method ends in (tuple (output ?x loss) (output ?y loss_sum) (output ?z loss_count) ..)")
+    };
+    let Node::Op(Op::Tuple, parts) = graph.node(graph.outputs[0].1) else {
+        return refuse(vec![problem("it does not define a tuple".into())]);
+    };
+    let (mut outputs, mut problems) = (Vec::new(), Vec::new());
+    for part in parts {
+        let named = match graph.node(*part) {
+            Node::Op(Op::Output, c) => graph.type_of(c[1]).lit().map(|name| (name.to_string(), c[0])),
+            _ => None,
+        };
+        match named {
+            Some((name, _)) if outputs.iter().any(|(n, _): &(String, Id)| *n == name) => {
+                problems.push(problem(format!("two outputs are named `{name}`")));
+            }
+            Some(output) => outputs.push(output),
+            None => problems.push(problem("a part of its tuple is no (output VALUE NAME)".into())),
         }
-        _ => Err(Error::usage(
-            Problem::new("--entropy-transform", format!("`{text}` is not a transform"))
-                .help("sqrt (the paper's), linear, log1p, or pow:P with P >= 0"),
-        )),
     }
+    for name in OUTPUTS.iter().filter(|n| !outputs.iter().any(|(o, _)| o == *n)) {
+        problems.push(problem(format!("it has no output `{name}`")));
+    }
+    if problems.is_empty() { Ok(outputs) } else { refuse(problems) }
 }
 
 #[cfg(test)]

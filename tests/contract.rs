@@ -147,10 +147,11 @@ fn refusals() {
             o.method = "wft".into();
             o.mask_id = Some(-1);
             o.logits_shift = 2;
-            o.t_eps = 1.5;
-            o.entropy_transform = "cube".into();
-            o.beta_scope = "row".into();
-            o.loss_norm = "mean".into();
+            for (name, value) in
+                [("t_eps", "1.5"), ("entropy_transform", "cube"), ("beta_scope", "row"), ("loss_norm", "mean")]
+            {
+                o.settings.insert(name.into(), value.into());
+            }
         }),
     );
     show("unknown token input", refusal(|o| o.token_input = Some("tokens".into())));

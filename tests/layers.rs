@@ -17,7 +17,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("schedule.rs", &["ir"]),
     ("precision.rs", &["ir", "rules", "error"]),
     ("quantize", &["ir", "error"]),
-    ("objective.rs", &["ir", "rules", "rewrite", "manifest", "error"]),
+    ("method.rs", &["ir", "rules", "manifest", "error"]),
+    ("objective.rs", &["ir", "rules", "rewrite", "manifest", "method", "error"]),
     ("onnx", &["onnx", "ir", "rules", "lower", "manifest", "atomic", "error"]),
     (
         "tools",

@@ -62,7 +62,6 @@ const NO_ROW: &[(&str, &[Op])] = &[
         ],
     ),
     ("unfolds before differentiation", &[Op::Objective]),
-    ("lies inside mask_rate, through which no gradient flows", &[Op::Beta, Op::BetaRef]),
     ("not part of a loss", &[Op::AdamW, Op::Tuple]),
 ];
 
@@ -97,7 +96,7 @@ fn weft_is_the_method() {
     const MASK: usize = 4;
     let graph_text = "(graph g (input ids i64 [3 4]) (param table f32 [5 5]) (input answer bool [3 4]) (input t f32 [3]) (input u f32 [3 4])
       (let h (gather table ids 0)) (let logits (add h (mean h [1])))
-      (output o (objective logits ids answer t u 4 0 sqrt 0.5 sequence 0.001 0.001 sequence 1.0)))";
+      (output o (objective logits ids answer t u u 4 0)))";
     let mut graph = text::parse(graph_text).unwrap();
     let library = library().unwrap();
     let rule = &library.methods["weft"][0];

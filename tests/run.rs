@@ -133,6 +133,8 @@ fn micro_batches_are_one_batch() {
             t: HostTensor::new(&shape[..1], &DRAWS.t[r.clone()]).unwrap(),
             u: HostTensor::new(&shape, &DRAWS.u[b.clone()]).unwrap(),
             real: HostTensor::new(&shape, &DRAWS.answer[b]).unwrap(),
+            samples: Vec::new(),
+            epoch: 0,
         }
     };
     for _ in 0..3 {

@@ -113,6 +113,8 @@ fn arm(a: &Args) -> Result<Tensor> {
         Op::Beta => o::map(x()?, o::transform(a)?),
         Op::BetaRef => o::beta_ref(x()?, a.x(1)?, a.word("scope")?),
         Op::MaskRate => o::mask_rate(a),
+        Op::ContextWeight => o::context_weight(x()?, a.float("p")?),
+        Op::Output => Ok(x()?.clone()),
         Op::SampleMask => o::sample_mask(x()?, a.x(1)?, a.x(2)?),
         Op::LossWeight => o::loss_weight(x()?, a.x(1)?, a.x(2)?, a.word("norm")?, a.float("weight_power")?),
         Op::LossCount => o::loss_count(x()?, a.x(1)?, a.word("norm")?),

@@ -64,24 +64,32 @@ pub fn beta_ref(beta: &Tensor, answer: &Tensor, scope: &str) -> Result<Tensor> {
 
 /// Steps 2 and 3: `t_i = max(1 - (1 - t)^(beta_i / beta_ref), t_floor)` on the answer, 0 off it.
 pub fn mask_rate(a: &Args) -> Result<Tensor> {
-    let (entropy, answer, t) = (a.x(0)?, a.x(1)?, host(a.x(2)?)?);
+    let (beta, answer, t) = (a.x(0)?, a.x(1)?, host(a.x(2)?)?);
     let (eps, floor) = (a.float("t_eps")?, a.float("t_floor")?);
-    let beta = map(entropy, transform(a)?)?;
-    let reference = host(&beta_ref(&beta, answer, a.word("scope")?)?)?;
-    let (beta, answers) = (rows(&beta)?, rows(answer)?);
-    if t.len() != beta.len() {
-        bail!("{} times for {} sequences", t.len(), beta.len());
+    let reference = host(&beta_ref(beta, answer, a.word("scope")?)?)?;
+    let (values, answers) = (rows(beta)?, rows(answer)?);
+    if t.len() != values.len() {
+        bail!("{} times for {} sequences", t.len(), values.len());
     }
     let mut out = Vec::new();
     for (row, t) in t.iter().enumerate() {
         let t = (1.0 - eps) * t + eps;
-        for (b, a) in beta[row].iter().zip(&answers[row]) {
+        for (b, a) in values[row].iter().zip(&answers[row]) {
             let r = if reference[row] == 0.0 { 1.0 } else { b / reference[row] };
             let rate = -(r * (-t).ln_1p()).exp_m1();
             out.push(if *a != 0.0 { rate.max(floor) } else { 0.0 });
         }
     }
-    like(out, entropy)
+    like(out, beta)
+}
+
+/// CART: `sum_{j != i} 0.5 p (1-p)^(|i-j|-1) x_j`, of `x` 1 for tokens that are not masked.
+pub fn context_weight(x: &Tensor, p: f64) -> Result<Tensor> {
+    let near = |i: usize, j: usize| if i == j { 0.0 } else { 0.5 * p * (1.0 - p).powi(i.abs_diff(j) as i32 - 1) };
+    let weigh = |row: &Vec<f64>| -> Vec<f64> {
+        (0..row.len()).map(|i| row.iter().enumerate().map(|(j, x)| near(i, j) * x).sum()).collect()
+    };
+    like(rows(x)?.iter().flat_map(weigh).collect(), x)
 }
 
 /// Step 4: answer and `u < rate`.

@@ -85,7 +85,7 @@ fn a_row_that_is_masked_entirely_attends_to_nothing() {
 #[test]
 fn objective_on_uniform_logits() {
     let text = "(graph g (input z f32 [1 2 4]) (input a bool [1 2]) (input t f32 [1]) (input u f32 [1 2]) (input ids i64 [1 2])
-      (let h (token_entropy z a)) (let r (mask_rate h a t sqrt 0.5 sequence 0.0 0.0)) (let m (sample_mask r a u))
+      (let h (token_entropy z a)) (let r (mask_rate (beta h sqrt 0.5) a t sequence 0.0 0.0)) (let m (sample_mask r a u))
       (let w (loss_weight r m a sequence 1.0)) (output h h) (output r r) (output m m) (output w w)
       (output loss (weighted_cross_entropy z ids w)) (output grad (weighted_cross_entropy_grad z ids w))
       (output n (loss_count m a sequence)))";

@@ -239,13 +239,16 @@ ops! {
     AttentionProbsBias "attention_probs_bias" Fixed(3), [SCALE], i::attention_probs, Expand, Matmul;
     SoftmaxGrad  "softmax_grad"  Fixed(2), [AXIS], i::same, Weft("SoftmaxGrad"), Fused;
     // The objective (METHOD.md): probe, per-token time, mask, weighted loss.
-    Objective    "objective"     Fixed(5), [attr("mask_id", Kind::Int, Internal), attr("logits_shift", Kind::Int, Internal), attr("transform", Kind::Word, Internal), attr("power", Kind::Float, Internal), attr("scope", Kind::Word, Internal), attr("t_eps", Kind::Float, Internal), attr("t_floor", Kind::Float, Internal), attr("norm", Kind::Word, Internal), attr("weight_power", Kind::Float, Internal)], i::tuple, Expand, Fused;
+    Objective    "objective"     Fixed(6), [attr("mask_id", Kind::Int, Internal), attr("logits_shift", Kind::Int, Internal)], i::tuple, Expand, Fused;
+    // A named result of the training step.
+    Output       "output"        Fixed(1), [attr("name", Kind::Word, Internal)], i::same, Expand, Free;
     TokenEntropy "token_entropy" Fixed(2), [], i::per_token, Weft("TokenEntropy"), Fused;
     Beta         "beta"          Fixed(1), [attr("transform", Kind::Word, Internal), attr("power", Kind::Float, Internal)], i::float, Expand, Fused;
     BetaRef      "beta_ref"      Fixed(2), [attr("scope", Kind::Word, Internal)], i::beta_ref, Expand, Fused;
-    MaskRate     "mask_rate"     Fixed(3), [attr("transform", Kind::Word, Internal), attr("power", Kind::Float, Internal), attr("scope", Kind::Word, Internal), attr("t_eps", Kind::Float, Attribute("t_eps")), attr("t_floor", Kind::Float, Attribute("t_floor"))], i::same, Weft("MaskRate"), Fused;
+    MaskRate     "mask_rate"     Fixed(3), [attr("scope", Kind::Word, Internal), attr("t_eps", Kind::Float, Attribute("t_eps")), attr("t_floor", Kind::Float, Attribute("t_floor"))], i::same, Weft("MaskRate"), Fused;
     SampleMask   "sample_mask"   Fixed(3), [], i::predicate, Weft("MaskSampler"), Fused;
     LossWeight   "loss_weight"   Fixed(3), [attr("norm", Kind::Word, Internal), attr("weight_power", Kind::Float, Attribute("weight_power"))], i::loss_weight, Weft("LossWeight"), Fused;
+    ContextWeight "context_weight" Fixed(1), [attr("p", Kind::Float, Internal)], i::same, Weft("ContextWeight"), Fused;
     LossCount    "loss_count"    Fixed(2), [attr("norm", Kind::Word, Internal)], i::loss_count, Weft("LossCount"), Fused;
     WeightedCrossEntropy "weighted_cross_entropy" Fixed(3), [], i::per_token, Weft("WeightedCrossEntropy"), Fused;
     WeightedCrossEntropyGrad "weighted_cross_entropy_grad" Fixed(3), [], i::same, Weft("WeightedCrossEntropyGrad"), Fused;

@@ -10,6 +10,7 @@ mod known;
 mod names;
 mod ops;
 pub mod proto;
+mod prune;
 mod quantized;
 pub mod read;
 pub mod replace;

@@ -121,6 +121,7 @@ pub static COMPUTED: &[Computed] = &[
     Row { name: "fadd", arity: Some(2), doc: "a + b", run: |a| float(number(a[0])? + number(a[1])?) },
     Row { name: "fsub", arity: Some(2), doc: "a - b", run: |a| float(number(a[0])? - number(a[1])?) },
     Row { name: "fmul", arity: Some(2), doc: "a b", run: |a| float(number(a[0])? * number(a[1])?) },
+    Row { name: "option", arity: Some(2), doc: "the hyper-parameter of that name, which is the second argument unless the user sets it", run: |a| a[1].lit().cloned() },
     Row { name: "flog", arity: Some(1), doc: "the natural logarithm of a", run: |a| float(number(a[0])?.ln()) },
     Row { name: "frecip", arity: Some(1), doc: "1 / a", run: |a| float(1.0 / number(a[0])?) },
 ];
@@ -156,6 +157,11 @@ pub fn compute<B: Builder>(name: &str, args: &[Id], b: &mut B) -> Result<Id, Str
     if name == "apply" {
         let [root, leaf, new] = args else { return Err("apply takes (apply ?logits ?ids ?new)".into()) };
         return b.substitute(*root, *leaf, *new);
+    }
+    // The values of options and of caches are put into the text of a method before it unfolds.
+    if name == "cached" {
+        let [_, value] = args else { return Err("cached takes (cached ?cache value)".into()) };
+        return Ok(*value);
     }
     let row = COMPUTED.iter().find(|r| r.name == name).ok_or_else(|| format!("unknown computed attribute `{name}`"))?;
     let lit = {

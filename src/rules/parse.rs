@@ -35,8 +35,14 @@ const FAMILIES: [(&str, &str); 5] = [
 ];
 
 /// To add a method: its file in `rules/methods/` and its line here.
-const METHODS: [(&str, &str, &str); 1] =
-    [("weft", "rules/methods/weft.egg", include_str!("../../rules/methods/weft.egg"))];
+const METHODS: [(&str, &str, &str); 6] = [
+    ("weft", "rules/methods/weft.egg", include_str!("../../rules/methods/weft.egg")),
+    ("sft", "rules/methods/sft.egg", include_str!("../../rules/methods/sft.egg")),
+    ("weft-nll", "rules/methods/weft-nll.egg", include_str!("../../rules/methods/weft-nll.egg")),
+    ("sw", "rules/methods/sw.egg", include_str!("../../rules/methods/sw.egg")),
+    ("cart", "rules/methods/cart.egg", include_str!("../../rules/methods/cart.egg")),
+    ("papl", "rules/methods/papl.egg", include_str!("../../rules/methods/papl.egg")),
+];
 
 /// Reads the built-in rules.
 pub fn library() -> Result<Library> {

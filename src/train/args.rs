@@ -1,5 +1,6 @@
 //! The flags of `weftc run`.
 
+use super::data;
 use super::optimizer::{AdamW, Schedule};
 use crate::error::{Error, Problem, Result};
 use serde::Serialize;
@@ -22,9 +23,30 @@ pub enum RuntimeKind {
 pub struct RunArgs {
     /// The training graph that `weftc compile` made
     pub train_onnx: PathBuf,
-    /// Training data, JSON lines: {"input_ids": [..], "prompt_len": N} or {"prompt": "..", "answer": ".."}
-    #[arg(long, value_name = "FILE.jsonl")]
-    pub data: PathBuf,
+    /// Training data: files or folders of JSON lines or parquet, `s1k`, `s1k-1.1`, OWNER/NAME in the cache of
+    /// Hugging Face; joined by `+`, with slices: `s1k[train:500]+mine.jsonl[:100]`.  Rows are {"input_ids": [..],
+    /// "prompt_len": N}, {"prompt": "..", "answer": ".."}, {"messages": [..]}, or those of s1K
+    #[arg(long, value_name = "DATA")]
+    pub data: String,
+    /// Fields of other names: prompt=question,answer=solution (also messages, input_ids, prompt_len, trajectory)
+    #[arg(long, value_name = "FIELD=COLUMN,..")]
+    pub columns: Option<String>,
+    /// For conversations: `llada`, `chatml`, a template file or a tokenizer_config.json [default: what belongs to
+    /// the tokenizer]
+    #[arg(long, value_name = "TEMPLATE")]
+    pub chat_template: Option<String>,
+    /// Put in front of the first question, with a blank line between (d1's format)
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// What is supervised behind an answer that is text
+    #[arg(long, value_enum, default_value_t)]
+    pub supervise_padding: data::Padding,
+    /// Which turns of a conversation are answers
+    #[arg(long, value_enum, default_value_t)]
+    pub turns: data::Turns,
+    /// The end-of-text token [default: the tokenizer's]
+    #[arg(long, value_name = "ID")]
+    pub eos_id: Option<i64>,
     /// Stop after so many optimizer steps
     #[arg(long, value_name = "N", conflicts_with = "epochs")]
     pub steps: Option<u64>,

@@ -18,6 +18,9 @@ pub struct Batch {
     pub u: HostTensor,
     /// [B, L] bool: tokens that are no padding.
     pub real: HostTensor,
+    /// Which samples of the data the rows are; empty where they are of no data.
+    pub samples: Vec<usize>,
+    pub epoch: u32,
 }
 
 /// What shape batches must have.
@@ -55,6 +58,8 @@ impl Batch {
             t: HostTensor::new(&shape[..1], &t)?,
             u: HostTensor::new(&shape, &u)?,
             real: HostTensor::new(&shape, &real)?,
+            samples: samples.iter().map(|(index, _)| *index).collect(),
+            epoch,
         })
     }
 

@@ -3,6 +3,7 @@
 //! Every file is complete or absent: it is written under another name, synced, and renamed.
 
 use super::loss_scale::LossScale;
+use super::probe::{self, Cache};
 use super::trainer::Trainer;
 use crate::atomic;
 use crate::error::{Error, Problem, Result};
@@ -128,6 +129,12 @@ pub fn save_state(trainer: &Trainer, position: &Position, path: &Path) -> Result
         ];
         tensors.extend(reads.map(|(prefix, read)| (format!("{prefix}/{name}"), dtype, shape.clone(), read)));
     }
+    if let Some(cache) = &trainer.cache {
+        for (name, tensor) in probe::NAMES.iter().zip(cache.tensors()?) {
+            let (dtype, shape) = (tensor.dtype(), tensor.shape().to_vec());
+            tensors.push((name.to_string(), dtype, shape, Box::new(move || Ok(tensor.clone()))));
+        }
+    }
     let position = serde_json::to_string(position).map_err(|e| Error::internal("checkpoint", e.to_string()))?;
     write_tensors(path, tensors, ("weftc.position", position))
 }
@@ -155,6 +162,16 @@ pub fn load_state(trainer: &mut Trainer, path: &Path) -> Result<Position> {
         let (p, m, v) = (read("p")?, read("m")?, read("v")?);
         trainer.engine.set_parameter(k, &p)?;
         trainer.engine.set_moments(k, &m, &v)?;
+    }
+    if let Some(cache) = &mut trainer.cache {
+        let mut parts = Vec::new();
+        for (name, dtype) in probe::NAMES.iter().zip(Cache::TYPES) {
+            let view = tensors.tensor(name).map_err(|e| refuse(format!("{name}: {e}")))?;
+            let shape: Vec<i64> = view.shape().iter().map(|n| *n as i64).collect();
+            parts.push(HostTensor::from_bytes(dtype, &shape, view.data().to_vec())?);
+        }
+        let parts = parts.try_into().map_err(|_| refuse("its probe is incomplete".into()))?;
+        cache.restore(parts)?;
     }
     trainer.updates = position.updates;
     trainer.loss_scale = trainer.loss_scale.map(|now| position.loss_scale.unwrap_or(now));

@@ -1,9 +1,10 @@
 //! What a training step runs on.
 
 use super::optimizer::AdamW;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ir::DType;
 use crate::kernels;
+use crate::manifest::PROBE;
 use crate::onnx::train_file::{HYPER, Port, TrainFile};
 use crate::runtime::{Bound, Buffer, HostTensor, Options, Session};
 use indexmap::IndexMap;
@@ -38,6 +39,10 @@ pub trait Engine {
         accumulate: bool,
     ) -> Result<IndexMap<String, HostTensor>>;
 
+    /// Runs the entropy pass alone, where it is not part of the step: `beta` `[B, L]`, with the present parameters
+    /// or with those that training started from, as the manifest says.
+    fn probe(&mut self, feeds: &[(String, HostTensor)]) -> Result<HostTensor>;
+
     /// The Euclidean norm over the kept gradients of `loss_sum`.
     fn grad_norm(&mut self) -> Result<f64>;
 
@@ -58,6 +63,8 @@ pub trait Engine {
 /// norm is not finite must leave every parameter as it was.
 pub struct OnnxRuntime {
     step: Bound,
+    /// The entropy pass and the names of its inputs, where it is not part of the step.
+    probe: Option<(Bound, Vec<String>)>,
     norm: Bound,
     update: Bound,
     /// Adds gradients to sums; only where micro-batches are accumulated.
@@ -80,6 +87,10 @@ impl OnnxRuntime {
     ) -> Result<Self> {
         let options = Options { folder: Some(file.folder().to_path_buf()), ..options.clone() };
         let mut step = Session::from_bytes(&file.session_bytes(trainable)?, &options)?.bind()?;
+        let mut probe = None;
+        if let Some((bytes, inputs)) = file.probe_bytes(trainable)? {
+            probe = Some((Session::from_bytes(&bytes, &options)?.bind()?, inputs));
+        }
         let mut parameters = Vec::new();
         let (mut gradients, mut sums, mut moments) = (Vec::new(), Vec::new(), Vec::new());
         for port in trainable {
@@ -89,6 +100,9 @@ impl OnnxRuntime {
             let (buffer, mut gradient) = (Buffer::from_host(&value)?, zeros()?);
             step.input(&port.name, &buffer)?;
             step.output(&format!("grad/{}", port.name), &mut gradient)?;
+            if let Some((probe, _)) = probe.as_mut().filter(|(_, inputs)| inputs.contains(&port.name)) {
+                probe.input(&port.name, &buffer)?;
+            }
             parameters.push(buffer);
             gradients.push(gradient);
             moments.push((zeros()?, zeros()?));
@@ -123,7 +137,10 @@ impl OnnxRuntime {
                 update.output(&name(output), buffer)?;
             }
         }
-        Ok(OnnxRuntime { step, norm, update, sum, parameters, gradients, sums, moments })
+        if let Some((probe, _)) = &mut probe {
+            probe.fetch(PROBE);
+        }
+        Ok(OnnxRuntime { step, probe, norm, update, sum, parameters, gradients, sums, moments })
     }
 }
 
@@ -146,6 +163,15 @@ impl Engine for OnnxRuntime {
             sum.run()?;
         }
         Ok(outputs)
+    }
+
+    fn probe(&mut self, feeds: &[(String, HostTensor)]) -> Result<HostTensor> {
+        let missing = || Error::internal("probe", "the entropy pass is part of the step");
+        let (probe, inputs) = self.probe.as_mut().ok_or_else(missing)?;
+        for (name, value) in feeds.iter().filter(|(name, _)| inputs.contains(name)) {
+            probe.input(name, &Buffer::from_host(value)?)?;
+        }
+        probe.run()?.swap_remove(PROBE).ok_or_else(missing)
     }
 
     fn grad_norm(&mut self) -> Result<f64> {

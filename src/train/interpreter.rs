@@ -6,6 +6,7 @@ use super::engine::{Engine, Update};
 use crate::error::{Error, Result};
 use crate::interp;
 use crate::ir::{DType, Graph};
+use crate::manifest::{PROBE, Probe};
 use crate::onnx::read::read;
 use crate::onnx::train_file::{Port, TrainFile};
 use crate::runtime::HostTensor;
@@ -30,12 +31,20 @@ pub struct Interpreter {
     /// The types that outputs have in the file; the interpreter itself knows only f64.
     outputs: Vec<Port>,
     states: Vec<State>,
+    /// The entropy pass, where it is not part of the step, and whether it sees the present parameters.
+    probe: Option<(Graph, bool)>,
 }
 
 impl Interpreter {
     /// Reads the graph of `file` back; `trainable` are the parameters in order.
     pub fn new(file: &TrainFile, trainable: &[Port]) -> Result<Self> {
-        let graph = read(file.path())?.graph;
+        let mut graph = read(file.path())?.graph;
+        let mut probe = graph.clone();
+        probe.outputs.retain(|(name, _)| name == PROBE);
+        let live = matches!(file.manifest.method.probe, Probe::Every(_));
+        let probe = (!probe.outputs.is_empty()).then_some((probe, live));
+        let step = file.step_outputs();
+        graph.outputs.retain(|(name, _)| step.iter().any(|p| p.name == *name));
         let state = |port: &Port| {
             let initial = file.initial(&port.name)?;
             let host = HostTensor::from_bytes(initial.dtype, &initial.shape, initial.bytes)?;
@@ -51,7 +60,7 @@ impl Interpreter {
             })
         };
         let states = trainable.iter().map(state).collect::<Result<_>>()?;
-        Ok(Interpreter { graph, outputs: file.outputs(), states })
+        Ok(Interpreter { graph, outputs: file.outputs(), states, probe })
     }
 }
 
@@ -91,6 +100,22 @@ impl Engine for Interpreter {
             Ok((name.clone(), HostTensor::from_f64(dtype, &shape, &values)?))
         };
         want.iter().map(output).collect()
+    }
+
+    fn probe(&mut self, feeds: &[(String, HostTensor)]) -> Result<HostTensor> {
+        let missing = || Error::internal("probe", "the entropy pass is part of the step");
+        let (graph, live) = self.probe.as_ref().ok_or_else(missing)?;
+        let mut tensors = BTreeMap::new();
+        for (name, value) in feeds {
+            tensors.insert(name.clone(), tensor(value.shape(), value.to_f64())?);
+        }
+        for s in self.states.iter().filter(|_| *live) {
+            tensors.insert(s.name.clone(), tensor(&s.shape, s.value.clone())?);
+        }
+        let beta = interp::run(graph, &tensors)?.remove(PROBE).ok_or_else(missing)?;
+        let shape: Vec<i64> = beta.dims().iter().map(|d| *d as i64).collect();
+        let values = beta.flatten_all().and_then(|t| t.to_vec1::<f64>()).map_err(internal)?;
+        HostTensor::from_f64(DType::F64, &shape, &values)
     }
 
     fn grad_norm(&mut self) -> Result<f64> {

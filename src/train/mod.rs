@@ -10,6 +10,7 @@ pub mod interpreter;
 pub mod log;
 pub mod loss_scale;
 pub mod optimizer;
+pub mod probe;
 pub mod run;
 pub mod sampler;
 pub mod trainer;

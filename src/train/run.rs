@@ -3,7 +3,7 @@
 use super::args::{RunArgs, RuntimeKind};
 use super::batch::Batch;
 use super::checkpoint::{self, Position};
-use super::data::{self, Dataset, Limits};
+use super::data::{self, Chat, Columns, Dataset, Encoder, Limits, Padding};
 use super::log::{Log, Metrics};
 use super::sampler::Sampler;
 use super::trainer::{Outcome, Setup, Trainer};
@@ -13,6 +13,7 @@ use crate::runtime::{Options, environment, locate};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use tokenizers::Tokenizer;
 
 /// What a run did.
 #[derive(Clone, Debug, Serialize)]
@@ -67,7 +68,7 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
         max_length: args.max_length,
         fixed_length: shape.length,
     };
-    let dataset = data::load(&args.data, tokenizer.as_ref(), limits)?;
+    let dataset = dataset(args, tokenizer.as_ref(), limits, &mut notes)?;
     let pad_id = args.pad_id.unwrap_or_else(|| data::pad_id(tokenizer.as_ref()));
     if !(0..limits.vocab_size).contains(&pad_id) {
         let problem =
@@ -171,6 +172,43 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
     }
     summary.lines().iter().for_each(|line| log.say(line));
     Ok(summary)
+}
+
+/// The samples; what the user did not say and was chosen for him goes into the notes.
+fn dataset(args: &RunArgs, tokenizer: Option<&Tokenizer>, limits: Limits, notes: &mut Vec<String>) -> Result<Dataset> {
+    let mut chat = args.chat_template.as_deref().map(Chat::find).transpose()?;
+    let found = match (&args.tokenizer, tokenizer) {
+        (Some(path), Some(tokenizer)) if chat.is_none() => data::chat_of(path, tokenizer)?,
+        _ => None,
+    };
+    let eos = args.eos_id.or_else(|| tokenizer.and_then(data::eos_id));
+    // A template that was only found is for conversations; one that was asked for is for every text.
+    let plain = chat.is_none();
+    if let Some((name, template)) = found {
+        notes.push(format!("conversations are rendered by the chat template {name}"));
+        chat = Some(template);
+    }
+    let encoder = Encoder {
+        tokenizer,
+        chat: chat.as_ref(),
+        plain,
+        columns: args.columns.as_deref().map(Columns::parse).transpose()?.unwrap_or_default(),
+        system: args.system.clone(),
+        padding: args.supervise_padding,
+        eos,
+        turns: args.turns,
+        seed: args.seed,
+        limits,
+    };
+    let dataset = data::load(&args.data, &encoder)?;
+    if let (Some(eos), true) = (eos, dataset.text) {
+        notes.push(match args.supervise_padding {
+            Padding::None => "nothing is supervised behind the answers (--supervise-padding none)".into(),
+            Padding::FirstEos => format!("one end-of-text token, {eos}, is supervised behind each answer"),
+            Padding::All => format!("all padding, of token {eos}, is supervised (--supervise-padding all)"),
+        });
+    }
+    Ok(dataset)
 }
 
 fn open(args: &RunArgs, notes: &mut Vec<String>) -> Result<Trainer> {

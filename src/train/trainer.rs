@@ -6,6 +6,7 @@ use super::engine::{Engine, OnnxRuntime, Update};
 use super::interpreter::Interpreter;
 use super::loss_scale::LossScale;
 use super::optimizer::AdamW;
+use super::probe::Cache;
 use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
 use crate::manifest::{Manifest, Role};
@@ -23,6 +24,8 @@ const DIAGNOSTICS: [&str; 4] = ["entropy", "mask_rate", "mask", "token_loss"];
 /// The inputs that every train.onnx has, besides the token input.
 const DRAWS: [&str; 3] = ["answer_mask", "t", "u"];
 
+/// The input for what a probe gave that is not part of the step.
+const BETA: &str = "beta";
 /// The input by which gradients come out multiplied, in graphs that compute in f16.
 const LOSS_SCALE: &str = "loss_scale";
 
@@ -75,6 +78,8 @@ pub struct Trainer {
     /// The draws that this method uses.
     draws: Vec<&'static str>,
     diagnostics: Vec<String>,
+    /// What the probe gave, where it is not part of the step.
+    pub(super) cache: Option<Cache>,
     pub adamw: AdamW,
     /// How many updates were made.
     pub(super) updates: u64,
@@ -114,7 +119,8 @@ impl Trainer {
         engine: impl FnOnce(&TrainFile, &[Port]) -> Result<Box<dyn Engine>>,
     ) -> Result<Self> {
         adamw.check()?;
-        let (inputs, outputs) = (file.inputs(), file.outputs());
+        let (inputs, outputs) = (file.inputs(), file.step_outputs());
+        let cache = Cache::new(file.manifest.method.probe);
         let mut problems = Vec::new();
         let mut trainable = Vec::new();
         for p in file.manifest.parameters.iter().filter(|p| p.role == Role::Trainable) {
@@ -140,7 +146,10 @@ impl Trainer {
             problems.push(Problem::new(&file.manifest.token_input, "the token input must be [B, L] int64"));
         }
         let ours = |i: &Port| {
-            i.name == file.manifest.token_input || DRAWS.contains(&i.name.as_str()) || file.has_default(&i.name)
+            i.name == file.manifest.token_input
+                || DRAWS.contains(&i.name.as_str())
+                || (i.name == BETA && cache.is_some())
+                || file.has_default(&i.name)
         };
         let mut extras = Vec::new();
         for input in inputs.iter().filter(|i| !ours(i)) {
@@ -169,6 +178,7 @@ impl Trainer {
             extras,
             draws,
             diagnostics,
+            cache,
             adamw,
             updates: 0,
             skipped_in_a_row: 0,
@@ -208,7 +218,8 @@ impl Trainer {
         u: HostTensor,
     ) -> Result<StepResult> {
         let real = HostTensor::from_bytes(DType::Bool, tokens.shape(), vec![1; tokens.len()])?;
-        self.step_on(&[Batch { tokens, answer: answer_mask, t, u, real }], true)
+        let (samples, epoch) = (Vec::new(), 0);
+        self.step_on(&[Batch { tokens, answer: answer_mask, t, u, real, samples, epoch }], true)
     }
 
     /// One step on micro-batches, whose numerators and denominators are summed and divided once.
@@ -223,7 +234,11 @@ impl Trainer {
         let mut last = IndexMap::new();
         self.applied_scale = self.loss_scale.map_or(1.0, |s| s.scale());
         for (k, batch) in batches.iter().enumerate() {
-            let feeds = self.feeds(batch)?;
+            let mut feeds = self.feeds(batch)?;
+            if let Some(cache) = &mut self.cache {
+                let beta = cache.beta(batch, || self.engine.probe(&feeds))?;
+                feeds.push((BETA.into(), beta));
+            }
             last = self.engine.forward(&feeds, &want, k > 0)?;
             let number = |name: &str| last.get(name).map_or(Ok(0.0), HostTensor::item);
             loss_sum += number("loss_sum")?;

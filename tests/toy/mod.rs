@@ -292,8 +292,7 @@ pub fn write(folder: &Path, options: &Options) -> PathBuf {
     let manifest = format!(
         r#"{{"version": {}, "weftc": "0", "target": "portable", "opset": 21, "token_input": "input_ids", "extra_inputs": [],
             "source": {{"file": "toy.onnx", "sha256": "{sha256}"}}, "logits_output": "logits", "vocab_size": 6,
-            "method": {{"name": "sft", "mask_id": 5, "logits_shift": 0, "t_eps": 0.0, "t_floor": 0.0,
-                        "entropy_transform": "sqrt", "beta_scope": "sequence", "loss_norm": "masked", "weight_power": 1.0}},
+            "method": {{"name": "sft", "mask_id": 5, "logits_shift": 0, "options": {{}}}},
             "parameters": [{}], "mended": [], "rules_fired": {{}}}}"#,
         options.manifest_version.unwrap_or(weftc::manifest::VERSION),
         parameters.join(", ")

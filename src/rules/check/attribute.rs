@@ -60,6 +60,7 @@ fn ints(list: Vec<i64>) -> Lit {
 fn word(name: &str, random: &mut Random) -> Result<Lit, String> {
     let words: &[&str] = match name {
         "transform" => &["sqrt", "linear", "log1p", "pow"],
+        "name" => &["loss", "mask"],
         "scope" => &["sequence", "batch"],
         "norm" => &["sequence", "token", "masked"],
         other => {
@@ -73,6 +74,7 @@ fn float(name: &str, random: &mut Random) -> f64 {
     match name {
         "eps" => random.pick(&[1e-6, 1e-5, 1e-3, 0.1]),
         "power" => random.pick(&[0.5, 1.0, 2.0, 0.3]),
+        "p" => random.pick(&[0.1, 0.5, 1.0]),
         "weight_power" => random.pick(&[1.0, 0.5, 0.0]),
         "t_eps" => random.pick(&[1e-3, 0.1, 0.0]),
         "t_floor" => random.pick(&[1e-3, 0.3, 0.0]),

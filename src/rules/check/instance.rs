@@ -236,7 +236,8 @@ impl<'r> Instance<'r> {
         {
             self.fills.insert(name.into(), fill);
         }
-        let operands = [logits, ids, answer, t, u];
+        let cache = g.input("cache", DType::F32, &known(&[b, l]));
+        let operands = [logits, ids, answer, t, u, cache];
         let mut children = operands.to_vec();
         for attr in Op::Objective.row().attrs {
             let lit = match (attr.name, attr.kind) {

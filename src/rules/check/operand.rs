@@ -127,7 +127,7 @@ pub fn draw(
             tensor(if k == 1 { DType::I64 } else { float }, s[..s.len() - 1].to_vec())
         }
         (Op::LossCount, 0, _) => tensor(DType::Bool, vec![random.int(1, 4), random.int(1, 5)]),
-        (Op::BetaRef | Op::MaskRate | Op::SampleMask | Op::LossWeight, 0, _) => {
+        (Op::BetaRef | Op::MaskRate | Op::SampleMask | Op::LossWeight | Op::ContextWeight, 0, _) => {
             tensor(float, vec![random.int(1, 4), random.int(1, 5)])
         }
         (Op::MaskRate, 2, Some(s)) => tensor(float, vec![s[0]]),

@@ -11,8 +11,9 @@ use std::sync::Arc;
 /// What a table says of a call: its name, how many arguments (`None`: any), its meaning.
 type Entry = (&'static str, Option<usize>, &'static str);
 
-/// The one call that gives a node.
+/// The calls that give a node.
 const APPLY: Entry = ("apply", Some(3), "(apply ?logits ?ids ?new): the logits with ?ids replaced by ?new");
+const CACHED: Entry = ("cached", Some(2), "(cached ?cache VALUE): VALUE, or what was kept of it");
 
 /// Where a term stands.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -149,7 +150,7 @@ impl Scope {
             }
             return self.operator(op, args, span, side, errors);
         }
-        let mut calls = COMPUTED.iter().map(|r| (r.name, r.arity, r.doc)).chain([APPLY]);
+        let mut calls = COMPUTED.iter().map(|r| (r.name, r.arity, r.doc)).chain([APPLY, CACHED]);
         let call = calls.find(|(name, ..)| *name == head);
         match (head, call) {
             ("let", _) if side == Side::Right => match args {
@@ -174,7 +175,7 @@ impl Scope {
                 None
             }
             (_, Some(entry)) => {
-                let inner = if entry == APPLY { Side::Right } else { Side::Guard };
+                let inner = if entry == APPLY || entry == CACHED { Side::Right } else { Side::Guard };
                 let args = self.all(args, inner, errors);
                 check_arity(entry, args.len(), span, errors)?;
                 Some(Term::Call(head.into(), args.into_iter().collect::<Option<_>>()?))

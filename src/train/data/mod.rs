@@ -1,0 +1,394 @@
+//! Training data: rows of token ids, of text with a tokenizer, or of conversations with a chat template.
+//!
+//! `spec -> locate -> rows -> format -> chat -> tokens`: what `--data` names, where it lies, its rows as JSON
+//! objects, what a row says, the text of a conversation, the samples.
+
+mod chat;
+mod format;
+mod locate;
+mod rows;
+mod spec;
+
+use crate::error::{Error, Problem, Result};
+use format::Example;
+use rows::Row;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use std::path::Path;
+use tokenizers::Tokenizer;
+
+pub use chat::Chat;
+pub use format::Columns;
+
+/// At most so many bad lines are listed; the rest is counted.
+const MOST_PROBLEMS: usize = 100;
+
+/// One sequence; the answer is `tokens[prompt..total]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sample {
+    pub tokens: Vec<i64>,
+    pub prompt: usize,
+    pub total: usize,
+}
+
+/// What a sample must respect.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Ids are in `0..vocab_size`.
+    pub vocab_size: i64,
+    /// Must not occur: the loss would not tell it from a masked token.
+    pub mask_id: i64,
+    /// Longer rows are cut.
+    pub max_length: Option<usize>,
+    /// The length of a graph that was exported for one length; longer rows are refused.
+    pub fixed_length: Option<usize>,
+}
+
+/// The samples of a file, in its order.
+#[derive(Clone, Debug, Default)]
+pub struct Dataset {
+    pub samples: Vec<Sample>,
+    /// How many rows `max_length` has cut.
+    pub cut: usize,
+    /// Whether there was text, not only token ids.
+    pub text: bool,
+}
+
+/// What is supervised behind the answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Padding {
+    /// Nothing: the model never learns to stop.
+    None,
+    /// One end-of-text token behind the answer.
+    #[default]
+    FirstEos,
+    /// End-of-text tokens up to --max-length, or to the longest row (LLaDA's and d1's way).
+    All,
+}
+
+/// Which turns of a conversation are answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Turns {
+    /// Each of the assistant's, as a sample of its own.
+    #[default]
+    All,
+    /// One, drawn from the seed.
+    One,
+    /// The last.
+    Last,
+}
+
+/// How rows become samples.
+pub struct Encoder<'a> {
+    pub tokenizer: Option<&'a Tokenizer>,
+    /// For conversations, and for `prompt` and `answer` unless these are `plain`.
+    pub chat: Option<&'a Chat>,
+    pub plain: bool,
+    pub columns: Columns,
+    /// Put in front of the first turn of the user.
+    pub system: Option<String>,
+    pub padding: Padding,
+    /// The end-of-text token.
+    pub eos: Option<i64>,
+    pub turns: Turns,
+    pub seed: u64,
+    pub limits: Limits,
+}
+
+/// Opens a `tokenizer.json`.
+pub fn tokenizer(path: &Path) -> Result<Tokenizer> {
+    Tokenizer::from_file(path).map_err(|e| Error::Data {
+        data: path.to_path_buf(),
+        problems: vec![
+            Problem::new("", format!("no tokenizer: {e}")).help("--tokenizer wants a tokenizer.json of Hugging Face"),
+        ],
+    })
+}
+
+/// The id to pad with: what the tokenizer pads with, else its end of text, else 0.
+pub fn pad_id(tokenizer: Option<&Tokenizer>) -> i64 {
+    const NAMES: [&str; 6] = ["<|endoftext|>", "<pad>", "[PAD]", "<|pad|>", "</s>", "<eos>"];
+    let Some(tokenizer) = tokenizer else { return 0 };
+    let padding = tokenizer.get_padding().map(|p| p.pad_id);
+    padding.or_else(|| NAMES.iter().find_map(|n| tokenizer.token_to_id(n))).map_or(0, i64::from)
+}
+
+/// The end-of-text token, by the names that tokenizers give it.
+pub fn eos_id(tokenizer: &Tokenizer) -> Option<i64> {
+    const NAMES: [&str; 4] = ["<|endoftext|>", "</s>", "<eos>", "[SEP]"];
+    NAMES.iter().find_map(|n| tokenizer.token_to_id(n)).map(i64::from)
+}
+
+/// The chat template that belongs to a tokenizer: a built-in one that its special tokens tell, else that of the
+/// `tokenizer_config.json` beside it.  LLaDA's own appends an assistant's header to every text, so the built-in
+/// one comes first.
+///
+/// # Errors
+/// A template that is there and wrong.
+pub fn chat_of(path: &Path, tokenizer: &Tokenizer) -> Result<Option<(String, Chat)>> {
+    if tokenizer.token_to_id("<|start_header_id|>").and(tokenizer.token_to_id("<|mdm_mask|>")).is_some() {
+        return Ok(Some(("llada (built in)".into(), Chat::find("llada")?)));
+    }
+    let config = path.with_file_name("tokenizer_config.json");
+    let has = std::fs::read_to_string(&config).is_ok_and(|t| t.contains("\"chat_template\""));
+    if has {
+        let name = config.display().to_string();
+        let chat = Chat::find(&name)?;
+        return Ok(Some((name, chat)));
+    }
+    let chatml = tokenizer.token_to_id("<|im_start|>").and(tokenizer.token_to_id("<|im_end|>"));
+    chatml.map(|_| Ok(("chatml (built in)".into(), Chat::find("chatml")?))).transpose()
+}
+
+/// Reads the sources of `spec` (`spec::parse`), in order.
+///
+/// # Errors
+/// `Usage` for a source that is not there; `Io`; `Data` with every bad row (`file:line`), up to a hundred.
+pub fn load(spec: &str, encoder: &Encoder) -> Result<Dataset> {
+    let mut data = Dataset::default();
+    let mut problems = Vec::new();
+    for part in spec::parse(spec)? {
+        let mut wanted = part.rows.clone();
+        for file in locate::files(&part)? {
+            let read = rows::read(&file, &wanted, &mut |place, row| {
+                data.text |= row.as_ref().is_ok_and(|row| !encoder.columns.has_ids(row));
+                let samples = row.map_err(|p| vec![p]).and_then(|row| encoder.samples(&row, &place));
+                match samples {
+                    Ok(samples) => {
+                        data.cut += samples.iter().filter(|(_, cut)| *cut).count();
+                        data.samples.extend(samples.into_iter().map(|(sample, _)| sample));
+                    }
+                    Err(found) => problems.extend(found.into_iter().map(|p| Problem { place: place.clone(), ..p })),
+                }
+            })?;
+            wanted = wanted.start.saturating_sub(read)..wanted.end.saturating_sub(read);
+        }
+    }
+    if problems.is_empty() && data.samples.is_empty() {
+        problems.push(
+            Problem::new(spec, "there is no sample").help("one JSON object a line, with input_ids and prompt_len"),
+        );
+    }
+    if problems.is_empty() {
+        encoder.pad(&mut data);
+        return Ok(data);
+    }
+    let more = problems.len().saturating_sub(MOST_PROBLEMS);
+    problems.truncate(MOST_PROBLEMS);
+    if more > 0 {
+        problems.push(Problem::new("", format!("and {more} more")));
+    }
+    Err(Error::Data { data: spec.into(), problems })
+}
+
+type Problems = Vec<Problem>;
+
+impl Encoder<'_> {
+    /// The samples of a row, each with whether it was cut; else everything that is wrong with the row.
+    fn samples(&self, row: &Row, place: &str) -> std::result::Result<Vec<(Sample, bool)>, Problems> {
+        let one = |p: Problem| vec![p];
+        let example = format::example(row, &self.columns).map_err(one)?;
+        let messages = match example {
+            Example::Ids { ids, prompt, total } => return Ok(vec![self.checked(ids, prompt, total)?]),
+            Example::Plain { prompt, answer } if self.plain || self.chat.is_none() => {
+                return Ok(vec![self.text(prompt, answer)?]);
+            }
+            Example::Plain { prompt, answer } => format::turn(prompt, answer),
+            Example::Chat(messages) => messages,
+        };
+        let Some(chat) = self.chat else {
+            let help = "--chat-template llada, chatml, or the model's tokenizer_config.json";
+            return Err(one(Problem::new("", "a conversation needs a chat template").help(help)));
+        };
+        let messages = format::with_system(messages, self.system.as_deref());
+        let mut answers: Vec<usize> = (0..messages.len()).filter(|k| messages[*k].role == "assistant").collect();
+        match self.turns {
+            Turns::All => {}
+            Turns::Last => drop(answers.drain(..answers.len().saturating_sub(1))),
+            Turns::One => {
+                let mut hasher = Sha256::new();
+                hasher.update(self.seed.to_le_bytes());
+                hasher.update(place);
+                let drawn = hasher.finalize().iter().take(8).fold(0u64, |n, b| n << 8 | u64::from(*b));
+                let chosen = answers[(drawn % answers.len().max(1) as u64) as usize];
+                answers.retain(|k| *k == chosen);
+            }
+        }
+        let sample = |k: usize| {
+            let turn = chat.turn(&messages, k).map_err(one)?;
+            self.text(turn.prompt, turn.answer)
+        };
+        answers.into_iter().map(sample).collect()
+    }
+
+    /// A sample of text; prompt and answer are tokenised apart, so that no token spans both.
+    fn text(&self, prompt: String, answer: String) -> std::result::Result<(Sample, bool), Problems> {
+        let Some(tokenizer) = self.tokenizer else {
+            return Err(vec![Problem::new("", "text needs a tokenizer").help("--tokenizer tokenizer.json")]);
+        };
+        let encode = |text: String| -> std::result::Result<Vec<i64>, Problems> {
+            let encoded = tokenizer
+                .encode(text, false)
+                .map_err(|e| vec![Problem::new("", format!("the tokenizer fails: {e}"))])?;
+            Ok(encoded.get_ids().iter().map(|id| i64::from(*id)).collect())
+        };
+        let mut ids = encode(prompt)?;
+        let prompt = ids.len();
+        ids.extend(encode(answer)?);
+        if let Some(eos) = self.eos.filter(|eos| self.padding != Padding::None && ids.last() != Some(eos)) {
+            ids.push(eos);
+        }
+        let total = ids.len();
+        self.checked(ids, prompt, total)
+    }
+
+    /// Fills every answer up with end-of-text tokens, where all of them are supervised.
+    fn pad(&self, data: &mut Dataset) {
+        let (Padding::All, Some(eos)) = (self.padding, self.eos) else { return };
+        let longest = data.samples.iter().map(|s| s.tokens.len()).max().unwrap_or(0);
+        let length = self.limits.fixed_length.or(self.limits.max_length).unwrap_or(longest);
+        for sample in data.samples.iter_mut().filter(|s| s.total == s.tokens.len()) {
+            let full = length.max(sample.total);
+            sample.tokens.resize(full, eos);
+            sample.total = full;
+        }
+    }
+
+    /// Cuts what is too long and checks the rest.
+    fn checked(
+        &self,
+        mut tokens: Vec<i64>,
+        prompt: usize,
+        total: usize,
+    ) -> std::result::Result<(Sample, bool), Problems> {
+        let limits = self.limits;
+        let bad = |message: String| Problem::new("", message);
+        let full = tokens.len();
+        tokens.truncate(limits.max_length.unwrap_or(full));
+        let cut = tokens.len() < full;
+        let total = if cut { total.min(tokens.len()) } else { total };
+
+        let mut problems = Vec::new();
+        let strange = |t: &i64| !(0..limits.vocab_size).contains(t);
+        if let Some(at) = tokens.iter().position(strange) {
+            let message =
+                format!("token {} at {at} is not in the vocabulary of {} tokens", tokens[at], limits.vocab_size);
+            problems.push(bad(message).help("use the tokenizer of this model"));
+        }
+        if let Some(at) = tokens.iter().position(|t| *t == limits.mask_id) {
+            let message = format!("the token at {at} is the mask token {}", limits.mask_id);
+            problems.push(bad(message).help("data holds clean tokens; weftc masks them"));
+        }
+        if total > tokens.len() {
+            problems.push(bad(format!("total_len is {total}, but there are {} tokens", tokens.len())));
+        }
+        if prompt >= total {
+            let message = format!("there is no answer: the prompt has {prompt} tokens of {total}");
+            let help =
+                if cut { "raise --max-length, or shorten the prompt" } else { "an answer has at least one token" };
+            problems.push(bad(message).help(help));
+        }
+        if let Some(length) = limits.fixed_length.filter(|n| tokens.len() > *n) {
+            let message = format!("{} tokens do not fit a graph that was exported for {length}", tokens.len());
+            problems
+                .push(bad(message).help(format!(
+                    "--max-length {length} cuts longer rows; or export the model with a dynamic length"
+                )));
+        }
+        if problems.is_empty() { Ok((Sample { tokens, prompt, total }, cut)) } else { Err(problems) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    const LIMITS: Limits = Limits { vocab_size: 10, mask_id: 9, max_length: None, fixed_length: None };
+
+    fn read(text: &str, limits: Limits) -> Result<Dataset> {
+        let mut file = tempfile::Builder::new().prefix("data").suffix(".jsonl").tempfile().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        load(&file.path().display().to_string(), &encoder(limits))
+    }
+
+    fn encoder(limits: Limits) -> Encoder<'static> {
+        Encoder {
+            tokenizer: None,
+            chat: None,
+            plain: false,
+            columns: Columns::default(),
+            system: None,
+            padding: Padding::FirstEos,
+            eos: None,
+            turns: Turns::All,
+            seed: 0,
+            limits,
+        }
+    }
+
+    #[test]
+    fn good_lines() {
+        let text = "{\"input_ids\": [1,2,3,4], \"prompt_len\": 1, \"total_len\": 3}\n\n{\"input_ids\": [5,6], \"prompt_len\": 0, \"x\": 1}";
+        let samples = read(text, LIMITS).unwrap().samples;
+        assert_eq!(samples[0], Sample { tokens: vec![1, 2, 3, 4], prompt: 1, total: 3 });
+        assert_eq!(samples[1], Sample { tokens: vec![5, 6], prompt: 0, total: 2 });
+    }
+
+    #[test]
+    fn every_bad_line_is_listed_with_its_number() {
+        let text = "{\"input_ids\": [1,10], \"prompt_len\": 0}\n{\"input_ids\": [1,9], \"prompt_len\": 2}\n[\n\
+                    {\"input_ids\": [1]}\n{\"prompt\": \"a\", \"answer\": \"b\"}\n{\"input_ids\": [1], \"prompt_len\": -1}\n\
+                    {\"input_ids\": [1], \"prompt_len\": 0, \"total_len\": 5}\n{}";
+        let text = read(text, LIMITS).unwrap_err().to_string();
+        let expected = [
+            ":1: token 10 at 1",
+            ":2: the token at 1 is the mask token 9",
+            ":2: there is no answer",
+            ":3: column",
+            ":4: prompt_len is missing",
+            ":5: text needs a tokenizer",
+            ":6: prompt_len: invalid value",
+            ":7: total_len is 5",
+            ":8: a row needs",
+        ];
+        for part in expected {
+            assert!(text.contains(part), "no {part:?} in\n{text}");
+        }
+        assert!(!text.contains("at line"), "{text}");
+    }
+
+    #[test]
+    fn text_is_tokenized_without_special_tokens() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tokenizer.json");
+        let tokenizer = tokenizer(&path).unwrap();
+        let ids = |text: &str| -> Vec<i64> {
+            tokenizer.encode(text, false).unwrap().get_ids().iter().map(|id| i64::from(*id)).collect()
+        };
+        let mut file = tempfile::Builder::new().suffix(".jsonl").tempfile().unwrap();
+        file.write_all(b"{\"prompt\": \"1 2\", \"answer\": \"3 4 1\"}").unwrap();
+        let limits = Limits { vocab_size: 16, mask_id: 15, ..LIMITS };
+        let encoder = Encoder { tokenizer: Some(&tokenizer), ..encoder(limits) };
+        let sample = load(&file.path().display().to_string(), &encoder).unwrap().samples.remove(0);
+        let (prompt, answer) = (ids("1 2"), ids("3 4 1"));
+        assert!(!prompt.is_empty() && !answer.is_empty());
+        assert_eq!(
+            sample,
+            Sample { prompt: prompt.len(), total: sample.tokens.len(), tokens: [prompt, answer].concat() }
+        );
+        assert!(super::tokenizer(file.path()).is_err());
+    }
+
+    #[test]
+    fn long_rows_are_cut_or_refused() {
+        let text = "{\"input_ids\": [1,2,3,4], \"prompt_len\": 1}";
+        let cut = read(text, Limits { max_length: Some(3), ..LIMITS }).unwrap();
+        assert_eq!((cut.samples[0].total, cut.samples[0].tokens.len(), cut.cut), (3, 3, 1));
+        let refused = read(text, Limits { fixed_length: Some(3), ..LIMITS }).unwrap_err().to_string();
+        assert!(refused.contains("--max-length 3"), "{refused}");
+        let nothing_left = read(text, Limits { max_length: Some(1), ..LIMITS }).unwrap_err().to_string();
+        assert!(nothing_left.contains("there is no answer"), "{nothing_left}");
+    }
+}
