@@ -1,6 +1,7 @@
 //! A train.onnx as its runner sees it: the manifest, the inputs, the first values of the parameters, and the
 //! functions from which the optimizer's own graphs are built.
 
+use super::data_file::location;
 use super::proto::{
     FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
     ValueInfoProto, tensor_proto, tensor_shape_proto, type_proto,
@@ -76,7 +77,11 @@ impl TrainFile {
         let manifest: Manifest = serde_json::from_str(&json.value).map_err(bad)?;
         let source = beside(path).join(&manifest.source.file);
         let folder = folder.unwrap_or(beside(&source)).to_path_buf();
-        let folder = if folder.is_dir() { folder } else { beside(path).to_path_buf() };
+        // A file that was written with data of its own refers to nothing else, but to what lies with it.
+        let own = location(path);
+        let initializers = || model.graph.iter().flat_map(|g| &g.initializer);
+        let is_own = |t: &TensorProto| t.external_data.iter().any(|e| e.key == "location" && e.value == own);
+        let folder = if folder.is_dir() && !initializers().any(is_own) { folder } else { beside(path).to_path_buf() };
         // External data is looked up as if this file lay in that folder; no bytes are given, since there
         // are none under that name, and inline data is then copied.
         let placed = folder.join(path.file_name().unwrap_or_default());

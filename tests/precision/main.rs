@@ -233,6 +233,23 @@ fn gradients_in_bf16_are_those_in_f32() {
     }
 }
 
+/// Converted weights that are too many for one message lie beside train.onnx, and mean the same.
+#[test]
+fn many_weights_lie_beside_the_graph() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = narrowed("sudoku", Narrow::BF16, from.path());
+    let train = to.path().join("train.onnx");
+    let mut compiled = compile(&Options { mask_id: Some(3), ..Options::new(&file) }).unwrap();
+    compiled.inline_limit = 1000;
+    let written = compiled.write(&train).unwrap() as u64;
+    let sizes = ["train.onnx", "train.onnx.data"].map(|n| std::fs::metadata(to.path().join(n)).unwrap().len());
+    assert_eq!(sizes.iter().sum::<u64>(), written);
+    assert!(sizes[1] > sizes[0], "{sizes:?}");
+    let mut trainer = Trainer::load(&train, Setup::default()).unwrap();
+    let ours = Draws::new(trainer.manifest().vocab_size).step(&mut trainer);
+    assert_eq!(ours.loss, step(&file, Compute::Auto, Target::Cpu).loss);
+}
+
 /// The interpreter reads the file back and needs no scale.
 #[test]
 fn the_interpreter_agrees_with_a_step_in_f16() {
