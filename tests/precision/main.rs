@@ -250,6 +250,39 @@ fn many_weights_lie_beside_the_graph() {
     assert_eq!(ours.loss, step(&file, Compute::Auto, Target::Cpu).loss);
 }
 
+/// A run in f16 goes on with the loss scale that it had: the first step overflows at 2^16.
+#[test]
+fn a_resumed_run_keeps_its_loss_scale() {
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        run: weftc::train::RunArgs,
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let train = folder.path().join("train.onnx");
+    let options = Options { mask_id: Some(15), compute: Compute::F16, ..Options::new(model("sudoku")) };
+    compile(&options).unwrap().write(&train).unwrap();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/sudoku_train.jsonl");
+    let run = |out: &str, more: &[&str]| {
+        let out = folder.path().join(out);
+        let path = |p: &Path| p.display().to_string();
+        let base = ["run", &path(&train), "--data", &path(&data), "--quiet", "--batch-size", "8", "--lr", "1e-3"]
+            .map(String::from);
+        let more = more.iter().map(|m| m.to_string());
+        let state = ["--save-every", "100", "--out", &path(&out)].map(String::from);
+        let args = base.into_iter().chain(more).chain(state);
+        let summary = weftc::train::run(&<Cli as clap::Parser>::parse_from(args).run).unwrap();
+        (summary.skipped, std::fs::read(out.join("model.safetensors")).unwrap())
+    };
+    let (skipped, whole) = run("whole", &["--steps", "6"]);
+    let (first, _) = run("half", &["--steps", "3"]);
+    assert!(first > 0 && first == skipped);
+    let half = folder.path().join("half").display().to_string();
+    let (again, rest) = run("half", &["--steps", "6", "--resume", &half]);
+    assert_eq!(again, 0);
+    assert!(rest == whole);
+}
+
 /// The interpreter reads the file back and needs no scale.
 #[test]
 fn the_interpreter_agrees_with_a_step_in_f16() {
