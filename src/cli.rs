@@ -253,11 +253,11 @@ pub fn report(compiled: &Compiled) -> String {
     for s in &compiled.stages {
         let _ = writeln!(out, "{:<14} {:>6} nodes {:>9.1} ms", s.stage.name(), s.nodes, s.seconds * 1e3);
     }
-    for line in &compiled.notes {
-        let _ = writeln!(out, "note: {line}");
-    }
     for line in &compiled.manifest.mended {
         let _ = writeln!(out, "mended: {line}");
+    }
+    for line in &compiled.notes {
+        let _ = writeln!(out, "note: {line}");
     }
     let fired: Vec<String> = compiled.manifest.rules_fired.iter().map(|(r, n)| format!("{r} {n}")).collect();
     let _ = writeln!(out, "rules fired: {}", fired.join(", "));

@@ -12,7 +12,8 @@ use crate::ir::{DType, Graph, Id, LeafId, LeafKind, text};
 use crate::manifest::{self, Input, Manifest, Method, Parameter, Probe, Role};
 use crate::method;
 use crate::objective::{self, Ports};
-use crate::onnx::write::{Parts, encode};
+use crate::onnx::data_file::DataFile;
+use crate::onnx::write::{Beside, Parts, encode_with, inline_bytes};
 use crate::onnx::{Source, read};
 use crate::precision::{self, Compute};
 use crate::quantize::{self, Quantization, Quantized};
@@ -158,26 +159,39 @@ pub struct Compiled {
     pub stages: Vec<StageReport>,
     /// What the user should know, one line each.
     pub notes: Vec<String>,
+    /// From so many bytes of weights on they are written to a file of their own beside train.onnx.
+    pub inline_limit: u64,
     source: PathBuf,
     lower_rules: Vec<Rule>,
 }
 
+/// Protobuf messages end at 2 GiB.
+const INLINE_LIMIT: u64 = 1 << 30;
+
 impl Compiled {
     /// The bytes of train.onnx.  `folder` is where it will lie: the manifest names the source relative to it.
     pub fn encode(&self, folder: &Path) -> Result<Vec<u8>> {
+        self.encode_with(folder, None)
+    }
+
+    fn encode_with(&self, folder: &Path, file: Option<&mut DataFile>) -> Result<Vec<u8>> {
         let mut manifest = self.manifest.clone();
         manifest.source.file = relative(&self.source, folder);
-        encode(&Parts {
+        let of_source = self.source.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let beside = file.map(|file| Beside { file, with_source: same_file(of_source, folder) });
+        let parts = Parts {
             graph: &self.graph,
             order: &self.order,
             trainable: &self.trainable,
             rules: &self.lower_rules,
             manifest: Some(&manifest),
             source: &self.source,
-        })
+        };
+        encode_with(&parts, beside)
     }
 
-    /// Writes train.onnx, whole or not at all; returns its size in bytes.
+    /// Writes train.onnx, whole or not at all, and `<path>.data` where its weights are many; returns their size in
+    /// bytes.
     pub fn write(&self, path: &Path) -> Result<usize> {
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         if same_file(&self.source, path) {
@@ -185,9 +199,16 @@ impl Compiled {
                 .help("write the training graph under another name with -o");
             return Err(Error::usage(problem));
         }
-        let bytes = self.encode(folder)?;
+        let large = inline_bytes(&self.graph, &self.source) > self.inline_limit;
+        let mut data = if large { Some(DataFile::new(path)?) } else { None };
+        let bytes = self.encode_with(folder, data.as_mut())?;
+        let mut size = bytes.len();
+        if let Some(data) = data {
+            size += data.size() as usize;
+            data.finish()?;
+        }
         atomic::write(path, |out| out.write_all(&bytes))?;
-        Ok(bytes.len())
+        Ok(size)
     }
 }
 
@@ -328,6 +349,7 @@ impl<'a> Pipeline<'a> {
             manifest,
             stages: std::mem::take(&mut self.stages),
             notes: std::mem::take(&mut self.notes),
+            inline_limit: INLINE_LIMIT,
             source: self.options.model.clone(),
             lower_rules: self.library.lower.clone(),
         })

@@ -15,6 +15,7 @@
 //! | lift | idioms become composites (`rms_norm`, `rope`, `attention`) | `rules/lift.egg`, `rules/simplify.egg` |
 //! | adapt | trained factors beside frozen weights, in their cheapest order | `rules/adapters/*.egg`, `rules/factor.egg`, [`adapt`] |
 //! | precision | values take the compute type, with f32 islands | [`precision`] |
+//! | | frozen matrices become codes of 8 or 4 bits | [`quantize`] |
 //! | objective | the method's definition unfolds | `rules/methods/*.egg`, [`method`], [`objective`] |
 //! | differentiate | one reverse sweep over a table of rows | `rules/grad.egg`, [`autodiff`] |
 //! | optimise | directed algebra over forward and backward together | `rules/simplify.egg`, [`rewrite`] |

@@ -38,22 +38,22 @@ impl Compute {
     /// The type for a target, and what the user should know where it is not the one asked for.
     pub fn resolve(self, target: Target) -> (DType, Option<String>) {
         match self {
-            Compute::Auto | Compute::F32 => (DType::F32, None),
+            Compute::F32 => (DType::F32, None),
             Compute::F16 => (DType::F16, None),
+            Compute::Auto | Compute::Bf16 if has_bf16(target) => (DType::BF16, None),
+            Compute::Auto => (DType::F32, None),
             Compute::Bf16 => {
                 let why = "ONNX Runtime has no bf16 kernels (MatMul among them) for the CPU";
-                let note = format!("--compute bf16 with --target {}: {why}; computing in f32", name(target));
-                (DType::F32, Some(note))
+                let target = format!("{target:?}").to_lowercase();
+                (DType::F32, Some(format!("--compute bf16 with --target {target}: {why}; computing in f32")))
             }
         }
     }
 }
 
-fn name(target: Target) -> &'static str {
-    match target {
-        Target::Cpu => "cpu",
-        Target::Portable => "portable",
-    }
+/// Whether every device that runs files for this target multiplies in bf16.
+fn has_bf16(target: Target) -> bool {
+    !matches!(target, Target::Cpu | Target::Portable)
 }
 
 /// Operators that are computed in f32 whatever the compute type: they sum many elements, or have values

@@ -4,13 +4,14 @@ mod toy;
 
 use std::path::Path;
 use weftc::runtime::{HostTensor, Options, Session};
+use weftc::train::optimizer::Decay;
 use weftc::train::{AdamW, Outcome, RunArgs, Setup, Trainer, run};
 
 const ADAMW: AdamW = AdamW { lr: 0.05, weight_decay: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, clip: Some(1.0) };
 
 fn trainer(train: &Path, accumulate: usize) -> Trainer {
     let session = Options { threads: 1, ..Options::default() };
-    Trainer::load(train, Setup { adamw: ADAMW, accumulate, session, ..Setup::default() }).unwrap()
+    Trainer::load(train, Setup { adamw: ADAMW, decay: Decay::All, accumulate, session, ..Setup::default() }).unwrap()
 }
 
 /// Tokens, answers, times and draws of two sequences of four.
@@ -325,7 +326,9 @@ fn the_kernel_is_its_function_to_the_bit() {
     weftc::compile::compile(&options).unwrap().write(&train).unwrap();
     let after = |portable: bool| {
         let session = Options { threads: 1, ..Options::default() };
-        let mut trainer = Trainer::load(&train, Setup { adamw: ADAMW, session, portable, ..Setup::default() }).unwrap();
+        let mut trainer =
+            Trainer::load(&train, Setup { adamw: ADAMW, decay: Decay::All, session, portable, ..Setup::default() })
+                .unwrap();
         // The sudoku model was exported for 33 tokens.
         let tokens: Vec<i64> = (0..66).map(|k| k % 7).collect();
         let u: Vec<f32> = (0..66).map(|k| k as f32 / 66.0).collect();
@@ -349,7 +352,7 @@ fn the_interpreter_trains_alike() {
     let options = weftc::compile::Options { mask_id: Some(31), ..weftc::compile::Options::new(&model) };
     let train = folder.path().join("train.onnx");
     weftc::compile::compile(&options).unwrap().write(&train).unwrap();
-    let setup = || Setup { adamw: ADAMW, ..Setup::default() };
+    let setup = || Setup { adamw: ADAMW, decay: Decay::All, ..Setup::default() };
     let mut fast = Trainer::load(&train, setup()).unwrap();
     let mut exact = Trainer::load_interpreted(&train, setup()).unwrap();
     for step in 0..3 {
@@ -396,4 +399,44 @@ fn nothing_is_written_for_another_source_or_over_a_broken_place() {
     std::fs::write(folder.path().join("toy.onnx"), source).unwrap();
     let text = run(&args(&train, &["--out", out.to_str().unwrap()])).unwrap_err().to_string();
     assert!(text.contains("was compiled from toy.onnx with SHA-256"), "{text}");
+}
+
+/// By default neither norms nor biases decay, on ONNX Runtime with our kernel and without it, and on the interpreter.
+#[test]
+fn only_matrices_decay_by_default() {
+    let folder = tempfile::tempdir().unwrap();
+    let train = folder.path().join("train.onnx");
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/dream_micro_dynamo18.onnx");
+    let options = weftc::compile::Options { mask_id: Some(31), ..weftc::compile::Options::new(&model) };
+    weftc::compile::compile(&options).unwrap().write(&train).unwrap();
+    let draws = || {
+        let tensor = |n: i64| HostTensor::new(&[1, n], &(0..n).collect::<Vec<i64>>()).unwrap();
+        let answer = HostTensor::new(&[1, 8], &[true; 8]).unwrap();
+        let u = HostTensor::new(&[1, 8], &[0.1f32; 8]).unwrap();
+        (tensor(8), answer, HostTensor::new(&[1], &[0.9f32]).unwrap(), u)
+    };
+    let after = |decay: Decay, weight_decay: f64, engine: usize| {
+        let adamw = AdamW { weight_decay, ..ADAMW };
+        let setup = Setup { adamw, decay, portable: engine == 1, ..Setup::default() };
+        let open = if engine == 2 { Trainer::load_interpreted } else { Trainer::load };
+        let mut trainer = open(&train, setup).unwrap();
+        let (tokens, answer, t, u) = draws();
+        trainer.step_with(tokens, answer, t, u).unwrap();
+        let value = |n: &str| (n.to_string(), trainer.parameter(n).unwrap());
+        trainer.parameters().map(value).collect::<Vec<_>>()
+    };
+    for engine in 0..3 {
+        let (without, weights, all) =
+            (after(Decay::All, 0.0, engine), after(Decay::Weights, 0.5, engine), after(Decay::All, 0.5, engine));
+        let mut vectors = 0;
+        for ((a, b), c) in without.iter().zip(&weights).zip(&all) {
+            let is_vector = a.1.shape().len() == 1;
+            vectors += usize::from(is_vector);
+            assert_eq!(a.1.bytes() == b.1.bytes(), is_vector, "engine {engine}: {}", a.0);
+            // A bias that is still 0 cannot decay.
+            let zero = a.1.to_f64().iter().all(|x| x.abs() < 0.02);
+            assert!(zero || a.1.bytes() != c.1.bytes(), "engine {engine}: {}", a.0);
+        }
+        assert!(vectors > 3 && vectors < without.len());
+    }
 }

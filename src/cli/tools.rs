@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::onnx::write::table;
+use crate::precision::Compute;
 use crate::rules::Target;
 use crate::tools::{check, explain, grad, inspect};
 use clap::Args;
@@ -24,6 +25,9 @@ pub struct RulesArgs {
 pub struct InspectArgs {
     /// The model: an ONNX file
     model: PathBuf,
+    /// The type that the step computes in, for the estimate of its memory
+    #[arg(long, value_enum, default_value_t = Compute::Auto)]
+    compute: Compute,
     /// Print JSON, with every parameter
     #[arg(long)]
     json: bool,
@@ -85,7 +89,7 @@ pub fn print(text: &str) -> Result<()> {
 }
 
 pub fn inspect(args: &InspectArgs) -> Result<()> {
-    let inspection = inspect::inspect(&args.model)?;
+    let inspection = inspect::inspect_in(&args.model, args.compute)?;
     if args.json {
         let json = serde_json::to_string_pretty(&inspection).map_err(|e| Error::internal("inspect", e.to_string()))?;
         print(&format!("{json}\n"))

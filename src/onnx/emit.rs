@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::ir::dim::Sym;
 use crate::ir::infer::resolve_axis;
 use crate::ir::op::{Attr, Emit, Kind, Slot};
-use crate::ir::{Builder, DType, Dim, Graph, Id, LeafKind, Lit, Node, Op, TensorType, Type};
+use crate::ir::{Builder, DType, Dim, Graph, Id, LeafId, LeafKind, Lit, Node, Op, TensorType, Type};
 use crate::rules::Rule;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet};
@@ -52,6 +52,8 @@ pub struct Scope<'a> {
     pub nodes: Vec<NodeProto>,
     /// Small constants, main graph only.
     pub constants: BTreeMap<String, TensorProto>,
+    /// Codes that a node wants as plain bytes: by name, the leaf and the shape.
+    pub packed: BTreeMap<String, (LeafId, Vec<i64>)>,
     names: FxHashMap<Id, String>,
     taken: BTreeSet<String>,
     counters: BTreeMap<String, usize>,
@@ -87,6 +89,7 @@ impl<'a> Scope<'a> {
             attributes,
             nodes: vec![],
             constants: BTreeMap::new(),
+            packed: BTreeMap::new(),
             names: FxHashMap::default(),
             taken,
             counters: BTreeMap::new(),

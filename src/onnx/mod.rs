@@ -2,6 +2,7 @@
 
 mod build;
 mod call;
+pub mod data_file;
 pub mod emit;
 mod functions;
 mod hints;

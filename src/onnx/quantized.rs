@@ -7,7 +7,6 @@
 use super::emit::{CONTRIB, Scope, attribute};
 use super::proto::attribute_proto::AttributeType;
 use super::proto::{AttributeProto, TensorProto, tensor_proto};
-use super::weights;
 use crate::error::{Error, Result};
 use crate::ir::{Builder, DType, Dim, Id};
 
@@ -92,18 +91,10 @@ impl Scope<'_> {
 
     /// Codes of 4 bits as the bytes that they are.
     fn packed(&mut self, codes: Id, dims: &[i64]) -> Result<String> {
-        let leaf = self.graph.as_leaf(codes).map(|l| self.graph.leaf(l));
+        let leaf = self.graph.as_leaf(codes);
         let leaf = leaf.ok_or_else(|| Error::internal("write", "codes of 4 bits must be a constant"))?;
-        let key = format!("{}.bytes", leaf.name);
-        if let Some(name) = self.sizes.get(&format!("const/{key}")) {
-            return Ok(name.clone());
-        }
-        let tensor = TensorProto {
-            dims: dims.to_vec(),
-            data_type: tensor_proto::DataType::Uint8.into(),
-            raw_data: weights::bytes(leaf)?.to_vec().into(),
-            ..Default::default()
-        };
-        Ok(self.constant(key, tensor))
+        let name = format!("{}.bytes", self.graph.leaf(leaf).name);
+        self.packed.insert(name.clone(), (leaf, dims.to_vec()));
+        Ok(name)
     }
 }

@@ -3,7 +3,8 @@
 //! Everything but the initializers is copied as it stands in the file.  To decode and encode it would lose
 //! what our messages do not say: whether an attribute is 0 or absent, and fields of newer versions.
 
-use super::proto::{GraphProto, StringStringEntryProto, TensorProto, tensor_proto};
+use super::data_file::{DataFile, SMALLEST_EXTERNAL};
+use super::proto::{GraphProto, TensorProto, tensor_proto};
 use super::tensor::Site;
 use super::train_file::{Weight, weight};
 use super::weights;
@@ -12,14 +13,10 @@ use crate::atomic;
 use crate::error::{Error, Problem, Result};
 use prost::Message;
 use prost::bytes::Bytes;
-use std::io::Write;
 use std::path::Path;
 
 /// From this size on weights are written beside the model: protobuf ends at 2 GiB.
 const INLINE_LIMIT: usize = 1 << 30;
-
-/// Smaller tensors stay in the model file: shapes and scalars are needed to load the graph at all.
-const SMALLEST_EXTERNAL: usize = 1024;
 
 /// Gives the new bytes of an initializer, or `None` to keep it.
 pub type Change<'a> = &'a mut dyn FnMut(&str, &Weight) -> Result<Option<Vec<u8>>>;
@@ -99,51 +96,11 @@ pub fn replace(source: &Path, out: &Path, new: Change<'_>) -> Result<usize> {
     Ok(replaced)
 }
 
-/// The file of external data while it is written.
-struct DataFile {
-    file: std::io::BufWriter<tempfile::NamedTempFile>,
-    path: std::path::PathBuf,
-    location: String,
-    end: u64,
-}
-
-impl DataFile {
-    /// ONNX Runtime maps tensors that begin at a page.
-    const PAGE: u64 = 4096;
-
-    fn new(model: &Path) -> Result<Self> {
-        let location = format!("{}.data", model.file_name().unwrap_or_default().to_string_lossy());
-        let path = model.with_file_name(&location);
-        Ok(DataFile { file: std::io::BufWriter::new(atomic::scratch(&path)?), path, location, end: 0 })
-    }
-
-    fn append(&mut self, tensor: &mut TensorProto, bytes: &[u8]) -> Result<()> {
-        let start = self.end.next_multiple_of(Self::PAGE);
-        let gap = vec![0; (start - self.end) as usize];
-        let io = |e| Error::io("write", &self.path, e);
-        self.file.write_all(&gap).and_then(|()| self.file.write_all(bytes)).map_err(io)?;
-        self.end = start + bytes.len() as u64;
-        let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value };
-        tensor.data_location = tensor_proto::DataLocation::External.into();
-        tensor.external_data = vec![
-            entry("location", self.location.clone()),
-            entry("offset", start.to_string()),
-            entry("length", bytes.len().to_string()),
-        ];
-        Ok(())
-    }
-
-    fn finish(self) -> Result<()> {
-        let file = self.file.into_inner().map_err(|e| Error::io("write", &self.path, e.into_error()))?;
-        atomic::persist(file, &self.path)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ir::DType;
-    use crate::onnx::proto::{AttributeProto, ModelProto, NodeProto};
+    use crate::onnx::proto::{AttributeProto, ModelProto, NodeProto, StringStringEntryProto};
     use prost::encoding::{WireType, encode_key, encode_varint};
 
     fn external(name: &str, values: usize, offset: usize) -> TensorProto {

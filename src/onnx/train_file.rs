@@ -1,6 +1,7 @@
 //! A train.onnx as its runner sees it: the manifest, the inputs, the first values of the parameters, and the
 //! functions from which the optimizer's own graphs are built.
 
+use super::data_file::location;
 use super::proto::{
     FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
     ValueInfoProto, tensor_proto, tensor_shape_proto, type_proto,
@@ -76,7 +77,11 @@ impl TrainFile {
         let manifest: Manifest = serde_json::from_str(&json.value).map_err(bad)?;
         let source = beside(path).join(&manifest.source.file);
         let folder = folder.unwrap_or(beside(&source)).to_path_buf();
-        let folder = if folder.is_dir() { folder } else { beside(path).to_path_buf() };
+        // A file that was written with data of its own refers to nothing else, but to what lies with it.
+        let own = location(path);
+        let initializers = || model.graph.iter().flat_map(|g| &g.initializer);
+        let is_own = |t: &TensorProto| t.external_data.iter().any(|e| e.key == "location" && e.value == own);
+        let folder = if folder.is_dir() && !initializers().any(is_own) { folder } else { beside(path).to_path_buf() };
         // External data is looked up as if this file lay in that folder; no bytes are given, since there
         // are none under that name, and inline data is then copied.
         let placed = folder.join(path.file_name().unwrap_or_default());
@@ -196,8 +201,10 @@ impl TrainFile {
     /// The graph of one AdamW update of every parameter: `p/N`, `g/N`, `m/N`, `v/N` (N the index in
     /// `parameters`) and the scalars `HYPER` to `p2/N`, `m2/N`, `v2/N`.
     ///
+    /// Parameters that do not decay read the scalar `NO_DECAY` instead of `weight_decay`.
+    ///
     /// Each result may be bound to the buffer that it updates: this is checked against the function's body.
-    pub fn adamw_model(&self, parameters: &[Port]) -> Result<Vec<u8>> {
+    pub fn adamw_model(&self, parameters: &[Port], decays: &dyn Fn(&Port) -> bool) -> Result<Vec<u8>> {
         let function = self.function("AdamW")?;
         let arity = (function.input.len(), function.output.len());
         if arity != (4 + HYPER.len(), 3) {
@@ -220,18 +227,19 @@ impl TrainFile {
         }
         let mut graph = GraphProto { name: "adamw".into(), ..GraphProto::default() };
         let scalar = |name: &str| value_info(name, DType::F64, &[]);
-        graph.input.extend(HYPER.iter().map(|h| scalar(h)));
+        graph.input.extend(HYPER.iter().chain([&NO_DECAY]).map(|h| scalar(h)));
         for (n, parameter) in parameters.iter().enumerate() {
             let name = |prefix: &str| format!("{prefix}/{n}");
             let same = |prefix: &str| value_info(&name(prefix), parameter.dtype, &parameter.shape);
             graph.input.extend(["p", "g", "m", "v"].map(same));
             graph.output.extend(["p2", "m2", "v2"].map(same));
+            let hyper = HYPER.map(|h| if h == "weight_decay" && !decays(parameter) { NO_DECAY } else { h });
             graph.node.push(NodeProto {
                 domain: DOMAIN.into(),
                 op_type: "AdamW".into(),
                 overload: function.overload.clone(),
                 name: name("adamw"),
-                input: ["p", "g", "m", "v"].map(name).into_iter().chain(HYPER.map(String::from)).collect(),
+                input: ["p", "g", "m", "v"].map(name).into_iter().chain(hyper.map(String::from)).collect(),
                 output: ["p2", "m2", "v2"].map(name).into(),
                 ..NodeProto::default()
             });
@@ -316,6 +324,9 @@ fn beside(path: &Path) -> &Path {
 
 /// The scalar inputs of `ai.weft.AdamW`, all f64, in order.
 pub const HYPER: [&str; 7] = ["lr", "weight_decay", "beta1", "beta2", "eps", "step", "grad_scale"];
+
+/// The weight decay of parameters that have none: an input, always 0.
+pub const NO_DECAY: &str = "no_decay";
 
 /// Builds nodes of standard operators with fresh names.
 struct Standard {

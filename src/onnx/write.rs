@@ -1,5 +1,6 @@
 //! A lowered training graph as train.onnx (the contract: ARCHITECTURE.md, README).
 
+use super::data_file::{DataFile, SMALLEST_EXTERNAL};
 use super::emit::{CONTRIB, DOMAIN, OPSET, Scope, data_type, type_proto};
 use super::functions::Functions;
 use super::proto::{
@@ -35,14 +36,27 @@ pub struct Parts<'a> {
     pub source: &'a Path,
 }
 
-/// The encoded model.
+/// Where weights go that would make the file itself too large.
+pub struct Beside<'a> {
+    pub file: &'a mut DataFile,
+    /// The model is written into the source's folder: what is external there can be referenced.
+    pub with_source: bool,
+}
+
+/// The encoded model, with its weights in it but for those that are external in the source.
 pub fn encode(parts: &Parts) -> Result<Vec<u8>> {
+    encode_with(parts, None)
+}
+
+/// The encoded model; weights go into a file beside it where one is given.
+pub fn encode_with(parts: &Parts, mut beside: Option<Beside>) -> Result<Vec<u8>> {
     let graph = parts.graph;
     let mut functions = Functions::default();
     let mut scope = Scope::new(graph, parts.rules, &mut functions, None)?;
     scope.run(parts.order)?;
     let (node, constants, uses_contrib) =
         (std::mem::take(&mut scope.nodes), std::mem::take(&mut scope.constants), scope.uses_contrib);
+    let packed = std::mem::take(&mut scope.packed);
     if parts.manifest.is_some() {
         add_optimizer(&mut functions, parts.rules)?;
     }
@@ -59,8 +73,11 @@ pub fn encode(parts: &Parts) -> Result<Vec<u8>> {
     let mut initializer: Vec<TensorProto> = constants.into_values().collect();
     for (id, leaf) in leaves().filter(|(_, l)| l.kind != LeafKind::Input || l.data.is_some()) {
         if live.contains(&id) || trainable.contains(&id) {
-            initializer.push(tensor(leaf, parts.source)?);
+            initializer.push(tensor(leaf, parts.source, beside.as_mut())?);
         }
+    }
+    for (name, (leaf, dims)) in packed {
+        initializer.push(bytes_of(name, graph.leaf(leaf), dims, beside.as_mut())?);
     }
     let output =
         graph.outputs.iter().filter_map(|(name, id)| Some(value_info(name, graph.tensor_type(*id)?))).collect();
@@ -98,9 +115,13 @@ pub fn plain(graph: &Graph, rules: &[Rule]) -> Result<Vec<u8>> {
     let mut scope = Scope::new(graph, rules, &mut functions, None)?;
     scope.run(&graph.live())?;
     let (node, constants) = (std::mem::take(&mut scope.nodes), std::mem::take(&mut scope.constants));
+    let packed = std::mem::take(&mut scope.packed);
     let mut initializer: Vec<TensorProto> = constants.into_values().collect();
     for leaf in graph.leaves.iter().filter(|l| l.data.is_some()) {
-        initializer.push(tensor(leaf, Path::new(""))?);
+        initializer.push(tensor(leaf, Path::new(""), None)?);
+    }
+    for (name, (leaf, dims)) in packed {
+        initializer.push(bytes_of(name, graph.leaf(leaf), dims, None)?);
     }
     let input = graph.leaves.iter().filter(|l| l.data.is_none()).map(|l| value_info(&l.name, &l.ty)).collect();
     let output =
@@ -132,8 +153,24 @@ fn add_optimizer(functions: &mut Functions, rules: &[Rule]) -> Result<()> {
     functions.name(Op::AdamW, &types, rules).map(drop)
 }
 
+/// How many bytes of weights [`encode`] would put into the file itself.
+pub fn inline_bytes(graph: &Graph, source: &Path) -> u64 {
+    let external = |l: &&Leaf| matches!(&l.data, Some(Data::File { path, .. }) if path != source);
+    let live: BTreeSet<LeafId> = graph.live().iter().filter_map(|id| graph.as_leaf(*id)).collect();
+    let inline = live.iter().map(|l| graph.leaf(*l)).filter(|l| !external(l));
+    inline.filter_map(|l| l.data.as_ref()).map(Data::len).sum()
+}
+
+/// A leaf's bytes under another name, as UINT8.
+fn bytes_of(name: String, leaf: &Leaf, dims: Vec<i64>, beside: Option<&mut Beside>) -> Result<TensorProto> {
+    let data_type = tensor_proto::DataType::Uint8.into();
+    let mut proto = TensorProto { name, dims, data_type, ..Default::default() };
+    fill(&mut proto, leaf, beside)?;
+    Ok(proto)
+}
+
 /// A weight: copied from the source model's own file, referenced in its external files.
-fn tensor(leaf: &Leaf, source: &Path) -> Result<TensorProto> {
+fn tensor(leaf: &Leaf, source: &Path, beside: Option<&mut Beside>) -> Result<TensorProto> {
     let dims: Option<Vec<i64>> = leaf.ty.shape.iter().map(Dim::known).collect();
     let mut proto = TensorProto {
         name: leaf.name.clone(),
@@ -142,7 +179,7 @@ fn tensor(leaf: &Leaf, source: &Path) -> Result<TensorProto> {
         ..Default::default()
     };
     match &leaf.data {
-        Some(Data::File { path, offset, len }) if path != source => {
+        Some(Data::File { path, offset, len }) if path != source && beside.as_ref().is_none_or(|b| b.with_source) => {
             let folder = source.parent().unwrap_or(Path::new(""));
             let location = path.strip_prefix(folder).unwrap_or(path).to_string_lossy().to_string();
             let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value };
@@ -153,9 +190,21 @@ fn tensor(leaf: &Leaf, source: &Path) -> Result<TensorProto> {
                 entry("length", len.to_string()),
             ];
         }
-        _ => proto.raw_data = weights::bytes(leaf)?.to_vec().into(),
+        _ => fill(&mut proto, leaf, beside)?,
     }
     Ok(proto)
+}
+
+/// The bytes of a leaf, in the tensor or in the file beside the model.
+fn fill(proto: &mut TensorProto, leaf: &Leaf, beside: Option<&mut Beside>) -> Result<()> {
+    let bytes = weights::bytes(leaf)?;
+    match beside {
+        Some(beside) if bytes.len() >= SMALLEST_EXTERNAL => beside.file.append(proto, &bytes),
+        _ => {
+            proto.raw_data = bytes.to_vec().into();
+            Ok(())
+        }
+    }
 }
 
 /// A table of a graph for people: operator counts, fused nodes first.

@@ -6,6 +6,7 @@ use crate::compile::{Options, Stage, compile_watched};
 use crate::error::{Error, Problem, Result};
 use crate::ir::{Data, Graph, Leaf, LeafId, LeafKind, TensorType};
 use crate::onnx::{Source, read};
+use crate::precision::Compute;
 use crate::rules::Target;
 use crate::rules::parse::library;
 use indexmap::IndexMap;
@@ -58,15 +59,23 @@ pub struct Inspection {
     pub memory: Option<Memory>,
 }
 
-/// Reads a model, lifts it, and tries to compile it.
+/// Reads a model, lifts it, and tries to compile it for a CPU.
 ///
 /// # Errors
 /// What keeps the file from being read.  What keeps the model from being trained is part of the answer.
 pub fn inspect(model: &Path) -> Result<Inspection> {
+    inspect_in(model, Compute::Auto)
+}
+
+/// The same for a step that computes in another type, which halves activations but not weights.
+///
+/// # Errors
+/// As [`inspect`].
+pub fn inspect_in(model: &Path, compute: Compute) -> Result<Inspection> {
     let source = read(model)?;
     let rules = library()?;
     // The mask token is one literal in the graph: which one it is changes nothing that is shown.
-    let options = Options { mask_id: Some(0), target: Target::Cpu, ..Options::new(model) };
+    let options = Options { mask_id: Some(0), target: Target::Cpu, compute, ..Options::new(model) };
     let mut lifted = None;
     let compiled = compile_watched(&options, &mut |stage, graph| {
         if stage == Stage::Lift {

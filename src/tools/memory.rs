@@ -4,13 +4,13 @@ use crate::compile::Compiled;
 use crate::error::{Error, Result};
 use crate::ir::infer::resolve_axis;
 use crate::ir::op::Cost;
-use crate::ir::{Builder, Dim, Graph, Id, LeafKind, Node, Op, Sym, TensorType};
+use crate::ir::{Builder, Dim, Graph, Id, LeafId, LeafKind, Node, Op, Sym, TensorType};
 use crate::lower;
 use crate::manifest::Role;
 use crate::rules::Rule;
 use crate::schedule;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Batch sizes that are shown.
 const BATCHES: [i64; 3] = [1, 4, 8];
@@ -47,7 +47,10 @@ pub struct Step {
 /// (it computes some nodes in place) and its allocator may hold more.
 pub fn estimate(compiled: &Compiled, read: &Graph, rules: &[Rule]) -> Result<Memory> {
     let graph = lower::inline(&compiled.graph, rules, &mut BTreeMap::new())?;
-    let parameters = graph.leaves.iter().filter(|l| l.kind != LeafKind::Input).map(|l| bytes(&l.ty, &|_| None)).sum();
+    // Weights that are held as codes alone are still leaves, but nothing reads them.
+    let used: BTreeSet<LeafId> = graph.live().iter().filter_map(|id| graph.as_leaf(*id)).collect();
+    let weights = used.iter().map(|l| graph.leaf(*l)).filter(|l| l.kind != LeafKind::Input);
+    let parameters = weights.map(|l| bytes(&l.ty, &|_| None)).sum();
     let trainable = |role| compiled.manifest.parameters.iter().filter(move |p| p.role == role).map(|p| &p.name);
     let gradients = trainable(Role::Trainable)
         .filter_map(|n| graph.find_leaf(n))
@@ -166,7 +169,7 @@ impl Lives {
 /// The size of a tensor; unknown sizes count nothing.
 fn bytes(ty: &TensorType, value: &dyn Fn(&Sym) -> Option<i64>) -> u64 {
     let sizes = ty.shape.iter().map(|d| d.eval(value).and_then(|n| u64::try_from(n).ok()).unwrap_or(0));
-    sizes.fold(ty.dtype.size() as u64, u64::saturating_mul)
+    ty.dtype.bytes(sizes.fold(1, u64::saturating_mul))
 }
 
 #[cfg(test)]

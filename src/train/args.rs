@@ -1,7 +1,7 @@
 //! The flags of `weftc run`.
 
 use super::data;
-use super::optimizer::{AdamW, Schedule};
+use super::optimizer::{AdamW, Decay, Schedule};
 use crate::error::{Error, Problem, Result};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -71,6 +71,9 @@ pub struct RunArgs {
     /// Decoupled weight decay
     #[arg(long, default_value_t = 0.1)]
     pub weight_decay: f64,
+    /// Which parameters decay: weights (matrices: neither norms nor biases), all
+    #[arg(long, value_enum, default_value_t)]
+    pub decay: Decay,
     #[arg(long, default_value_t = 0.9)]
     pub beta1: f64,
     #[arg(long, default_value_t = 0.999)]

@@ -1,11 +1,11 @@
 //! What a training step runs on.
 
-use super::optimizer::AdamW;
+use super::optimizer::{AdamW, Decay};
 use crate::error::{Error, Result};
 use crate::ir::DType;
 use crate::kernels;
 use crate::manifest::PROBE;
-use crate::onnx::train_file::{HYPER, Port, TrainFile};
+use crate::onnx::train_file::{HYPER, NO_DECAY, Port, TrainFile};
 use crate::runtime::{Bound, Buffer, HostTensor, Options, Session};
 use indexmap::IndexMap;
 
@@ -77,13 +77,14 @@ pub struct OnnxRuntime {
 
 impl OnnxRuntime {
     /// Opens the sessions; `trainable` are the parameters in order.  `accumulate` keeps sums of gradients;
-    /// `portable` runs the update's function instead of our kernel.
+    /// `portable` runs the update's function instead of our kernel; `decay` says which parameters decay.
     pub fn new(
         file: &TrainFile,
         trainable: &[Port],
         options: &Options,
         accumulate: bool,
         portable: bool,
+        decay: Decay,
     ) -> Result<Self> {
         let options = Options { folder: Some(file.folder().to_path_buf()), ..options.clone() };
         let mut step = Session::from_bytes(&file.session_bytes(trainable)?, &options)?.bind()?;
@@ -119,7 +120,8 @@ impl OnnxRuntime {
         if !portable && trainable.iter().all(|p| p.dtype == DType::F32) {
             kernels.operators.push(kernels::optimizer()?);
         }
-        let mut update = Session::from_bytes(&file.adamw_model(trainable)?, &kernels)?.bind()?;
+        let mut update =
+            Session::from_bytes(&file.adamw_model(trainable, &|p| decay.includes(&p.shape))?, &kernels)?.bind()?;
         norm.fetch("norm");
         for k in 0..trainable.len() {
             let name = |prefix: &str| format!("{prefix}/{k}");
@@ -179,7 +181,7 @@ impl Engine for OnnxRuntime {
     }
 
     fn update(&mut self, update: &Update) -> Result<()> {
-        for (name, value) in HYPER.iter().zip(update.scalars()) {
+        for (name, value) in HYPER.iter().zip(update.scalars()).chain([(&NO_DECAY, 0.0)]) {
             self.update.input(name, &Buffer::from_host(&HostTensor::scalar(value))?)?;
         }
         self.update.run().map(drop)

@@ -3,6 +3,7 @@
 //! A second opinion on every number of a run, for small models; several times slower.
 
 use super::engine::{Engine, Update};
+use super::optimizer::Decay;
 use crate::error::{Error, Result};
 use crate::interp;
 use crate::ir::{DType, Graph};
@@ -23,6 +24,7 @@ struct State {
     gradient: Vec<f64>,
     m: Vec<f64>,
     v: Vec<f64>,
+    decays: bool,
 }
 
 /// The training graph as the reader gives it back, and the parameters.
@@ -37,7 +39,7 @@ pub struct Interpreter {
 
 impl Interpreter {
     /// Reads the graph of `file` back; `trainable` are the parameters in order.
-    pub fn new(file: &TrainFile, trainable: &[Port]) -> Result<Self> {
+    pub fn new(file: &TrainFile, trainable: &[Port], decay: Decay) -> Result<Self> {
         let mut graph = read(file.path())?.graph;
         let mut probe = graph.clone();
         probe.outputs.retain(|(name, _)| name == PROBE);
@@ -57,6 +59,7 @@ impl Interpreter {
                 gradient: zeros.clone(),
                 m: zeros.clone(),
                 v: zeros,
+                decays: decay.includes(&port.shape),
             })
         };
         let states = trainable.iter().map(state).collect::<Result<_>>()?;
@@ -127,12 +130,13 @@ impl Engine for Interpreter {
         let corrected = |beta: f64| 1.0 - beta.powf(update.step as f64);
         let (c1, c2) = (corrected(a.beta1), corrected(a.beta2));
         for s in &mut self.states {
+            let decay = if s.decays { a.weight_decay } else { 0.0 };
             let moments = s.m.iter_mut().zip(&mut s.v);
             for ((p, g), (m, v)) in s.value.iter_mut().zip(&s.gradient).zip(moments) {
                 let g = g * update.grad_scale;
                 *m = a.beta1 * *m + (1.0 - a.beta1) * g;
                 *v = a.beta2 * *v + (1.0 - a.beta2) * g * g;
-                *p = (1.0 - a.lr * a.weight_decay) * *p - a.lr * (*m / c1) / ((*v / c2).sqrt() + a.eps);
+                *p = (1.0 - a.lr * decay) * *p - a.lr * (*m / c1) / ((*v / c2).sqrt() + a.eps);
             }
         }
         Ok(())

@@ -52,6 +52,23 @@ impl AdamW {
     }
 }
 
+/// Which parameters decay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Decay {
+    /// Matrices: weights, embeddings, factors of adapters; neither norms nor biases.
+    #[default]
+    Weights,
+    All,
+}
+
+impl Decay {
+    /// Whether a parameter of this shape decays.
+    pub fn includes(self, shape: &[Option<i64>]) -> bool {
+        self == Decay::All || shape.len() > 1
+    }
+}
+
 /// How the learning rate changes over a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]

@@ -217,7 +217,14 @@ fn open(args: &RunArgs, notes: &mut Vec<String>) -> Result<Trainer> {
         args.model.as_ref().and_then(|m| m.parent()).map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
     let session = Options { threads: args.threads, ..Options::default() };
     let folder = folder.map(Path::to_path_buf);
-    let setup = Setup { folder, adamw: args.adamw(), accumulate: args.accumulate, session, ..Setup::default() };
+    let setup = Setup {
+        folder,
+        adamw: args.adamw(),
+        decay: args.decay,
+        accumulate: args.accumulate,
+        session,
+        ..Setup::default()
+    };
     const SLOW: &str = "the reference interpreter runs the graph: in f64, and several times slower";
     let mut say = |line: &str| {
         if !args.quiet {

@@ -5,7 +5,7 @@ use super::checkpoint;
 use super::engine::{Engine, OnnxRuntime, Update};
 use super::interpreter::Interpreter;
 use super::loss_scale::LossScale;
-use super::optimizer::AdamW;
+use super::optimizer::{AdamW, Decay};
 use super::probe::Cache;
 use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
@@ -35,6 +35,7 @@ pub struct Setup {
     /// The folder of the source model's weights; beside train.onnx where `None`.
     pub folder: Option<PathBuf>,
     pub adamw: AdamW,
+    pub decay: Decay,
     /// Micro-batches a step; 0 and 1 mean one.
     pub accumulate: usize,
     pub session: Options,
@@ -98,14 +99,25 @@ impl Trainer {
         // Packed copies of frozen weights would double the memory and save nothing measurable.
         let options = Options { prepack: false, ..setup.session };
         Self::with(file, setup.adamw, |file, trainable| {
-            Ok(Box::new(OnnxRuntime::new(file, trainable, &options, setup.accumulate > 1, setup.portable)?))
+            Ok(Box::new(OnnxRuntime::new(
+                file,
+                trainable,
+                &options,
+                setup.accumulate > 1,
+                setup.portable,
+                setup.decay,
+            )?))
         })
     }
 
     /// Opens `train_onnx` on the reference interpreter: in f64, and several times slower.
     pub fn load_interpreted(train_onnx: &Path, setup: Setup) -> Result<Self> {
         let file = TrainFile::read(train_onnx, setup.folder.as_deref())?;
-        Self::with(file, setup.adamw, |file, trainable| Ok(Box::new(Interpreter::new(file, trainable)?)))
+        let interpreted = |file: &TrainFile, trainable: &[Port]| -> Result<Box<dyn Engine>> {
+            Ok(Box::new(Interpreter::new(file, trainable, setup.decay)?))
+        };
+        // In f64 nothing under- or overflows: the scale keeps its default, 1.
+        Ok(Trainer { loss_scale: None, ..Self::with(file, setup.adamw, interpreted)? })
     }
 
     /// Checks the contract of train.onnx and opens it on an engine.

@@ -233,6 +233,71 @@ fn gradients_in_bf16_are_those_in_f32() {
     }
 }
 
+/// Converted weights that are too many for one message lie beside train.onnx, and mean the same.
+#[test]
+fn many_weights_lie_beside_the_graph() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = narrowed("sudoku", Narrow::BF16, from.path());
+    let train = to.path().join("train.onnx");
+    let mut compiled = compile(&Options { mask_id: Some(3), ..Options::new(&file) }).unwrap();
+    compiled.inline_limit = 1000;
+    let written = compiled.write(&train).unwrap() as u64;
+    let sizes = ["train.onnx", "train.onnx.data"].map(|n| std::fs::metadata(to.path().join(n)).unwrap().len());
+    assert_eq!(sizes.iter().sum::<u64>(), written);
+    assert!(sizes[1] > sizes[0], "{sizes:?}");
+    let mut trainer = Trainer::load(&train, Setup::default()).unwrap();
+    let ours = Draws::new(trainer.manifest().vocab_size).step(&mut trainer);
+    assert_eq!(ours.loss, step(&file, Compute::Auto, Target::Cpu).loss);
+}
+
+/// A run in f16 goes on with the loss scale that it had: the first step overflows at 2^16.
+#[test]
+fn a_resumed_run_keeps_its_loss_scale() {
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        run: weftc::train::RunArgs,
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let train = folder.path().join("train.onnx");
+    let options = Options { mask_id: Some(15), compute: Compute::F16, ..Options::new(model("sudoku")) };
+    compile(&options).unwrap().write(&train).unwrap();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/sudoku_train.jsonl");
+    let run = |out: &str, more: &[&str]| {
+        let out = folder.path().join(out);
+        let path = |p: &Path| p.display().to_string();
+        let base = ["run", &path(&train), "--data", &path(&data), "--quiet", "--batch-size", "8", "--lr", "1e-3"]
+            .map(String::from);
+        let more = more.iter().map(|m| m.to_string());
+        let state = ["--save-every", "100", "--out", &path(&out)].map(String::from);
+        let args = base.into_iter().chain(more).chain(state);
+        let summary = weftc::train::run(&<Cli as clap::Parser>::parse_from(args).run).unwrap();
+        (summary.skipped, std::fs::read(out.join("model.safetensors")).unwrap())
+    };
+    let (skipped, whole) = run("whole", &["--steps", "6"]);
+    let (first, _) = run("half", &["--steps", "3"]);
+    assert!(first > 0 && first == skipped);
+    let half = folder.path().join("half").display().to_string();
+    let (again, rest) = run("half", &["--steps", "6", "--resume", &half]);
+    assert_eq!(again, 0);
+    assert!(rest == whole);
+}
+
+/// The interpreter reads the file back and needs no scale.
+#[test]
+fn the_interpreter_agrees_with_a_step_in_f16() {
+    let folder = tempfile::tempdir().unwrap();
+    let train = folder.path().join("train.onnx");
+    let options = Options { mask_id: Some(3), compute: Compute::F16, ..Options::new(model("sudoku")) };
+    compile(&options).unwrap().write(&train).unwrap();
+    let mut exact = Trainer::load_interpreted(&train, Setup::default()).unwrap();
+    let mut ours = Trainer::load(&train, Setup::default()).unwrap();
+    let draws = Draws::new(exact.manifest().vocab_size);
+    let (exact, ours) = (draws.step(&mut exact), draws.step(&mut ours));
+    assert!((exact.loss - ours.loss).abs() < 1e-2 * exact.loss, "{} {}", exact.loss, ours.loss);
+    assert!((exact.grad_norm - ours.grad_norm).abs() < 1e-2 * exact.grad_norm);
+}
+
 /// An overflow halves the scale and leaves everything else as it was; it is no divergence.
 #[test]
 fn an_overflow_halves_the_loss_scale() {

@@ -18,7 +18,7 @@ use weftc::{objective, precision};
 const BOTH: [Quantization; 2] = [Quantization::Int8, Quantization::Int4];
 const TARGETS: [Target; 2] = [Target::Cpu, Target::Portable];
 
-/// A model in f32 after the precision stage, of which vectors alone are trained, and its ports.
+/// A model after the precision stage, of which vectors alone are trained, and its ports.
 struct Typed {
     graph: Graph,
     trained: Vec<LeafId>,
@@ -26,7 +26,7 @@ struct Typed {
     method: weftc::manifest::Method,
 }
 
-fn typed(file: &Path) -> Typed {
+fn typed(file: &Path, compute: DType) -> Typed {
     let library = library().unwrap();
     let source = read(file).unwrap();
     let ports = objective::find_ports(&source.graph, None, None).unwrap();
@@ -35,7 +35,7 @@ fn typed(file: &Path) -> Typed {
     let lifted = compile::lift(&model, &library, Target::Cpu).unwrap().graph;
     let is_vector = |l: &LeafId| lifted.leaf(*l).kind == LeafKind::Param && lifted.leaf(*l).ty.rank() == 1;
     let trained: Vec<LeafId> = lifted.live().iter().filter_map(|id| lifted.as_leaf(*id)).filter(is_vector).collect();
-    let graph = precision::apply(&lifted, &trained, DType::F32).unwrap();
+    let graph = precision::apply(&lifted, &trained, compute).unwrap();
     let method = compile(&Options { mask_id: Some(3), ..Options::new(file) }).unwrap().manifest.method;
     Typed { graph, trained, ports, method }
 }
@@ -125,8 +125,9 @@ fn apart(a: &[f64], b: &[f64]) -> f64 {
 fn a_step_is_that_of_the_dense_weights() {
     let names = ["llada_micro_dynamo18", "llada_micro_legacy17", "dream_micro_dynamo18", "sudoku"];
     for name in names {
-        let typed = typed(&model(name));
+        let typed = typed(&model(name), DType::F32);
         let (plain, _) = typed.step(&typed.graph, Target::Portable);
+        let mut errors = Vec::new();
         for how in BOTH {
             let (quantised, report) = quantize::apply(&typed.graph, &typed.trained, how, DType::F32).unwrap();
             assert!(report.after < report.before && !report.names.is_empty(), "{report:?}");
@@ -145,10 +146,17 @@ fn a_step_is_that_of_the_dense_weights() {
                     worst = worst.max(one);
                 }
                 let moved = (ours["loss"][0] / plain["loss"][0] - 1.0).abs();
-                println!("{name} {} {target:?}: step within {worst:.1e}, loss moved by {moved:.1e}", how.name());
+                let gradients = ours.iter().filter(|(n, _)| n.starts_with("grad/"));
+                let away = gradients.map(|(n, g)| apart(g, &plain[n])).fold(0.0, f64::max);
+                println!(
+                    "{name} {} {target:?}: step within {worst:.1e}, loss moved by {moved:.1e}, gradients by {away:.1e}",
+                    how.name()
+                );
+                errors.push(away);
                 assert!(moved > 0.0 && moved < if how == Quantization::Int8 { 5e-3 } else { 0.1 }, "{name}: {moved}");
             }
         }
+        assert!(errors[..2].iter().all(|e| *e < errors[2]), "{name}: more bits are nearer: {errors:?}");
     }
 }
 
@@ -157,13 +165,31 @@ fn a_step_is_that_of_the_dense_weights() {
 fn narrow_sources_are_quantised_from_their_own_bytes() {
     let folder = tempfile::tempdir().unwrap();
     for narrow in [Narrow::F16, Narrow::BF16] {
-        let typed = typed(&narrowed("sudoku", narrow, folder.path()));
+        let typed = typed(&narrowed("sudoku", narrow, folder.path()), DType::F32);
         let (plain, _) = typed.step(&typed.graph, Target::Cpu);
         let (quantised, report) =
             quantize::apply(&typed.graph, &typed.trained, Quantization::Int8, DType::F32).unwrap();
         assert!(!report.names.is_empty());
         let (ours, _) = typed.step(&quantised, Target::Cpu);
         assert!((ours["loss"][0] / plain["loss"][0] - 1.0).abs() < 5e-3);
+    }
+}
+
+/// Codes are dequantised to the compute type.
+#[test]
+fn codes_serve_a_step_in_f16() {
+    for name in ["sudoku", "llada_micro_dynamo18"] {
+        let [wide, narrow] = [DType::F32, DType::F16].map(|t| typed(&model(name), t));
+        for (how, target) in BOTH.into_iter().zip(TARGETS) {
+            let steps = [(&wide, DType::F32), (&narrow, DType::F16)].map(|(model, compute)| {
+                let (quantised, _) = quantize::apply(&model.graph, &model.trained, how, compute).unwrap();
+                model.step(&quantised, target).0
+            });
+            assert!((steps[0]["loss"][0] / steps[1]["loss"][0] - 1.0).abs() < 1e-2, "{name}: {:?}", how);
+            let gradients = steps[0].keys().filter(|n| n.starts_with("grad/"));
+            let worst = gradients.map(|n| apart(&steps[1][n], &steps[0][n])).fold(0.0, f64::max);
+            assert!(worst < 5e-2, "{name} {how:?}: {worst}");
+        }
     }
 }
 
