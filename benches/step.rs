@@ -1,7 +1,7 @@
 //! Times compilation and the training step; prints one JSON object.
 //!
 //! `cargo bench --bench step -- --model FILE --mask-id ID [--batch 4] [--length 256] [--threads 1]
-//! [--seconds 15]`
+//! [--trainable lora] [--method sft] [--seconds 15]`
 //!
 //! A step is everything that training does with a batch: entropy pass, forward, backward, clipping, AdamW.
 //! Peak memory is the process's own high-water mark, compiler included; `cpu_s` is its processor time a step,
@@ -12,7 +12,7 @@ use serde_json::json;
 use std::error::Error;
 use std::path::PathBuf;
 use std::time::Instant;
-use weftc::compile::{Options, compile};
+use weftc::compile::{Options, Trainable, compile};
 use weftc::rng::SplitMix64;
 use weftc::runtime::session;
 use weftc::train::batch::{Batch, Shape};
@@ -38,6 +38,11 @@ struct Arguments {
     length: usize,
     #[arg(long, default_value_t = 1)]
     threads: usize,
+    /// What is trained: full, lora (rank 8 on q, k, v), ..
+    #[arg(long, default_value = "full")]
+    trainable: Trainable,
+    #[arg(long, default_value = "weft")]
+    method: String,
     /// Stop counting after this many seconds
     #[arg(long, default_value_t = 15.0)]
     seconds: f64,
@@ -50,7 +55,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
     let folder = tempfile::tempdir_in(arguments.model.parent().ok_or("the model has no folder")?)?;
     let started = Instant::now();
-    let compiled = compile(&Options { mask_id: Some(arguments.mask_id), ..Options::new(&arguments.model) })?;
+    let (mask_id, method, trainable) = (Some(arguments.mask_id), arguments.method.clone(), arguments.trainable.clone());
+    let compiled = compile(&Options { mask_id, method, trainable, ..Options::new(&arguments.model) })?;
     let train_onnx = folder.path().join("train.onnx");
     let bytes = compiled.write(&train_onnx)?;
     let compile_s = started.elapsed().as_secs_f64();
@@ -86,6 +92,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     counted.sort_by(f64::total_cmp);
     let step_s = counted[counted.len() / 2];
     let line = json!({
+        "method": arguments.method, "trainable": arguments.trainable.to_string(),
         "threads": arguments.threads, "batch": arguments.batch, "length": arguments.length,
         "compile_s": compile_s, "stages": stages, "train_onnx_bytes": bytes, "load_s": load_s,
         "step_s": step_s, "step_min_s": counted[0], "cpu_s": cpu_s, "steps": counted.len(),

@@ -47,6 +47,12 @@ impl std::str::FromStr for Trainable {
     }
 }
 
+impl std::fmt::Display for Trainable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if let Trainable::Named(name) = self { name } else { "full" })
+    }
+}
+
 /// What to compile and for which method.
 #[derive(Clone, Debug)]
 pub struct Options {

@@ -91,7 +91,7 @@ fn of_split(folder: &Path, part: &Part) -> Result<Vec<PathBuf>> {
 fn is_data(path: &Path) -> bool {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     ["jsonl", "json", "parquet"].contains(&extension.as_str())
-        && !path.file_name().is_some_and(|n| n == "dataset_infos.json")
+        && path.file_name().is_none_or(|n| n != "dataset_infos.json")
 }
 
 /// `train-00000-of-00001.parquet` is of the split `train`, `my.jsonl` of the split `my`.
