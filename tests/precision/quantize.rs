@@ -1,6 +1,7 @@
 //! Frozen weights in 8 and 4 bits: the step on ONNX Runtime is that of the dense weights which they mean.
 
 use crate::narrow::{Narrow, model, narrowed};
+use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use weftc::quantize::{self, BLOCK, Quantization};
 use weftc::rules::Target;
 use weftc::rules::parse::library;
 use weftc::runtime::{HostTensor, Options as Runtime, Session};
-use weftc::{objective, precision};
+use weftc::{interp, objective, precision};
 
 const BOTH: [Quantization; 2] = [Quantization::Int8, Quantization::Int4];
 const TARGETS: [Target; 2] = [Target::Cpu, Target::Portable];
@@ -56,19 +57,24 @@ impl Typed {
         }
         let bytes = write::plain(&lowered, &library.lower).unwrap();
         let mut session = Session::from_bytes(&bytes, &Runtime::default()).unwrap();
+        let feeds = self.feeds();
+        let outputs = session.run(feeds.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
+        (outputs.iter().map(|(n, t)| (n.clone(), t.to_f64())).collect(), lowered)
+    }
+
+    /// Draws of one step.
+    fn feeds(&self) -> [(String, HostTensor); 4] {
         let (b, l) = (2i64, 12i64);
         let n = b * l;
         let tokens: Vec<i64> = (0..n).map(|k| (k * 7 + 5) % self.ports.vocab_size).collect();
         let answer: Vec<bool> = (0..n).map(|k| k % l >= 4 && k != n - 1).collect();
         let u: Vec<f32> = (0..n).map(|k| (k * 37 % 101) as f32 / 101.0).collect();
-        let feeds = [
-            (self.ports.token_input.as_str(), HostTensor::new(&[b, l], &tokens).unwrap()),
-            ("answer_mask", HostTensor::new(&[b, l], &answer).unwrap()),
-            ("t", HostTensor::new(&[b], &[0.7f32, 0.4]).unwrap()),
-            ("u", HostTensor::new(&[b, l], &u).unwrap()),
-        ];
-        let outputs = session.run(feeds.iter().map(|(n, t)| (*n, t))).unwrap();
-        (outputs.iter().map(|(n, t)| (n.clone(), t.to_f64())).collect(), lowered)
+        [
+            (self.ports.token_input.clone(), HostTensor::new(&[b, l], &tokens).unwrap()),
+            ("answer_mask".into(), HostTensor::new(&[b, l], &answer).unwrap()),
+            ("t".into(), HostTensor::new(&[b], &[0.7f32, 0.4]).unwrap()),
+            ("u".into(), HostTensor::new(&[b, l], &u).unwrap()),
+        ]
     }
 }
 
@@ -172,6 +178,30 @@ fn narrow_sources_are_quantised_from_their_own_bytes() {
         assert!(!report.names.is_empty());
         let (ours, _) = typed.step(&quantised, Target::Cpu);
         assert!((ours["loss"][0] / plain["loss"][0] - 1.0).abs() < 5e-3);
+    }
+}
+
+/// What was written is read back and means the same to the interpreter.
+#[test]
+fn written_codes_are_read_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let typed = typed(&model("sudoku"), DType::F32);
+    for (how, target) in BOTH.into_iter().flat_map(|how| TARGETS.map(|t| (how, t))) {
+        let (quantised, _) = quantize::apply(&typed.graph, &typed.trained, how, DType::F32).unwrap();
+        let (ours, lowered) = typed.step(&quantised, target);
+        let path = folder.path().join("step.onnx");
+        std::fs::write(&path, write::plain(&lowered, &library().unwrap().lower).unwrap()).unwrap();
+        let back = read(&path).unwrap().graph;
+        let feeds = typed.feeds().map(|(name, t)| {
+            let shape: Vec<usize> = t.shape().iter().map(|n| *n as usize).collect();
+            (name, Tensor::from_vec(t.to_f64(), shape, &Device::Cpu).unwrap())
+        });
+        let outputs = interp::run(&back, &feeds.into()).unwrap();
+        for (name, value) in ours.iter().filter(|(n, _)| n.starts_with("grad/") || *n == "loss_sum") {
+            let exact: Vec<f64> = outputs[name].flatten_all().unwrap().to_vec1().unwrap();
+            let one = apart(value, &exact);
+            assert!(one < 1e-4, "{how:?} {target:?}: {name} differs by {one:.1e}");
+        }
     }
 }
 
