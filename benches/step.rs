@@ -13,7 +13,7 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::time::Instant;
 use weftc::compile::{Options, compile};
-use weftc::eval::rng::SplitMix64;
+use weftc::rng::SplitMix64;
 use weftc::runtime::session;
 use weftc::train::batch::{Batch, Shape};
 use weftc::train::data::Sample;

@@ -2,6 +2,7 @@
 
 mod tools;
 
+use crate::adapt;
 use crate::compile::{self, Compiled, Options, Stage, Trainable};
 use crate::error::Result;
 use crate::manifest::Probe;
@@ -76,9 +77,23 @@ struct CompileArgs {
     /// the weights that training starts from)
     #[arg(long, default_value = "every-step", value_parser = str::parse::<Probe>)]
     probe: Probe,
-    /// Which weights are trained
-    #[arg(long, value_enum, default_value_t)]
+    /// Which weights are trained: full, an adapter (lora, rslora), or patterns over the weights' names, joined by
+    /// commas (`*.norm*,transformer.blocks.1.*`)
+    #[arg(long, default_value = "full", value_name = "WHAT", value_parser = str::parse::<Trainable>)]
     trainable: Trainable,
+    /// Rank of an adapter (the paper's runs: 128)
+    #[arg(long, default_value_t = 8, value_name = "R")]
+    lora_rank: i64,
+    /// Scale of an adapter: alpha / rank, for rslora alpha / sqrt(rank) [default: twice the rank]
+    #[arg(long, value_name = "ALPHA")]
+    lora_alpha: Option<f64>,
+    /// Linear layers with an adapter, found by structure: q, k, v, o, gate, up, down, head, all-linear (all but the
+    /// head); or names (`q_proj`) and patterns (`*.0.*`)
+    #[arg(long, default_value = "q,k,v", value_delimiter = ',')]
+    lora_targets: Vec<String>,
+    /// Seed of an adapter's first values
+    #[arg(long, default_value_t = 0)]
+    adapter_seed: u64,
     /// portable: standard ONNX operators only; cpu: also ONNX Runtime's own fused operators
     #[arg(long, value_enum, default_value_t = Target::Cpu)]
     target: Target,
@@ -175,7 +190,13 @@ impl CompileArgs {
             settings: self.settings.given(),
             set: self.set.iter().cloned().collect(),
             probe: self.probe,
-            trainable: self.trainable,
+            trainable: self.trainable.clone(),
+            adapter: adapt::Spec {
+                rank: self.lora_rank,
+                alpha: self.lora_alpha.unwrap_or(2.0 * self.lora_rank as f64),
+                targets: self.lora_targets.clone(),
+                seed: self.adapter_seed,
+            },
             target: self.target,
             compute: self.compute,
             quantize: self.quantize_base,

@@ -5,6 +5,7 @@
 
 mod stages;
 
+use crate::adapt;
 use crate::atomic;
 use crate::error::{Error, Problem, Result};
 use crate::ir::{DType, Graph, Id, LeafId, LeafKind, text};
@@ -17,7 +18,7 @@ use crate::onnx::{Source, read};
 use crate::precision::{self, Compute};
 use crate::quantize::{self, Quantization, Quantized};
 use crate::rewrite::{self, Saturated};
-use crate::rules::parse::Library;
+use crate::rules::parse::{Library, suggest};
 use crate::rules::user::library_with;
 use crate::rules::{Rule, Target};
 use crate::schedule;
@@ -28,11 +29,22 @@ use std::time::Instant;
 pub use stages::{add_gradients, lift, lower_for, optimise, usable};
 
 /// Which weights are trained.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum Trainable {
     /// Every floating-point weight.
     #[default]
     Full,
+    /// The adapter of this name; or, where there is none, the weights whose names fit these patterns, joined by
+    /// commas.
+    Named(String),
+}
+
+impl std::str::FromStr for Trainable {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
+        Ok(if text == "full" { Trainable::Full } else { Trainable::Named(text.into()) })
+    }
 }
 
 /// What to compile and for which method.
@@ -50,6 +62,8 @@ pub struct Options {
     /// When the entropy pass runs.
     pub probe: Probe,
     pub trainable: Trainable,
+    /// What adapters are like, where some are trained.
+    pub adapter: adapt::Spec,
     pub target: Target,
     /// The type that values are computed in.
     pub compute: Compute,
@@ -75,6 +89,7 @@ impl Options {
             set: BTreeMap::new(),
             probe: Probe::EveryStep,
             trainable: Trainable::Full,
+            adapter: adapt::Spec::default(),
             target: Target::Cpu,
             compute: Compute::Auto,
             quantize: None,
@@ -99,6 +114,7 @@ impl Options {
 pub enum Stage {
     Read,
     Lift,
+    Adapt,
     Precision,
     Objective,
     Differentiate,
@@ -112,6 +128,7 @@ impl Stage {
         match self {
             Stage::Read => "read",
             Stage::Lift => "lift",
+            Stage::Adapt => "adapt",
             Stage::Precision => "precision",
             Stage::Objective => "objective",
             Stage::Differentiate => "differentiate",
@@ -286,10 +303,13 @@ impl<'a> Pipeline<'a> {
         let lifted = self.lift(&source.graph, &ports)?;
         self.done(Stage::Lift, &lifted, on_stage);
 
-        let trainable = choose(&lifted, self.options.trainable);
+        let (adapted, trainable, added) = self.adapt(lifted)?;
+        if added.is_some() {
+            self.done(Stage::Adapt, &adapted, on_stage);
+        }
         let (compute, note) = self.options.compute.resolve(self.options.target);
         self.notes.extend(note);
-        let mut typed = precision::apply(&lifted, &trainable, compute)?;
+        let mut typed = precision::apply(&adapted, &trainable, compute)?;
         let mut quantized = Quantized::default();
         if let Some(how) = self.options.quantize {
             (typed, quantized) = quantize::apply(&typed, &trainable, how, compute)?;
@@ -315,6 +335,12 @@ impl<'a> Pipeline<'a> {
         let mut manifest = self.manifest(&source, &ports, method, &lowered, &trainable, compute);
         for p in manifest.parameters.iter_mut().filter(|p| quantized.names.contains(&p.name)) {
             p.quantized = self.options.quantize;
+        }
+        if let Some((adapter, parts)) = added {
+            manifest.adapter = Some(adapter);
+            for p in &mut manifest.parameters {
+                p.part = parts.get(&p.name).cloned();
+            }
         }
         Ok(Compiled {
             graph: lowered,
@@ -348,6 +374,36 @@ impl<'a> Pipeline<'a> {
         model.outputs.retain(|(name, _)| *name == ports.logits_output);
         let lifted = lift(&model, &self.library, self.options.target)?;
         Ok(self.counted(lifted))
+    }
+
+    /// The model with what is trained: adapters are added, weights are chosen.
+    fn adapt(&mut self, model: Graph) -> Result<(Graph, Vec<LeafId>, Option<Added>)> {
+        let leaves = weights(&model);
+        let Trainable::Named(name) = &self.options.trainable else { return Ok((model, leaves, None)) };
+        if let Some(definition) = self.library.adapters.get(name) {
+            let adapted = adapt::apply(&model, name, definition, &self.library.factor, &self.options.adapter)?;
+            self.notes.push(adapted.note);
+            rewrite::count(&mut self.fired, &adapted.saturated.fired);
+            return Ok((adapted.saturated.graph, adapted.trainable, Some((adapted.adapter, adapted.parts))));
+        }
+        let patterns: Vec<&str> = name.split(',').map(str::trim).collect();
+        let fits = |pattern: &str, id: &LeafId| adapt::matches(pattern, &model.leaf(*id).name);
+        let unused: Vec<&&str> = patterns.iter().filter(|p| !leaves.iter().any(|l| fits(p, l))).collect();
+        if !unused.is_empty() {
+            let adapters: Vec<&str> = self.library.adapters.keys().map(String::as_str).collect();
+            let problem = |pattern: &&&str| {
+                let names = leaves.iter().map(|l| model.leaf(*l).name.as_str());
+                let near = suggest(pattern, names.chain(adapters.iter().copied()));
+                let help = near.unwrap_or_else(|| {
+                    format!("full, {}, or patterns such as *.0.*; weftc inspect lists the weights", adapters.join(", "))
+                });
+                Problem::new("--trainable", format!("`{pattern}` is no adapter and fits no weight")).help(help)
+            };
+            return Err(Error::Usage { problems: unused.iter().map(problem).collect() });
+        }
+        let chosen: Vec<LeafId> = leaves.into_iter().filter(|l| patterns.iter().any(|p| fits(p, l))).collect();
+        self.notes.push(format!("{} weights are trained", chosen.len()));
+        Ok((model, chosen, None))
     }
 
     fn objective(&mut self, model: &Graph, ports: &Ports, method: &Method) -> Result<Graph> {
@@ -424,17 +480,15 @@ impl<'a> Pipeline<'a> {
     }
 }
 
-/// The trainable leaves among those the logits need, in the order of the source.
-fn choose(model: &Graph, trainable: Trainable) -> Vec<LeafId> {
+/// Adapters that were added: what they are, and which parameters are theirs.
+type Added = (manifest::Adapter, BTreeMap<String, manifest::Part>);
+
+/// The floating-point weights that the logits need, in the order of the source.
+fn weights(model: &Graph) -> Vec<LeafId> {
     let mut leaves: Vec<LeafId> = model.live().iter().filter_map(|id| model.as_leaf(*id)).collect();
     leaves.sort();
     leaves.dedup();
-    leaves.retain(|id| {
-        let leaf = model.leaf(*id);
-        match trainable {
-            Trainable::Full => leaf.kind == LeafKind::Param && leaf.ty.dtype.is_float(),
-        }
-    });
+    leaves.retain(|id| model.leaf(*id).kind == LeafKind::Param && model.leaf(*id).ty.dtype.is_float());
     leaves
 }
 

@@ -13,6 +13,7 @@
 //! |---|---|---|
 //! | read | exporters' differences end; weights stay on disk | [`onnx::read`] |
 //! | lift | idioms become composites (`rms_norm`, `rope`, `attention`) | `rules/lift.egg`, `rules/simplify.egg` |
+//! | adapt | trained factors beside frozen weights, in their cheapest order | `rules/adapters/*.egg`, `rules/factor.egg`, [`adapt`] |
 //! | precision | values take the compute type, with f32 islands | [`precision`] |
 //! | | frozen matrices become codes of 8 or 4 bits | [`quantize`] |
 //! | objective | the method's definition unfolds | `rules/methods/*.egg`, [`method`], [`objective`] |
@@ -57,6 +58,7 @@
 //! - `mask_rate` is evaluated in f64: ONNX has neither `log1p` nor `expm1`, and `1 - exp(r log(1 - t))`
 //!   over [batch, length] numbers costs nothing there.
 
+pub mod adapt;
 pub mod atomic;
 pub mod autodiff;
 pub mod cli;
@@ -75,6 +77,7 @@ pub mod onnx;
 pub mod precision;
 pub mod quantize;
 pub mod rewrite;
+pub mod rng;
 pub mod rules;
 pub mod runtime;
 pub mod schedule;

@@ -146,8 +146,14 @@ pub struct Adapter {
 pub struct Part {
     /// The name of the frozen weight.
     pub base: String,
-    /// PEFT's name of the tensor in its module: `lora_A.weight`, `lora_B.weight`, `lora_magnitude_vector`.
+    /// PEFT's name of the tensor in its module: `lora_A.weight`, `lora_B.weight`.
     pub part: String,
+    /// train.onnx stores the weight as [out in]; the adapter's product is [in out].
+    #[serde(default)]
+    pub turned: bool,
+    /// The model uses the weight elsewhere too (a tied embedding), so the adapter cannot be merged into it.
+    #[serde(default)]
+    pub shared: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -6,7 +6,7 @@ use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use weftc::compile::{Options, compile};
-use weftc::manifest::Parameter;
+use weftc::manifest::{Parameter, Role};
 use weftc::rules::Target;
 use weftc::runtime::HostTensor;
 use weftc::train::{AdamW, Setup, Trainer};
@@ -50,9 +50,20 @@ impl Golden {
         &self.tensors.get(name).unwrap_or_else(|| panic!("the golden has no {name}")).1
     }
 
+    /// The golden's name of a parameter: an adapter's factors are `X.lora_A`, what it adapts is `X.base.weight`.
+    fn name(&self, p: &Parameter) -> String {
+        let (module, last) = p.name.rsplit_once('.').unwrap_or(("", &p.name));
+        let adapted = format!("{module}.base.{last}");
+        match &p.part {
+            Some(_) => module.to_string(),
+            None if self.tensors.contains_key(&format!("init.{adapted}")) => adapted,
+            None => p.name.clone(),
+        }
+    }
+
     /// A tensor of the golden in the orientation of train.onnx.
     fn oriented(&self, prefix: &str, p: &Parameter) -> Vec<f64> {
-        let (shape, values) = &self.tensors[&format!("{prefix}.{}", p.name)];
+        let (shape, values) = &self.tensors[&format!("{prefix}.{}", self.name(p))];
         if !p.transposed {
             return values.clone();
         }
@@ -81,15 +92,16 @@ fn relative(ours: &[f64], theirs: &[f64]) -> f64 {
 }
 
 /// Compiles an export, trains five steps on the golden's draws and compares everything.
-fn check(model: &Path, golden: &Golden, target: Target, method: &str) -> String {
+fn check(model: &Path, golden: &Golden, target: Target, method: &str, trainable: &str) -> String {
     let name = format!("{} {target:?}", model.file_stem().unwrap().to_string_lossy());
     let (shape, tokens) = &golden.tensors["input.tokens"];
     let (batch, length) = (shape[0] as usize, shape[1] as usize);
     let config = golden.tensors.iter().find(|(n, _)| n.ends_with("wte.weight") && n.starts_with("init.")).unwrap().1;
     let vocab = config.0[0];
 
-    let options =
-        Options { mask_id: Some(vocab - 1), target, method: method.into(), ..Options::new(model) }.with("t_floor", 0.0);
+    let trainable = trainable.parse().unwrap();
+    let options = Options { mask_id: Some(vocab - 1), target, method: method.into(), trainable, ..Options::new(model) };
+    let options = options.with("t_floor", 0.0);
     let compiled = compile(&options).unwrap_or_else(|e| panic!("{name}: {e}"));
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("train.onnx");
@@ -98,12 +110,19 @@ fn check(model: &Path, golden: &Golden, target: Target, method: &str) -> String 
     let adamw = AdamW { lr: 1e-3, weight_decay: 0.1, clip: golden.clip, ..AdamW::default() };
     let mut trainer = Trainer::load(&file, Setup { adamw, ..Setup::default() }).unwrap();
     let parameters: Vec<Parameter> = trainer.manifest().parameters.clone();
-    let mut names: Vec<&str> = parameters.iter().map(|p| p.name.as_str()).collect();
+    let mut names: Vec<String> = parameters.iter().map(|p| golden.name(p)).collect();
     let mut expected: Vec<&str> = golden.tensors.keys().filter_map(|k| k.strip_prefix("init.")).collect();
     names.sort();
     expected.sort();
     assert_eq!(names, expected, "{name}: the parameters have PyTorch's names");
+    let parameters: Vec<Parameter> = parameters.into_iter().filter(|p| p.role == Role::Trainable).collect();
     for p in &parameters {
+        // The golden's factors are drawn; ours start in their own way.
+        if p.part.is_some() {
+            let now = trainer.parameter(&p.name).unwrap();
+            let value = HostTensor::from_f64(now.dtype(), now.shape(), &golden.oriented("init", p)).unwrap();
+            trainer.set_parameter(&p.name, &value).unwrap();
+        }
         let initial = trainer.parameter(&p.name).unwrap().to_f64();
         assert_eq!(initial, golden.oriented("init", p), "{name}: {} starts as in the golden", p.name);
     }
@@ -167,12 +186,13 @@ fn check_all(exports: &[&str], goldens: &[&str]) {
     for file in goldens {
         let golden = golden(&shared.join("goldens").join(format!("{file}.safetensors")));
         // nano_sft_full: the model, the method, what is trained.
-        let method = file.split('_').find(|word| ["weft", "sft"].contains(word)).unwrap();
+        let word = |known: [&'static str; 2]| known.into_iter().find(|w| file.split('_').any(|f| f == *w)).unwrap();
+        let (method, trainable) = (word(["weft", "sft"]), word(["full", "lora8"]).trim_end_matches('8'));
         for export in exports {
             for target in [Target::Portable, Target::Cpu] {
                 println!(
                     "{file}: {}",
-                    check(&shared.join("models").join(format!("{export}.onnx")), &golden, target, method)
+                    check(&shared.join("models").join(format!("{export}.onnx")), &golden, target, method, trainable)
                 );
             }
         }
@@ -188,7 +208,10 @@ const NANO: [&str; 4] = [
 
 #[test]
 fn nano() {
-    check_all(&NANO, &["nano_weft_full", "nano_weft_full_noclip", "nano_sft_full"]);
+    check_all(
+        &NANO,
+        &["nano_weft_full", "nano_weft_full_noclip", "nano_sft_full", "nano_sft_lora8", "nano_weft_lora8"],
+    );
 }
 
 #[test]
@@ -199,5 +222,8 @@ fn tiny() {
 /// Dream's exports shift their logits inside the graph.
 #[test]
 fn dream_nano() {
-    check_all(&["dream_nano_sdpa__dynamo18", "dream_nano_native__dynamo23"], &["dream_nano_weft_full"]);
+    check_all(
+        &["dream_nano_sdpa__dynamo18", "dream_nano_native__dynamo23"],
+        &["dream_nano_weft_full", "dream_nano_weft_lora8"],
+    );
 }

@@ -15,10 +15,11 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("autodiff.rs", &["ir", "rules", "error"]),
     ("lower.rs", &["ir", "rules", "error"]),
     ("schedule.rs", &["ir"]),
-    ("precision.rs", &["ir", "rules", "error"]),
-    ("quantize", &["ir", "error"]),
+    ("adapt", &["adapt", "ir", "rules", "rewrite", "manifest", "rng", "error"]),
     ("method.rs", &["ir", "rules", "manifest", "error"]),
     ("objective.rs", &["ir", "rules", "rewrite", "manifest", "method", "error"]),
+    ("precision.rs", &["ir", "rules", "error"]),
+    ("quantize", &["ir", "error"]),
     ("onnx", &["onnx", "ir", "rules", "lower", "manifest", "atomic", "error"]),
     (
         "tools",

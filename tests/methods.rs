@@ -277,7 +277,7 @@ fn expectations() {
     let library = weftc::rules::parse::library().unwrap();
     let bytes = weftc::onnx::write::plain(&graph, &library.lower).unwrap();
     let mut session = weftc::runtime::Session::from_bytes(&bytes, &weftc::runtime::Options::default()).unwrap();
-    let mut random = weftc::eval::rng::SplitMix64::new(7);
+    let mut random = weftc::rng::SplitMix64::new(7);
     let mut unit = || random.below(1 << 24) as f32 / (1 << 24) as f32;
     let (rows, columns) = (ROWS as i64, COLUMNS as i64);
     // Every row has the same beta: 0.5, 1 and 2 times their mean, in turns.
@@ -361,4 +361,28 @@ fn settings_of_other_methods_are_noted_and_unknown_ones_refused() {
     wrong.settings.insert("papl_tau".into(), "0".into());
     wrong.probe = "every:3".parse().unwrap();
     insta::assert_snapshot!(compile(&wrong).err().unwrap());
+}
+
+/// The first `lisp` block of the README is a method, which is proved, compiled and trained as it stands there.
+#[test]
+fn the_method_in_the_readme_is_one() {
+    let readme = include_str!("../README.md");
+    let text = readme.split("```lisp\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let rules = tempfile::tempdir().unwrap();
+    std::fs::create_dir(rules.path().join("methods")).unwrap();
+    std::fs::write(rules.path().join("methods/focal.egg"), text).unwrap();
+    let folder = Some(rules.path().to_path_buf());
+    let mut options = Options { mask_id: Some(MASK), method: "focal".into(), rules: folder, ..Options::new(model()) };
+    let focal = step(&mut trainer(&options), &batch());
+    assert!(focal.masked > 3 && focal.diagnostics.contains_key("token_loss"));
+    // gamma = 0 is SFT.
+    options.set.insert("gamma".into(), "0".into());
+    let plain = step(&mut trainer(&options), &batch());
+    let sft = Options { method: "sft".into(), rules: None, set: BTreeMap::new(), ..options.clone() };
+    let sft = step(&mut trainer(&sft), &batch());
+    assert!(((plain.loss - sft.loss) / sft.loss).abs() < 1e-6, "{} and {}", plain.loss, sft.loss);
+    assert!(focal.loss < plain.loss);
+    options.set.insert("gama".into(), "1".into());
+    let error = compile(&options).err().unwrap().to_string();
+    assert!(error.contains("gama") && error.contains("gamma=2"), "{error}");
 }

@@ -3,8 +3,8 @@
 use super::Shape;
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
-use weftc::eval::rng::SplitMix64;
 use weftc::onnx::proto::tensor_proto::DataType;
+use weftc::rng::SplitMix64;
 
 const ROPE_BASE: f64 = 500_000.0;
 

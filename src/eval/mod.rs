@@ -1,4 +1,3 @@
 //! Tasks with a right answer, to see whether training helps.
 
-pub mod rng;
 pub mod sudoku;

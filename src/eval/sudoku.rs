@@ -3,7 +3,7 @@
 //! A sequence has 33 tokens: 16 puzzle cells row by row, a separator, 16 solution cells.  Of the 288
 //! grids 48 are held out; puzzles for evaluation come from those alone, so a solved one was not memorised.
 
-use super::rng::SplitMix64;
+use crate::rng::SplitMix64;
 use serde::Serialize;
 use std::fmt;
 use std::io::{self, Write};

@@ -123,6 +123,6 @@ fn arm(a: &Args) -> Result<Tensor> {
         Op::ShiftLogits => o::shift_logits(x()?, a.int("by")?),
         Op::ShiftLogitsGrad => o::shift_logits_grad(x()?, a.int("by")?),
         Op::AdamW | Op::Tuple => bail!("has several values, not one"),
-        Op::Objective => bail!("has no value: a method's `define` must unfold it first"),
+        Op::Objective | Op::Adapted => bail!("has no value: a `define` must unfold it first"),
     }
 }

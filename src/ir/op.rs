@@ -240,6 +240,8 @@ ops! {
     SoftmaxGrad  "softmax_grad"  Fixed(2), [AXIS], i::same, Weft("SoftmaxGrad"), Fused;
     // The objective (METHOD.md): probe, per-token time, mask, weighted loss.
     Objective    "objective"     Fixed(6), [attr("mask_id", Kind::Int, Internal), attr("logits_shift", Kind::Int, Internal)], i::tuple, Expand, Fused;
+    // A matrix product whose weight an adapter changes: x, w, the adapter's factors.
+    Adapted      "adapted"       Fixed(4), [attr("alpha", Kind::Float, Internal), attr("rank", Kind::Int, Internal)], i::matmul, Expand, Matmul;
     // A named result of the training step.
     Output       "output"        Fixed(1), [attr("name", Kind::Word, Internal)], i::same, Expand, Free;
     TokenEntropy "token_entropy" Fixed(2), [], i::per_token, Weft("TokenEntropy"), Fused;

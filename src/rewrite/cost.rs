@@ -23,7 +23,7 @@ pub(super) fn cost(op: Op, children: &[&Type], result: &Type) -> Option<u64> {
     let read: u64 = children.iter().map(|t| bytes(t)).fold(0, u64::saturating_add);
     let written = bytes(result);
     let work = match op {
-        Op::Objective => return None,
+        Op::Objective | Op::Adapted => return None,
         Op::Tuple => return Some(0),
         // Only the selected elements are read.
         Op::Slice | Op::Gather | Op::GatherElements => written.saturating_mul(2),

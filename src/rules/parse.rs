@@ -24,14 +24,25 @@ pub struct Library {
     pub lower: Vec<Rule>,
     /// Method name to its definition.
     pub methods: BTreeMap<String, Vec<Rule>>,
+    /// Adapter name to its definition.
+    pub adapters: BTreeMap<String, Vec<Rule>>,
+    /// Factor orders of low-rank products.
+    pub factor: Vec<Rule>,
 }
 
-const FAMILIES: [(&str, &str); 5] = [
+const FAMILIES: [(&str, &str); 6] = [
     ("rules/lift.egg", include_str!("../../rules/lift.egg")),
     ("rules/simplify.egg", include_str!("../../rules/simplify.egg")),
     ("rules/fuse.egg", include_str!("../../rules/fuse.egg")),
     ("rules/grad.egg", include_str!("../../rules/grad.egg")),
     ("rules/lower.egg", include_str!("../../rules/lower.egg")),
+    ("rules/factor.egg", include_str!("../../rules/factor.egg")),
+];
+
+/// To add an adapter: its file in `rules/adapters/` and its line here.
+const ADAPTERS: [(&str, &str, &str); 2] = [
+    ("lora", "rules/adapters/lora.egg", include_str!("../../rules/adapters/lora.egg")),
+    ("rslora", "rules/adapters/rslora.egg", include_str!("../../rules/adapters/rslora.egg")),
 ];
 
 /// To add a method: its file in `rules/methods/` and its line here.
@@ -52,7 +63,7 @@ pub fn library() -> Result<Library> {
 /// Reads the built-in rules, and files of the user's, `(name, text)`: one list a file.  Names are unique
 /// across all of them.
 pub fn library_and(own: &[(String, String)]) -> Result<(Library, Vec<Vec<Rule>>)> {
-    let methods = METHODS.iter().map(|(_, file, text)| (*file, *text));
+    let methods = METHODS.iter().chain(&ADAPTERS).map(|(_, file, text)| (*file, *text));
     let own = own.iter().map(|(file, text)| (file.as_str(), text.as_str()));
     let files: Vec<(&str, &str)> = FAMILIES.iter().copied().chain(methods).chain(own).collect();
     let mut lists = load_all(&files)?.into_iter();
@@ -63,7 +74,9 @@ pub fn library_and(own: &[(String, String)]) -> Result<(Library, Vec<Vec<Rule>>)
         fuse: next(),
         grad: next(),
         lower: next(),
+        factor: next(),
         methods: METHODS.iter().map(|(name, ..)| (name.to_string(), next())).collect(),
+        adapters: ADAPTERS.iter().map(|(name, ..)| (name.to_string(), next())).collect(),
     };
     Ok((library, lists.collect()))
 }

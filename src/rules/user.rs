@@ -7,6 +7,7 @@ use super::parse::{Library, library, library_and};
 use super::{Kind, Rule};
 use crate::error::{Error, Problem, Result};
 use crate::ir::sexpr::SyntaxError;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The instances that a proof draws are the same at every run.
@@ -21,6 +22,7 @@ enum Family {
     Grad,
     Lower,
     Method(String),
+    Adapter(String),
 }
 
 impl Family {
@@ -36,7 +38,7 @@ impl Family {
             Family::Lift | Family::Simplify | Family::Fuse => Kind::Rewrite,
             Family::Grad => Kind::Vjp,
             Family::Lower => Kind::Lower,
-            Family::Method(_) => Kind::Define,
+            Family::Method(_) | Family::Adapter(_) => Kind::Define,
         }
     }
 }
@@ -44,7 +46,7 @@ impl Family {
 /// The built-in rules and those of a folder.
 ///
 /// `lift*.egg`, `fuse*.egg`, `grad*.egg` and `lower*.egg` join those families, `methods/NAME.egg` is the
-/// method NAME, and any other `*.egg` joins `simplify`.  Gradient rows and lowerings of the user's come
+/// method NAME, `adapters/NAME.egg` the adapter NAME, and any other `*.egg` joins `simplify`.  Gradient rows and lowerings of the user's come
 /// before the built-in ones.
 ///
 /// # Errors
@@ -72,8 +74,11 @@ type File = (String, String);
 /// The rule files of a folder in the order of their names.
 fn read(folder: &Path) -> Result<Vec<(File, Family)>> {
     let mut files = Vec::new();
-    for (folder, methods) in [(folder.to_path_buf(), false), (folder.join("methods"), true)] {
-        if methods && !folder.is_dir() {
+    type Named = fn(String) -> Family;
+    let named: [(&str, Named); 2] = [("methods", Family::Method), ("adapters", Family::Adapter)];
+    let below = named.map(|(below, family)| (folder.join(below), Some(family)));
+    for (folder, named) in [(folder.to_path_buf(), None)].into_iter().chain(below) {
+        if named.is_some() && !folder.is_dir() {
             continue;
         }
         let entries = std::fs::read_dir(&folder).map_err(|e| Error::io("read", &folder, e))?;
@@ -84,7 +89,7 @@ fn read(folder: &Path) -> Result<Vec<(File, Family)>> {
         for path in paths {
             let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
             let stem = path.file_stem().unwrap_or_default().to_string_lossy().to_string();
-            let family = if methods { Family::Method(stem) } else { Family::of(&stem) };
+            let family = named.map_or_else(|| Family::of(&stem), |family| family(stem.clone()));
             files.push(((path.display().to_string(), text), family));
         }
     }
@@ -101,7 +106,7 @@ fn misplaced(family: &Family, rules: &[Rule]) -> Vec<SyntaxError> {
     let error = |r: &Rule| {
         let (form, file) = match r.kind {
             Kind::Rewrite => ("rewrite", "lift*.egg, fuse*.egg or any other name"),
-            Kind::Define => ("define", "methods/NAME.egg"),
+            Kind::Define => ("define", "methods/NAME.egg or adapters/NAME.egg"),
             Kind::Vjp => ("vjp", "grad*.egg"),
             Kind::Lower => ("lower", "lower*.egg"),
         };
@@ -133,14 +138,24 @@ fn join(library: &mut Library, family: Family, rules: Vec<Rule>, file: &str) -> 
         Family::Fuse => library.fuse.extend(rules),
         Family::Grad => drop(library.grad.splice(..0, rules)),
         Family::Lower => drop(library.lower.splice(..0, rules)),
-        Family::Method(name) => {
-            let first = library.methods.get(&name).and_then(|m| m.first());
-            if let Some(first) = first {
-                let problem = Problem::new(file, format!("a second method is named `{name}`"));
-                return Err(Error::usage(problem.help(format!("the first is {}; rename the file", first.file))));
-            }
-            library.methods.insert(name, rules);
-        }
+        Family::Method(name) => define(&mut library.methods, "method", name, rules, file)?,
+        Family::Adapter(name) => define(&mut library.adapters, "adapter", name, rules, file)?,
     }
+    Ok(())
+}
+
+/// Adds a definition under a name of its own.
+fn define(
+    known: &mut BTreeMap<String, Vec<Rule>>,
+    what: &str,
+    name: String,
+    rules: Vec<Rule>,
+    file: &str,
+) -> Result<()> {
+    if let Some(first) = known.get(&name).and_then(|m| m.first()) {
+        let problem = Problem::new(file, format!("a second {what} is named `{name}`"));
+        return Err(Error::usage(problem.help(format!("the first is {}; rename the file", first.file))));
+    }
+    known.insert(name, rules);
     Ok(())
 }

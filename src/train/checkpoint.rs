@@ -2,6 +2,7 @@
 //!
 //! Every file is complete or absent: it is written under another name, synced, and renamed.
 
+use super::adapter;
 use super::loss_scale::LossScale;
 use super::probe::{self, Cache};
 use super::trainer::Trainer;
@@ -40,9 +41,9 @@ pub struct Position {
 }
 
 /// Writes every weight of the source model, trained or frozen, as the framework knows it; frozen ones that
-/// train.onnx holds in few bits only are left to the source.
+/// train.onnx holds in few bits only are left to the source.  Adapters are merged into their weights.
 pub fn save_weights(trainer: &Trainer, path: &Path) -> Result<()> {
-    let whole = trainer.manifest().parameters.iter().filter(|p| p.quantized.is_none());
+    let whole = trainer.manifest().parameters.iter().filter(|p| p.quantized.is_none() && p.part.is_none());
     let tensors = whole.map(|p| {
         let mut shape = p.shape.clone();
         if p.transposed {
@@ -53,6 +54,7 @@ pub fn save_weights(trainer: &Trainer, path: &Path) -> Result<()> {
                 Role::Trainable => trainer.parameter(&p.name)?,
                 Role::Frozen => host(trainer.file.initial(&p.name)?)?,
             };
+            let value = adapter::merged(trainer, p, &value)?.unwrap_or(value);
             if p.transposed { value.transposed() } else { Ok(value) }
         };
         (p.name.clone(), dtype(p), shape, Box::new(read) as Read<'_>)
@@ -68,10 +70,10 @@ pub fn save_model(trainer: &Trainer, source: &Path, path: &Path) -> Result<usize
     let by_name = |name: &str| parameters.iter().find(|p| p.name == name);
     replace(source, path, &mut |name, old| {
         if let Some(p) = by_source(name) {
-            return new_bytes(trainer, p, false, old.dtype);
+            return new_bytes(trainer, p, false, old);
         }
         if let Some(p) = by_name(name) {
-            return new_bytes(trainer, p, p.transposed, old.dtype);
+            return new_bytes(trainer, p, p.transposed, old);
         }
         // Exporters write tied weights twice, once transposed; only one of the two is a parameter.
         for p in parameters.iter().filter(|p| p.role == Role::Trainable && p.shape.len() == 2) {
@@ -82,21 +84,28 @@ pub fn save_model(trainer: &Trainer, source: &Path, path: &Path) -> Result<usize
             }
             let initial = of_type(host(trainer.file.initial(&p.name)?)?, old.dtype)?;
             if same && initial.bytes() == old.bytes {
-                return new_bytes(trainer, p, false, old.dtype);
+                return new_bytes(trainer, p, false, old);
             }
             if turned && initial.transposed()?.bytes() == old.bytes {
-                return new_bytes(trainer, p, true, old.dtype);
+                return new_bytes(trainer, p, true, old);
             }
         }
         Ok(None)
     })
 }
 
-fn new_bytes(trainer: &Trainer, p: &Parameter, transpose: bool, dtype: DType) -> Result<Option<Vec<u8>>> {
-    if p.role == Role::Frozen {
+/// What replaces `old` of the source: the trained value, or itself with its adapter merged into it.
+fn new_bytes(trainer: &Trainer, p: &Parameter, transpose: bool, old: &Weight) -> Result<Option<Vec<u8>>> {
+    let value = if p.role == Role::Trainable {
+        of_type(trainer.parameter(&p.name)?, old.dtype)?
+    } else if adapter::is_merged(trainer, p) {
+        let old = host(old.clone())?;
+        let old = if transpose { old.transposed()? } else { old };
+        let Some(merged) = adapter::merged(trainer, p, &old)? else { return Ok(None) };
+        merged
+    } else {
         return Ok(None);
-    }
-    let value = of_type(trainer.parameter(&p.name)?, dtype)?;
+    };
     let value = if transpose { value.transposed()? } else { value };
     Ok(Some(value.bytes().to_vec()))
 }
@@ -178,10 +187,11 @@ pub fn load_state(trainer: &mut Trainer, path: &Path) -> Result<Position> {
     Ok(position)
 }
 
-type Read<'a> = Box<dyn Fn() -> Result<HostTensor> + 'a>;
+/// Reads a tensor when it is written.
+pub(super) type Read<'a> = Box<dyn Fn() -> Result<HostTensor> + 'a>;
 
 /// Writes a safetensors file, holding one tensor at a time.
-fn write_tensors(
+pub(super) fn write_tensors(
     path: &Path,
     mut tensors: Vec<(String, DType, Vec<i64>, Read<'_>)>,
     entry: (&str, String),

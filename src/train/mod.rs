@@ -1,6 +1,7 @@
 //! Trains: feeds a train.onnx, updates its parameters, logs, saves.
 //!
 //! Knows the contract of train.onnx (its inputs, outputs and manifest) and the runtime, not the compiler.
+pub mod adapter;
 pub mod args;
 pub mod batch;
 pub mod checkpoint;

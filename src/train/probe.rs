@@ -40,7 +40,7 @@ impl Cache {
         let fresh = |(row, sample): (usize, &usize)| {
             self.samples.get(sample).is_some_and(|k| k.generation == generation && k.beta.len() == real(row))
         };
-        let mut values = vec![0f32; batch.tokens.len()];
+        let (mut values, mut new) = (vec![0f32; batch.tokens.len()], Vec::new());
         if !batch.samples.is_empty() && batch.samples.iter().enumerate().all(fresh) {
             for (row, sample) in batch.samples.iter().enumerate() {
                 let kept = &self.samples[sample].beta;
@@ -54,9 +54,14 @@ impl Cache {
         }
         values.iter_mut().zip(computed.to_f64()).for_each(|(v, x)| *v = x as f32);
         for (row, sample) in batch.samples.iter().enumerate() {
-            let beta = values[row * length..row * length + real(row)].to_vec();
-            self.samples.insert(*sample, Kept { generation, beta });
+            let place = row * length..row * length + real(row);
+            match self.samples.get(sample).filter(|_| fresh((row, sample))) {
+                // A sample keeps what it has for its epochs, whoever is beside it.
+                Some(kept) => values[place].copy_from_slice(&kept.beta),
+                None => new.push((*sample, Kept { generation, beta: values[place].to_vec() })),
+            }
         }
+        self.samples.extend(new);
         HostTensor::new(shape, &values)
     }
 
@@ -125,6 +130,12 @@ mod tests {
         other.restore(cache.tensors().unwrap()).unwrap();
         assert_eq!(other, cache);
         assert_eq!(values(other.beta(&batch(&[0, 1], 2), run(2.0)).unwrap()), [2.0; 6]);
+        // A new sample does not change what the one beside it has.
+        assert_eq!(
+            values(other.beta(&batch(&[0, 2], 2), || HostTensor::new(&[2, 4], &[3f32; 8])).unwrap())[..2],
+            [2.0; 2]
+        );
+        assert_eq!(values(other.beta(&batch(&[0, 1], 3), never).unwrap()), [2.0, 2.0, 0.0, 2.0, 2.0, 2.0]);
         assert!(Cache::new(Probe::EveryStep).is_none());
     }
 }

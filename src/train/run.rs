@@ -1,5 +1,6 @@
 //! `weftc run`: train on a data file.
 
+use super::adapter;
 use super::args::{RunArgs, RuntimeKind};
 use super::batch::Batch;
 use super::checkpoint::{self, Position};
@@ -327,11 +328,20 @@ fn save(
     if let Some(source) = source {
         let path = out.join(checkpoint::MODEL);
         let replaced = checkpoint::save_model(trainer, source, &path)?;
-        if replaced < trainer.parameters().count() {
-            let n = trainer.parameters().count();
+        let bases = trainer.manifest().parameters.iter().filter(|p| adapter::is_merged(trainer, p)).count();
+        let n = if trainer.manifest().adapter.is_some() { bases } else { trainer.parameters().count() };
+        if replaced < n {
             summary.notes.push(format!("only {replaced} of {n} trained weights were found in {}", source.display()));
         }
         summary.written.push(path);
+    }
+    if let Some(adapter) = &trainer.manifest().adapter {
+        summary.written.extend(adapter::save(trainer, adapter, out)?);
+        summary.notes.extend(
+            adapter::shared(trainer)
+                .iter()
+                .map(|name| format!("the adapter of {name} is not merged: the model uses this weight elsewhere too")),
+        );
     }
     if args.save_every.is_some() {
         let path = out.join(checkpoint::STATE);

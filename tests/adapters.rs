@@ -1,0 +1,192 @@
+//! Adapters: where they go, the order of their factors, what a run leaves.
+
+use candle_core::{Device, Tensor};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use weftc::adapt::Spec;
+use weftc::compile::{Options, Stage, compile, emit_ir};
+use weftc::interp;
+use weftc::ir::{Graph, text};
+use weftc::manifest::Role;
+use weftc::runtime::{self, HostTensor, Session};
+use weftc::train::{AdamW, RunArgs, Setup, Trainer};
+
+const MODELS: [&str; 4] =
+    ["llada_micro_dynamo18", "llada_micro_native23", "llada_micro_legacy17", "dream_micro_dynamo18"];
+const EVERYWHERE: [&str; 8] = ["q", "k", "v", "o", "gate", "up", "down", "head"];
+
+fn model(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(format!("{name}.onnx"))
+}
+
+fn options(name: &str, adapter: &str, targets: &[&str], rank: i64) -> Options {
+    let targets = targets.iter().map(|t| t.to_string()).collect();
+    Options {
+        mask_id: Some(31),
+        trainable: adapter.parse().unwrap(),
+        adapter: Spec { rank, alpha: 2.0 * rank as f64, targets, seed: 5 },
+        ..Options::new(model(name))
+    }
+}
+
+/// Exporters lose names; structure tells what a layer is for.
+#[test]
+fn targets_are_found_by_structure() {
+    let mut out = String::new();
+    for name in MODELS {
+        for kind in EVERYWHERE {
+            let manifest = compile(&options(name, "lora", &[kind], 2)).unwrap().manifest;
+            out += &format!("{name:<22} {kind:<5} {}\n", manifest.adapter.unwrap().modules.join(" "));
+        }
+    }
+    insta::assert_snapshot!(out);
+}
+
+#[test]
+fn what_matches_nothing_is_refused_with_what_there_is() {
+    let refuse = |options: Options| compile(&options).err().unwrap().to_string();
+    let mut out = refuse(options(MODELS[0], "lora", &["q", "query", "*.7.*"], 0));
+    out += &refuse(options(MODELS[0], "lorra,*.norm*", &["q"], 2));
+    insta::assert_snapshot!(out);
+}
+
+fn histogram(graph: &Graph, op: &str, shape: &[i64]) -> usize {
+    let shape: Vec<weftc::ir::Dim> = shape.iter().map(|n| (*n).into()).collect();
+    let is = |id: &weftc::ir::Id| {
+        graph.node(*id).op().is_some_and(|o| o.name() == op) && graph.tensor_type(*id).is_some_and(|t| t.shape == shape)
+    };
+    graph.live().iter().filter(|id| is(id)).count()
+}
+
+/// The cheap order of the factors is chosen, forward and backward; where the rank is large, the other.
+#[test]
+fn factors_are_multiplied_in_the_cheaper_order() {
+    let at = |rank| {
+        let options = options(MODELS[0], "lora", &["q"], rank);
+        let graph = text::parse(&emit_ir(&options, Stage::Optimise).unwrap()).unwrap();
+        (emit_ir(&options, Stage::Adapt).unwrap(), graph)
+    };
+    let (adapted, graph) = at(2);
+    insta::assert_snapshot!(
+        adapted.lines().filter(|l| l.contains("lora") || l.contains("matmul")).collect::<Vec<_>>().join("\n")
+    );
+    // 16 wide: no product of the factors, and no gradient of a frozen weight.
+    assert_eq!(histogram(&graph, "matmul", &[16, 16]) + histogram(&graph, "gemm", &[16, 16]), 0);
+    let gradients: Vec<&str> = graph.outputs.iter().filter_map(|(n, _)| n.strip_prefix("grad/")).collect();
+    assert!(gradients.len() == 4 && gradients.iter().all(|n| n.contains("lora_")), "{gradients:?}");
+    let (_, wide) = at(64);
+    assert!(histogram(&wide, "matmul", &[16, 16]) > 0, "W + s A B is cheaper at rank 64");
+}
+
+/// Patterns choose weights; nothing else gets a gradient.
+#[test]
+fn patterns_choose_what_is_trained() {
+    let compiled = compile(&options(MODELS[0], "*.1.*norm*, transformer.ff_out", &["q"], 2)).unwrap();
+    let trained = compiled.manifest.parameters.iter().filter(|p| p.role == Role::Trainable).map(|p| p.name.as_str());
+    let outputs = compiled.graph.outputs.iter().filter_map(|(n, _)| n.strip_prefix("grad/"));
+    let trained: Vec<&str> = trained.collect();
+    assert_eq!(trained, outputs.collect::<Vec<_>>());
+    assert_eq!(
+        trained,
+        ["transformer.blocks.1.attn_norm.weight", "transformer.blocks.1.ff_norm.weight", "transformer.ff_out.weight"]
+    );
+}
+
+fn tokens(k: i64) -> Vec<i64> {
+    (0..24).map(|i| (i * 7 + k) % 31).collect()
+}
+
+/// Trains `options` for some steps; the trainer, its folder, and the model with adapters as a graph and feeds.
+fn trained(options: &Options) -> (Trainer, tempfile::TempDir, Graph, BTreeMap<String, Tensor>) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("train.onnx");
+    let compiled = compile(options).unwrap();
+    compiled.write(&path).unwrap();
+    let adamw = AdamW { lr: 0.02, ..AdamW::default() };
+    let mut trainer = Trainer::load(&path, Setup { adamw, ..Setup::default() }).unwrap();
+    for k in 0..6 {
+        let (t, u) = ([0.7f32, 0.6], (0..24).map(|i| ((i * 5 + k * 3) % 24) as f32 / 24.0).collect::<Vec<_>>());
+        trainer
+            .step_with(
+                HostTensor::new(&[2, 12], &tokens(0)).unwrap(),
+                HostTensor::new(&[2, 12], &(0..24).map(|i| i % 12 > 3).collect::<Vec<bool>>()).unwrap(),
+                HostTensor::new(&[2], &t).unwrap(),
+                HostTensor::new(&[2, 12], &u).unwrap(),
+            )
+            .unwrap();
+    }
+    let mut graph = text::parse(&emit_ir(options, Stage::Adapt).unwrap()).unwrap();
+    for leaf in &mut graph.leaves {
+        leaf.data = compiled.graph.leaves.iter().find(|l| l.name == leaf.name).and_then(|l| l.data.clone());
+    }
+    let ids: Vec<f64> = tokens(3).iter().map(|t| *t as f64).collect();
+    let mut feeds = BTreeMap::from([("input_ids".to_string(), Tensor::from_vec(ids, (2, 12), &Device::Cpu).unwrap())]);
+    for name in trainer.parameters() {
+        let value = trainer.parameter(name).unwrap();
+        let shape: Vec<usize> = value.shape().iter().map(|n| *n as usize).collect();
+        feeds.insert(name.to_string(), Tensor::from_vec(value.to_f64(), shape, &Device::Cpu).unwrap());
+    }
+    (trainer, folder, graph, feeds)
+}
+
+fn distance(ours: &[f64], theirs: &[f64]) -> f64 {
+    assert_eq!(ours.len(), theirs.len());
+    let scale = theirs.iter().fold(1e-12f64, |m, x| m.max(x.abs()));
+    ours.iter().zip(theirs).fold(0f64, |m, (a, b)| m.max((a - b).abs())) / scale
+}
+
+/// The merged model's logits on ONNX Runtime are those of base and adapter.
+#[test]
+fn merged_logits_are_those_of_base_and_adapter() {
+    for (name, adapter) in MODELS.into_iter().zip(["lora", "rslora", "lora", "rslora"]) {
+        // Dream's head is its embedding: an adapter there is trained, but not merged.
+        let targets = if name.starts_with("dream") { &EVERYWHERE[..7] } else { &EVERYWHERE[..] };
+        let (trainer, folder, graph, feeds) = trained(&options(name, adapter, targets, 3));
+        let expected = interp::run(&graph, &feeds).unwrap()["logits"].flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let merged = trainer.save(folder.path()).unwrap();
+        let logits = |path: &Path| {
+            let mut session = Session::open(path, &runtime::Options::default()).unwrap();
+            let ids = HostTensor::new(&[2, 12], &tokens(3)).unwrap();
+            session.run([("input_ids", &ids)]).unwrap()["logits"].to_f64()
+        };
+        let apart = distance(&logits(&merged), &expected);
+        assert!(apart < 1e-5, "{name}, {adapter}: merged logits differ by {apart:.1e}");
+        let moved = distance(&logits(&model(name)), &expected);
+        assert!(moved > 1e-2, "{name}: training changed the logits by {moved:.1e} only");
+    }
+}
+
+/// What `weftc run --out` writes: PEFT's two files, the merged weights under the source's names, no factors.
+#[test]
+fn a_run_leaves_an_adapter_for_peft() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("train.onnx");
+    compile(&options(MODELS[0], "lora", &["q", "v"], 2)).unwrap().write(&path).unwrap();
+    let data = folder.path().join("data.jsonl");
+    std::fs::write(&data, "{\"input_ids\": [1,2,3,4,5,6,7,8], \"prompt_len\": 2}\n".repeat(4)).unwrap();
+    let out = folder.path().join("out");
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+    let flags = ["--steps", "3", "--batch-size", "2", "--quiet", "--lr", "0.01"].map(String::from);
+    let named = [("--data", &data), ("--out", &out)].map(|(f, p)| [f.to_string(), p.display().to_string()]);
+    let line = ["weftc".to_string(), path.display().to_string()].into_iter().chain(flags).chain(named.concat());
+    let summary = weftc::train::run(&<Cli as clap::Parser>::parse_from(line).run).unwrap();
+    assert_eq!(summary.notes, Vec::<String>::new());
+    let names = |file: &str| {
+        let bytes = std::fs::read(out.join(file)).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let line = |(name, view): (String, safetensors::tensor::TensorView)| format!("{name} {:?}", view.shape());
+        let mut lines: Vec<String> = tensors.tensors().into_iter().map(line).collect();
+        lines.sort();
+        lines.join("\n")
+    };
+    let config = std::fs::read_to_string(out.join("adapter_config.json")).unwrap();
+    insta::assert_snapshot!(format!(
+        "{}\n\n{config}\n{}",
+        names("adapter_model.safetensors"),
+        names("model.safetensors")
+    ));
+}
