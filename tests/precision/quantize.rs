@@ -1,19 +1,22 @@
 //! Frozen weights in 8 and 4 bits: the step on ONNX Runtime is that of the dense weights which they mean.
 
+use crate::Draws;
 use crate::narrow::{Narrow, model, narrowed};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use weftc::compile::{self, Options, compile};
+use weftc::compile::{self, Options, Trainable, compile};
 use weftc::ir::graph::Data;
 use weftc::ir::{DType, Graph, LeafId, LeafKind, Op, text};
 use weftc::onnx::read::read;
 use weftc::onnx::{weights, write};
+use weftc::precision::Compute;
 use weftc::quantize::{self, BLOCK, Quantization};
 use weftc::rules::Target;
 use weftc::rules::parse::library;
 use weftc::runtime::{HostTensor, Options as Runtime, Session};
+use weftc::train::{AdamW, Setup, Trainer};
 use weftc::{interp, objective, precision};
 
 const BOTH: [Quantization; 2] = [Quantization::Int8, Quantization::Int4];
@@ -202,6 +205,29 @@ fn written_codes_are_read_back() {
             let one = apart(value, &exact);
             assert!(one < 1e-4, "{how:?} {target:?}: {name} differs by {one:.1e}");
         }
+    }
+}
+
+/// Adapters over codes, in either compute type, are what the interpreter makes of the file; they learn.
+#[test]
+fn adapters_train_over_a_quantised_base() {
+    let folder = tempfile::tempdir().unwrap();
+    let train = folder.path().join("train.onnx");
+    for (how, compute, tolerance) in BOTH.into_iter().flat_map(|h| [(h, Compute::F32, 1e-4), (h, Compute::F16, 2e-2)]) {
+        let trainable = Trainable::Named("lora".into());
+        let options =
+            Options { mask_id: Some(15), trainable, quantize: Some(how), compute, ..Options::new(model("sudoku")) };
+        compile(&options).unwrap().write(&train).unwrap();
+        let adamw = AdamW { lr: 1e-2, ..AdamW::default() };
+        let mut ours = Trainer::load(&train, Setup { adamw, ..Setup::default() }).unwrap();
+        let mut exact = Trainer::load_interpreted(&train, Setup::default()).unwrap();
+        assert!(ours.manifest().parameters.iter().any(|p| p.quantized == Some(how)));
+        let draws = Draws::new(ours.manifest().vocab_size);
+        let (first, want) = (draws.step(&mut ours), draws.step(&mut exact));
+        assert!((first.loss / want.loss - 1.0).abs() < tolerance, "{how:?} {compute:?}: {} {}", first.loss, want.loss);
+        assert!((first.grad_norm / want.grad_norm - 1.0).abs() < tolerance, "{how:?} {compute:?}");
+        let last = (0..20).map(|_| draws.step(&mut ours).loss).last().unwrap();
+        assert!(last < first.loss, "{how:?} {compute:?}: {} then {last}", first.loss);
     }
 }
 
