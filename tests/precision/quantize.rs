@@ -1,19 +1,23 @@
 //! Frozen weights in 8 and 4 bits: the step on ONNX Runtime is that of the dense weights which they mean.
 
+use crate::Draws;
 use crate::narrow::{Narrow, model, narrowed};
+use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use weftc::compile::{self, Options, compile};
+use weftc::compile::{self, Options, Trainable, compile};
 use weftc::ir::graph::Data;
 use weftc::ir::{DType, Graph, LeafId, LeafKind, Op, text};
 use weftc::onnx::read::read;
 use weftc::onnx::{weights, write};
+use weftc::precision::Compute;
 use weftc::quantize::{self, BLOCK, Quantization};
 use weftc::rules::Target;
 use weftc::rules::parse::library;
 use weftc::runtime::{HostTensor, Options as Runtime, Session};
-use weftc::{objective, precision};
+use weftc::train::{AdamW, Setup, Trainer};
+use weftc::{interp, objective, precision};
 
 const BOTH: [Quantization; 2] = [Quantization::Int8, Quantization::Int4];
 const TARGETS: [Target; 2] = [Target::Cpu, Target::Portable];
@@ -56,19 +60,24 @@ impl Typed {
         }
         let bytes = write::plain(&lowered, &library.lower).unwrap();
         let mut session = Session::from_bytes(&bytes, &Runtime::default()).unwrap();
+        let feeds = self.feeds();
+        let outputs = session.run(feeds.iter().map(|(n, t)| (n.as_str(), t))).unwrap();
+        (outputs.iter().map(|(n, t)| (n.clone(), t.to_f64())).collect(), lowered)
+    }
+
+    /// Draws of one step.
+    fn feeds(&self) -> [(String, HostTensor); 4] {
         let (b, l) = (2i64, 12i64);
         let n = b * l;
         let tokens: Vec<i64> = (0..n).map(|k| (k * 7 + 5) % self.ports.vocab_size).collect();
         let answer: Vec<bool> = (0..n).map(|k| k % l >= 4 && k != n - 1).collect();
         let u: Vec<f32> = (0..n).map(|k| (k * 37 % 101) as f32 / 101.0).collect();
-        let feeds = [
-            (self.ports.token_input.as_str(), HostTensor::new(&[b, l], &tokens).unwrap()),
-            ("answer_mask", HostTensor::new(&[b, l], &answer).unwrap()),
-            ("t", HostTensor::new(&[b], &[0.7f32, 0.4]).unwrap()),
-            ("u", HostTensor::new(&[b, l], &u).unwrap()),
-        ];
-        let outputs = session.run(feeds.iter().map(|(n, t)| (*n, t))).unwrap();
-        (outputs.iter().map(|(n, t)| (n.clone(), t.to_f64())).collect(), lowered)
+        [
+            (self.ports.token_input.clone(), HostTensor::new(&[b, l], &tokens).unwrap()),
+            ("answer_mask".into(), HostTensor::new(&[b, l], &answer).unwrap()),
+            ("t".into(), HostTensor::new(&[b], &[0.7f32, 0.4]).unwrap()),
+            ("u".into(), HostTensor::new(&[b, l], &u).unwrap()),
+        ]
     }
 }
 
@@ -172,6 +181,53 @@ fn narrow_sources_are_quantised_from_their_own_bytes() {
         assert!(!report.names.is_empty());
         let (ours, _) = typed.step(&quantised, Target::Cpu);
         assert!((ours["loss"][0] / plain["loss"][0] - 1.0).abs() < 5e-3);
+    }
+}
+
+/// What was written is read back and means the same to the interpreter.
+#[test]
+fn written_codes_are_read_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let typed = typed(&model("sudoku"), DType::F32);
+    for (how, target) in BOTH.into_iter().flat_map(|how| TARGETS.map(|t| (how, t))) {
+        let (quantised, _) = quantize::apply(&typed.graph, &typed.trained, how, DType::F32).unwrap();
+        let (ours, lowered) = typed.step(&quantised, target);
+        let path = folder.path().join("step.onnx");
+        std::fs::write(&path, write::plain(&lowered, &library().unwrap().lower).unwrap()).unwrap();
+        let back = read(&path).unwrap().graph;
+        let feeds = typed.feeds().map(|(name, t)| {
+            let shape: Vec<usize> = t.shape().iter().map(|n| *n as usize).collect();
+            (name, Tensor::from_vec(t.to_f64(), shape, &Device::Cpu).unwrap())
+        });
+        let outputs = interp::run(&back, &feeds.into()).unwrap();
+        for (name, value) in ours.iter().filter(|(n, _)| n.starts_with("grad/") || *n == "loss_sum") {
+            let exact: Vec<f64> = outputs[name].flatten_all().unwrap().to_vec1().unwrap();
+            let one = apart(value, &exact);
+            assert!(one < 1e-4, "{how:?} {target:?}: {name} differs by {one:.1e}");
+        }
+    }
+}
+
+/// Adapters over codes, in either compute type, are what the interpreter makes of the file; they learn.
+#[test]
+fn adapters_train_over_a_quantised_base() {
+    let folder = tempfile::tempdir().unwrap();
+    let train = folder.path().join("train.onnx");
+    for (how, compute, tolerance) in BOTH.into_iter().flat_map(|h| [(h, Compute::F32, 1e-4), (h, Compute::F16, 2e-2)]) {
+        let trainable = Trainable::Named("lora".into());
+        let options =
+            Options { mask_id: Some(15), trainable, quantize: Some(how), compute, ..Options::new(model("sudoku")) };
+        compile(&options).unwrap().write(&train).unwrap();
+        let adamw = AdamW { lr: 1e-2, ..AdamW::default() };
+        let mut ours = Trainer::load(&train, Setup { adamw, ..Setup::default() }).unwrap();
+        let mut exact = Trainer::load_interpreted(&train, Setup::default()).unwrap();
+        assert!(ours.manifest().parameters.iter().any(|p| p.quantized == Some(how)));
+        let draws = Draws::new(ours.manifest().vocab_size);
+        let (first, want) = (draws.step(&mut ours), draws.step(&mut exact));
+        assert!((first.loss / want.loss - 1.0).abs() < tolerance, "{how:?} {compute:?}: {} {}", first.loss, want.loss);
+        assert!((first.grad_norm / want.grad_norm - 1.0).abs() < tolerance, "{how:?} {compute:?}");
+        let last = (0..20).map(|_| draws.step(&mut ours).loss).last().unwrap();
+        assert!(last < first.loss, "{how:?} {compute:?}: {} then {last}", first.loss);
     }
 }
 

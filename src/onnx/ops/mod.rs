@@ -12,6 +12,7 @@ mod index;
 mod layout;
 mod nd;
 mod norm;
+mod quantized;
 mod reduce;
 mod rotary;
 mod topk;
@@ -86,6 +87,7 @@ static STANDARD: &[Row] = &[
     row("ConstantOfShape", 9, Fn(layout::constant_of_shape)),
     row("Cos", 7, Unary(Op::Cos)),
     row("CumSum", 11, Fn(reduce::cumsum)),
+    row("DequantizeLinear", 10, Fn(quantized::dequantize_linear)),
     row("Div", 1, Binary(Op::Div)),
     row("Dropout", 12, Fn(elementwise::dropout)),
     row("Einsum", 12, Fn(einsum::einsum)),
@@ -184,6 +186,7 @@ static CONTRIB: &[Row] = &[
     row("FusedMatMul", 1, Fn(compose::fused_matmul)),
     row("Gelu", 1, Fn(compose::gelu)),
     row("GroupQueryAttention", 1, Fn(contrib::group_query)),
+    row("MatMulNBits", 1, Fn(quantized::matmul_nbits)),
     row("MultiHeadAttention", 1, Fn(contrib::multi_head)),
     row("QuickGelu", 1, Fn(compose::quick_gelu)),
     row("RotaryEmbedding", 1, Fn(rotary::contrib)),
