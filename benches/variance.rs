@@ -3,12 +3,14 @@
 //! `cargo bench --bench variance -- [--steps 2000] [--seeds 0,1,2] [--t-floor 1e-6] ...`
 //!
 //! A Sudoku model of random weights is trained first; every variant then goes on from these weights over the same
-//! puzzles with the same draws.  Prints one JSON object a variant and seed: the largest Euclidean norm of the loss's
-//! gradient before clipping over all steps, its median and the 99th of 100 parts.  The paper (arXiv 2509.20863)
-//! reports a largest norm of 646.1 for `linear` and 46.2 for `sqrt`.
+//! puzzles with the same draws: `known`, as it was trained, and `new`, where answers are written by columns, so that
+//! the model is sure of tokens that are wrong, as one that is fine-tuned for another task.  Prints one JSON object a
+//! kind of data, variant and seed: the largest Euclidean norm of the loss's gradient before clipping over all steps,
+//! its median, the 99th of 100 parts and the root of its mean square.  The paper (arXiv 2509.20863) reports a largest
+//! norm of 646.1 for `linear` and 46.2 for `sqrt`.
 
 use clap::Parser;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::error::Error;
 use std::path::Path;
 use weftc::compile::{Options, compile};
@@ -41,6 +43,9 @@ struct Arguments {
     /// Entropy transforms
     #[arg(long, value_delimiter = ',', default_values_t = ["sqrt".to_string(), "linear".to_string()])]
     transforms: Vec<String>,
+    /// Answers: `known`, by rows as in the training before, and `new`, by columns
+    #[arg(long, value_delimiter = ',', default_values_t = ["known".to_string(), "new".to_string()])]
+    data: Vec<String>,
     /// Seeds of order and draws, a run each
     #[arg(long, value_delimiter = ',', default_values_t = [0, 1, 2])]
     seeds: Vec<u64>,
@@ -63,29 +68,48 @@ fn main() -> Result<(), Box<dyn Error>> {
     train(&mut first, &samples, 64, arguments.before, 0)?;
     let names: Vec<String> = first.parameters().map(str::to_string).collect();
     let weights: Vec<HostTensor> = names.iter().map(|n| first.parameter(n)).collect::<Result<_, _>>()?;
-    for seed in &arguments.seeds {
-        for transform in &arguments.transforms {
-            let mut trainer = trainer(&arguments, transform, arguments.lr)?;
-            for (name, value) in names.iter().zip(&weights) {
-                trainer.set_parameter(name, value)?;
+    for data in &arguments.data {
+        let samples: Vec<Sample> = match data.as_str() {
+            "known" => samples.clone(),
+            "new" => samples.iter().map(by_columns).collect(),
+            other => return Err(format!("--data: `{other}` is neither known nor new").into()),
+        };
+        for seed in &arguments.seeds {
+            for transform in &arguments.transforms {
+                let mut trainer = trainer(&arguments, transform, arguments.lr)?;
+                for (name, value) in names.iter().zip(&weights) {
+                    trainer.set_parameter(name, value)?;
+                }
+                // Other draws than those of the training before.
+                let run = train(&mut trainer, &samples, arguments.batch, arguments.steps, seed + 1)?;
+                println!("{}", line(&arguments, data, *seed, transform, run));
             }
-            // Other draws than those of the training before.
-            let mut run = train(&mut trainer, &samples, arguments.batch, arguments.steps, seed + 1)?;
-            run.norms.sort_by(f64::total_cmp);
-            let part = |q: f64| run.norms[((run.norms.len() - 1) as f64 * q) as usize];
-            println!(
-                "{}",
-                json!({
-                    "model": "models/sudoku.onnx", "steps_before": arguments.before, "steps": arguments.steps,
-                    "batch": arguments.batch, "lr": arguments.lr, "t_floor": arguments.t_floor, "t_eps": 1e-3,
-                    "loss_norm": arguments.loss_norm, "seed": seed, "entropy_transform": transform,
-                    "grad_norm_max": part(1.0), "grad_norm_p99": part(0.99), "grad_norm_median": part(0.5),
-                    "skipped": run.skipped, "first_loss": run.first, "last_loss": run.last,
-                })
-            );
         }
     }
     Ok(())
+}
+
+/// The same puzzle with its answer by columns.
+fn by_columns(sample: &Sample) -> Sample {
+    let mut tokens = sample.tokens.clone();
+    for cell in 0..LEN - PROMPT_LEN {
+        tokens[PROMPT_LEN + cell] = sample.tokens[PROMPT_LEN + cell % 4 * 4 + cell / 4];
+    }
+    Sample { tokens, ..sample.clone() }
+}
+
+/// One run as an object.
+fn line(arguments: &Arguments, data: &str, seed: u64, transform: &str, mut run: Run) -> Value {
+    run.norms.sort_by(f64::total_cmp);
+    let part = |q: f64| run.norms[(run.norms.len().saturating_sub(1) as f64 * q) as usize];
+    let square = run.norms.iter().map(|x| x * x).sum::<f64>() / run.norms.len() as f64;
+    json!({
+        "model": "models/sudoku.onnx", "steps_before": arguments.before, "steps": arguments.steps,
+        "batch": arguments.batch, "lr": arguments.lr, "t_floor": arguments.t_floor, "t_eps": 1e-3,
+        "loss_norm": arguments.loss_norm, "data": data, "seed": seed, "entropy_transform": transform,
+        "grad_norm_max": part(1.0), "grad_norm_p99": part(0.99), "grad_norm_median": part(0.5),
+        "grad_norm_rms": square.sqrt(), "skipped": run.skipped, "first_loss": run.first, "last_loss": run.last,
+    })
 }
 
 fn trainer(arguments: &Arguments, transform: &str, lr: f64) -> Result<Trainer, Box<dyn Error>> {
