@@ -6,7 +6,7 @@
 //! ```text
 //! model.onnx ─read─> Graph ─lift─> Graph ─precision─> Graph ─objective─> Graph ─differentiate─> Graph
 //!                                    ─optimise─> Graph ─lower─> Graph ─schedule─> order ─write─> train.onnx
-//! train.onnx ─run─> weights, metrics
+//! train.onnx ─run─> weights, adapters, metrics
 //! ```
 //!
 //! | stage | what happens | where its knowledge lives |
@@ -32,7 +32,7 @@
 //!
 //! - an operator: a row in [`ir::op`], an arm in [`interp`], a line in `rules/grad.egg`;
 //! - a rule: a form in `rules/` (the language: `rules/README.md`; what it may call: [`rules::builtin`]);
-//! - a method: a file in `rules/methods/`, a `define` of `objective`, and its line in [`rules::parse`].
+//! - a method or an adapter: a file in `rules/methods/` or `rules/adapters/`, and its line in [`rules::parse`].
 //!
 //! Their tests exist already: `tests/rules.rs` loops over the tables.
 //!
@@ -55,6 +55,13 @@
 //!   transposes and scales into contractions; fused nodes are expanded only into their function bodies.
 //! - Weights inside the source file are copied into train.onnx, so that small models travel as one file;
 //!   only weights that already lie in external files are referenced in place.
+//! - A method's hyper-parameters stand in its file with their defaults, `(option NAME DEFAULT)`, instead of being
+//!   attributes of `objective`: a user's own method has options without touching Rust.
+//! - An adapter is the definition of the operator `adapted`, as a method is that of `objective`, not a rule kind of
+//!   its own. The order of its factors is chosen before differentiation, by counting multiplications of all three
+//!   products: by the forward pass alone `x (W + A B)` is cheaper, and its gradient is that of a whole weight.
+//! - A cached entropy pass stays in the one train.onnx, as the output `probe/beta`; the runner opens the step and the
+//!   pass as two sessions over the parts of the file that each needs.
 //! - `mask_rate` is evaluated in f64: ONNX has neither `log1p` nor `expm1`, and `1 - exp(r log(1 - t))`
 //!   over [batch, length] numbers costs nothing there.
 

@@ -45,7 +45,24 @@ pub fn run(graph: &Graph, feeds: &BTreeMap<String, Tensor>) -> Result<BTreeMap<S
 /// As [`run`].
 pub fn run_rounded(graph: &Graph, feeds: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>, Error> {
     run_with(graph, feeds, &|value, ty| match ty.dtype {
-        DType::F16 | DType::BF16 => objective::map(&value, |x| recipe::rounded(x, ty.dtype)).map_err(|e| e.to_string()),
+        DType::F16 | DType::BF16 if value.elem_count() > 0 => {
+            objective::map(&value, |x| recipe::rounded(x, ty.dtype)).map_err(|e| e.to_string())
+        }
+        _ => Ok(value),
+    })
+}
+
+/// The same with every floating-point value rounded to f32, composites once: what a rule means where f32 is all
+/// there is.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_single(graph: &Graph, feeds: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>, Error> {
+    run_with(graph, feeds, &|value, ty| match ty.dtype {
+        // A view without elements may lie behind the end of its storage.
+        DType::F32 if value.elem_count() > 0 => {
+            objective::map(&value, |x| f64::from(x as f32)).map_err(|e| e.to_string())
+        }
         _ => Ok(value),
     })
 }

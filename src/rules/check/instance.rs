@@ -59,6 +59,19 @@ impl Point {
     pub fn is_empty(&self) -> bool {
         self.feeds.values().any(|t| t.elem_count() == 0)
     }
+
+    /// The same with every number rounded to f32.
+    pub fn single(&self) -> Point {
+        let rounded = |t: &Tensor| {
+            let values: Vec<f64> = t.flatten_all()?.to_vec1::<f64>()?.iter().map(|x| f64::from(*x as f32)).collect();
+            Tensor::from_vec(values, t.shape(), t.device())
+        };
+        let feeds = self
+            .feeds
+            .iter()
+            .map(|(name, t)| (name.clone(), rounded(t).unwrap_or_else(|_: candle_core::Error| t.clone())));
+        Point { feeds: feeds.collect() }
+    }
 }
 
 impl<'r> Instance<'r> {

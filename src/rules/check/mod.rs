@@ -170,7 +170,42 @@ fn equality(rule: &Rule, random: &mut Random) -> Outcome {
             Err(k) => return instance.differs(&point, &[left, right], k, (l[k], flat(r)[k])),
         }
     }
+    // Lowered forms are held against ONNX Runtime's f32 by tests/lowered.rs: a composite is one rounding here.
+    let lost = (rule.kind == Kind::Rewrite).then(|| loses_in_single(&instance.graph, left, right, &point));
+    if let Some((k, values)) = lost.flatten() {
+        return instance.differs(&point, &[left, right], k, values);
+    }
     Outcome::Holds { points: total.0, worst: total.1, confirmed: 0 }
+}
+
+/// In f32 a right side may lose so much more than its left side.
+const SINGLE_FACTOR: f64 = 32.0;
+
+/// What f32 loses in a few operations.
+const SINGLE_TOLERANCE: f64 = 2e-5;
+
+/// Both sides with every value rounded to f32, each against the left side in f64: the first element that the right
+/// side gets wrong by more than `SINGLE_FACTOR` times the left side's error and `SINGLE_TOLERANCE` of the largest.
+/// A left side that is ill-conditioned, or jumps, thus asks nothing that it does not hold itself.
+fn loses_in_single(graph: &Graph, left: Id, right: Id, point: &Point) -> Option<(usize, (f64, f64))> {
+    let single = point.single();
+    let exact = evaluate(graph, &[("side", left)], &single).ok()?;
+    let ours = evaluate_with(interp::run_single, graph, &[("side", left)], &single).ok()?;
+    let theirs = evaluate_with(interp::run_single, graph, &[("side", right)], &single).ok()?;
+    for ((exact, left), right) in exact.iter().zip(&ours).zip(&theirs) {
+        let (exact, left, right) = (flat(exact), flat(left), flat(right));
+        let scale = exact.iter().fold(SMALL, |m, x| m.max(x.abs()));
+        let error = |values: &[f64]| exact.iter().zip(values).fold(0.0f64, |m, (e, v)| m.max((e - v).abs())) / scale;
+        let allowed = (SINGLE_FACTOR * error(&left)).max(SINGLE_TOLERANCE);
+        let apart = |k: &usize| {
+            let apart = (exact[*k] - right[*k]).abs() / scale;
+            apart.is_nan() || apart > allowed
+        };
+        if let Some(k) = (0..exact.len().min(right.len())).find(apart) {
+            return Some((k, (exact[k], right[k])));
+        }
+    }
+    None
 }
 
 /// The right side of an equality over the drawn variables.
@@ -207,9 +242,17 @@ fn definition(rule: &Rule, random: &mut Random) -> Outcome {
 
 /// The values of named roots, in order; a tuple gives its parts.
 fn evaluate(graph: &Graph, roots: &[(&str, Id)], point: &Point) -> Result<Vec<Tensor>, String> {
+    evaluate_with(interp::run, graph, roots, point)
+}
+
+/// How a graph is run on feeds.
+type Run = fn(&Graph, &Feeds) -> Result<Feeds, crate::error::Error>;
+type Feeds = BTreeMap<String, Tensor>;
+
+fn evaluate_with(run: Run, graph: &Graph, roots: &[(&str, Id)], point: &Point) -> Result<Vec<Tensor>, String> {
     let mut graph = graph.clone();
     graph.outputs = roots.iter().map(|(n, id)| (n.to_string(), *id)).collect();
-    let values = interp::run(&graph, &point.feeds).map_err(|e| e.to_string())?;
+    let values = run(&graph, &point.feeds).map_err(|e| e.to_string())?;
     let parts = |name: &str| (0..).map_while(|k| values.get(&format!("{name}.{k}"))).cloned().collect::<Vec<_>>();
     Ok(roots.iter().flat_map(|(name, _)| values.get(*name).map_or_else(|| parts(name), |v| vec![v.clone()])).collect())
 }

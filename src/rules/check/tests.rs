@@ -53,6 +53,13 @@ fn false_gradients_fail() {
     refusal("(vjp (concat ?x... ?axis) => (slice ?dy ?axis 0 (isub ?end ?start) 1))");
 }
 
+/// True in f64, where 1e4 costs four of sixteen digits; in f32 it costs four of seven.
+#[test]
+fn what_loses_digits_in_f32_fails() {
+    refusal("(rewrite r (add ?x 1.0) (sub (add ?x 10001.0) 10000.0) :search)");
+    refusal("(vjp (tanh ?x) => (mul ?dy (sub (sub 10001.0 (mul ?y ?y)) 10000.0)))");
+}
+
 #[test]
 fn what_cannot_be_exercised_fails() {
     let message = refusal("(rewrite r (neg (neg ?x)) ?x :when (rank ?x 9))");
