@@ -1,19 +1,27 @@
-//! Confidence decoding: fills the masked positions of a batch, the most certain ones first.
+//! Decoding: fills the masked positions of a batch step by step.
+//!
+//! One loop serves LLaDA's generation ([`Schedule::Even`], [`Draw::Gumbel`], blocks from the left) and Dream's
+//! ([`Schedule::Timesteps`], [`Draw::Categorical`], all positions at once).
 
+mod choose;
 mod model;
+mod schedule;
 
 pub use model::Model;
+pub use schedule::{EPS, Schedule};
 
 use crate::error::{Error, Problem, Result};
+use crate::rng::SplitMix64;
+use choose::{Choice, Chooser, gumbel, uniform};
+use serde::Serialize;
 use std::ops::Range;
 
 /// How masked positions are filled.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Decoding {
-    /// The token that stands for "not known yet".
+    /// The token that stands for "not known yet"; it is never written.
     pub mask_id: i64,
-    /// Model calls a block.  A step fixes the block's masked positions divided by the steps, the
-    /// remainder in the first steps.
+    /// Model calls a block.
     pub steps: usize,
     /// Masked positions are taken in blocks of this many from the left; `None`: all at once.
     pub block_length: Option<usize>,
@@ -21,74 +29,254 @@ pub struct Decoding {
     pub candidates: Option<Range<i64>>,
     /// 1 where row `i` of the logits predicts token `i + 1` (Dream), else 0.
     pub logits_shift: usize,
+    pub schedule: Schedule,
+    pub remasking: Remasking,
+    /// 0 takes the most likely token.
+    pub temperature: f64,
+    pub draw: Draw,
+    /// Only the most likely tokens that together have this probability.
+    pub top_p: Option<f64>,
+    /// Only this many of the most likely tokens.
+    pub top_k: Option<usize>,
+    /// Positions are drawn with probabilities `softmax(confidence / alg_temp)` instead of taken in order.
+    pub alg_temp: Option<f64>,
+    /// The tokens that end a text; the first of them fills what lies behind it.
+    pub eos_ids: Vec<i64>,
+    pub eos: Eos,
+    /// Whether a row ends with the block in which it has written an end of text.
+    pub stop: bool,
+    pub seed: u64,
+    /// The number of the batch's first row: draws depend on the seed and the number of a row.
+    pub first_row: usize,
+}
+
+/// Which positions are filled first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Remasking {
+    /// Those whose token has the highest probability (LLaDA; Dream's `maskgit_plus`).
+    #[default]
+    LowConfidence,
+    /// Any.
+    Random,
+    /// Those whose best token is furthest ahead of the second (Dream's `topk_margin`).
+    Margin,
+    /// Those whose distribution has the lowest entropy.
+    Entropy,
+    /// All whose token has more than this probability, and at least one a step, until the block is full:
+    /// the number of steps is not heeded.
+    Threshold(f64),
+    /// Each is drawn, with the probability of the schedule (Dream's `origin`).
+    Origin,
+}
+
+/// How a token is drawn at a temperature.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Draw {
+    /// Gumbel noise times the temperature on the logits, in f64; confidence is the probability without temperature
+    /// (LLaDA).
+    #[default]
+    Gumbel,
+    /// From the softmax of the logits over the temperature, which confidence is taken from as well (Dream).
+    Categorical,
+}
+
+/// What becomes of tokens that end a text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Eos {
+    /// Written like any other.
+    #[default]
+    Free,
+    /// Never written.
+    Suppress,
+    /// Written only where nothing else is left to write.
+    Late,
 }
 
 impl Decoding {
-    /// All positions at once, any token but the mask, logits as they stand.
+    /// LLaDA's at temperature 0: all positions at once, any token but the mask, logits as they stand.
     pub fn new(mask_id: i64, steps: usize) -> Self {
-        Decoding { mask_id, steps, block_length: None, candidates: None, logits_shift: 0 }
+        Decoding {
+            mask_id,
+            steps,
+            block_length: None,
+            candidates: None,
+            logits_shift: 0,
+            schedule: Schedule::Even,
+            remasking: Remasking::LowConfidence,
+            temperature: 0.0,
+            draw: Draw::Gumbel,
+            top_p: None,
+            top_k: None,
+            alg_temp: None,
+            eos_ids: Vec::new(),
+            eos: Eos::Free,
+            stop: false,
+            seed: 0,
+            first_row: 0,
+        }
+    }
+
+    /// Dream's at temperature 0, the most certain positions by entropy first.
+    pub fn dream(mask_id: i64, steps: usize) -> Self {
+        Decoding {
+            logits_shift: 1,
+            schedule: Schedule::Timesteps { eps: EPS },
+            remasking: Remasking::Entropy,
+            draw: Draw::Categorical,
+            ..Decoding::new(mask_id, steps)
+        }
     }
 }
 
 /// The model: tokens `[batch, len]` to logits `[batch, len, vocabulary]`, both row by row.
 pub type Logits<'a> = dyn FnMut(&[i64], usize, usize) -> Result<Vec<f32>> + 'a;
 
+/// What is told after each step: the tokens `[batch, len]`.
+pub type Watch<'a> = dyn FnMut(&[i64]) -> Result<()> + 'a;
+
 /// Fills every masked position of `tokens` `[batch, len]` and returns the filled batch.
 ///
-/// Each step keeps the positions whose best candidate has the highest probability and masks the rest
-/// again (low-confidence remasking).  Ties go to the position, then the token, that comes first, so the
-/// result depends on the logits alone.
+/// Each step keeps the positions that `decoding.remasking` puts first and masks the rest again.  Ties go to the
+/// position, then the token, that comes first, so the result depends on logits and seed alone.
 ///
-/// Errors: a batch that is not `[batch, len]`, no step, a block of nothing, no candidate in the
-/// vocabulary; logits of another size or with NaN; and whatever `logits` returns.
+/// # Errors
+/// A batch that is not `[batch, len]`, settings out of range, no candidate in the vocabulary; logits of another
+/// size or with NaN; and whatever `logits` returns.
 pub fn decode(logits: &mut Logits<'_>, tokens: &[i64], len: usize, decoding: &Decoding) -> Result<Vec<i64>> {
+    decode_watched(logits, tokens, len, decoding, &mut |_| Ok(()))
+}
+
+/// `decode`, telling `watch` after each step.
+///
+/// # Errors
+/// As `decode`, and whatever `watch` returns.
+pub fn decode_watched(
+    logits: &mut Logits<'_>,
+    tokens: &[i64],
+    len: usize,
+    decoding: &Decoding,
+    watch: &mut Watch<'_>,
+) -> Result<Vec<i64>> {
     let problems = check(tokens, len, decoding);
     if !problems.is_empty() {
         return Err(Error::Usage { problems });
     }
     let mut tokens = tokens.to_vec();
     let batch = tokens.len() / len.max(1);
-    let masked: Vec<Vec<usize>> = (0..batch).map(|row| masked_in(&tokens, row * len, len, decoding.mask_id)).collect();
+    let mut seeds = SplitMix64::new(decoding.seed);
+    (0..decoding.first_row).for_each(|_| {
+        seeds.next_u64();
+    });
+    let mut rngs: Vec<SplitMix64> = (0..batch).map(|_| SplitMix64::new(seeds.next_u64())).collect();
+    let mut masked: Vec<Vec<usize>> =
+        (0..batch).map(|row| masked_in(&tokens, row * len, len, decoding.mask_id)).collect();
     let longest = masked.iter().map(Vec::len).max().unwrap_or(0);
     let block = decoding.block_length.unwrap_or(longest).max(1);
     for start in (0..longest).step_by(block) {
         let mut open: Vec<Vec<usize>> =
             masked.iter().map(|m| m.iter().skip(start).take(block).copied().collect()).collect();
-        for left in (1..=decoding.steps).rev() {
+        for step in 0.. {
             if open.iter().all(Vec::is_empty) {
                 break;
             }
             let z = logits(&tokens, batch, len)?;
             let choose = Chooser::new(&z, tokens.len(), decoding)?;
             for (row, positions) in open.iter_mut().enumerate() {
-                let mut best = positions
-                    .iter()
-                    .map(|&p| choose.at(p, row * len).map(|(token, confidence)| (p, token, confidence)))
-                    .collect::<Result<Vec<_>>>()?;
-                // A stable sort: equal confidence leaves the order of positions.
-                best.sort_by(|a, b| b.2.total_cmp(&a.2));
-                best.truncate(positions.len().div_ceil(left));
-                for (position, token, _) in &best {
-                    tokens[*position] = *token;
+                let rng = &mut rngs[row];
+                let choices = positions.iter().map(|&p| choose.at(p, row * len, rng)).collect::<Result<Vec<_>>>()?;
+                let kept = kept(choices, step, decoding, rng);
+                for choice in &kept {
+                    tokens[choice.position] = choice.token;
                 }
-                positions.retain(|p| best.iter().all(|(position, ..)| position != p));
+                positions.retain(|p| kept.iter().all(|choice| choice.position != *p));
             }
+            watch(&tokens)?;
+        }
+        if decoding.stop && end(&mut tokens, len, &mut masked, start + block, decoding) {
+            watch(&tokens)?;
         }
     }
     Ok(tokens)
 }
 
+/// The choices that step `step` keeps.
+fn kept(mut choices: Vec<Choice>, step: usize, decoding: &Decoding, rng: &mut SplitMix64) -> Vec<Choice> {
+    let (open, steps) = (choices.len(), decoding.steps);
+    let mut count = decoding.schedule.count(open, step, steps);
+    let late = |choice: &Choice| choice.confidence == f64::NEG_INFINITY;
+    match decoding.remasking {
+        Remasking::Origin => {
+            let chance = decoding.schedule.chance(step, steps);
+            choices.retain(|_| uniform(rng) < chance);
+            return choices;
+        }
+        Remasking::Random => choices.iter_mut().for_each(|choice| {
+            let drawn = uniform(rng);
+            choice.confidence = if late(choice) { f64::NEG_INFINITY } else { drawn };
+        }),
+        Remasking::Threshold(least) => {
+            count = choices.iter().filter(|choice| choice.confidence > least).count().max(1);
+        }
+        Remasking::LowConfidence | Remasking::Margin | Remasking::Entropy => {}
+    }
+    if let Some(temperature) = decoding.alg_temp.filter(|t| *t > 0.0) {
+        // The largest of these keys are a draw without replacement from the softmax.
+        choices.iter_mut().for_each(|choice| choice.confidence = choice.confidence / temperature + gumbel(rng));
+    }
+    // A stable sort: equal confidence leaves the order of positions.
+    choices.sort_by(|a, b| b.confidence.total_cmp(&a.confidence));
+    choices.truncate(count);
+    choices
+}
+
+/// Ends the rows that have written an end of text among their first `done` masked positions.
+fn end(tokens: &mut [i64], len: usize, masked: &mut [Vec<usize>], done: usize, decoding: &Decoding) -> bool {
+    let Some(eos) = decoding.eos_ids.first() else { return false };
+    let mut any = false;
+    for (row, positions) in masked.iter_mut().enumerate() {
+        let written = &positions[..done.min(positions.len())];
+        let ended = written.iter().any(|p| decoding.eos_ids.contains(&tokens[*p]));
+        if ended && positions.len() > done {
+            debug_assert!(positions.iter().all(|p| p / len == row));
+            positions[done..].iter().for_each(|p| tokens[*p] = *eos);
+            positions.truncate(done);
+            any = true;
+        }
+    }
+    any
+}
+
 fn check(tokens: &[i64], len: usize, decoding: &Decoding) -> Vec<Problem> {
     let mut problems = Vec::new();
-    if len == 0 && !tokens.is_empty() || len > 0 && !tokens.len().is_multiple_of(len) {
-        problems.push(Problem::new("tokens", format!("{} tokens are not rows of {len}", tokens.len())));
+    let mut refuse = |wrong: bool, place: &str, message: String| {
+        if wrong {
+            problems.push(Problem::new(place, message));
+        }
+    };
+    let rows = if len == 0 { tokens.is_empty() } else { tokens.len().is_multiple_of(len) };
+    refuse(!rows, "tokens", format!("{} tokens are not rows of {len}", tokens.len()));
+    refuse(decoding.steps == 0, "steps", "decoding needs at least one step".into());
+    refuse(decoding.block_length == Some(0), "block length", "a block needs at least one position".into());
+    let temperature = decoding.temperature;
+    refuse(!(temperature >= 0.0 && temperature.is_finite()), "temperature", format!("{temperature} is not 0 or more"));
+    if let Some(p) = decoding.top_p {
+        refuse(!(p > 0.0 && p <= 1.0), "top-p", format!("{p} is not in (0, 1]"));
     }
-    if decoding.steps == 0 {
-        problems.push(Problem::new("steps", "decoding needs at least one step"));
+    refuse(decoding.top_k == Some(0), "top-k", "of no token none can be drawn".into());
+    if let Some(t) = decoding.alg_temp {
+        refuse(!(t >= 0.0 && t.is_finite()), "alg-temp", format!("{t} is not 0 or more"));
     }
-    if decoding.block_length == Some(0) {
-        problems.push(Problem::new("block length", "a block needs at least one position"));
+    if let Remasking::Threshold(p) = decoding.remasking {
+        refuse(!(0.0..=1.0).contains(&p), "threshold", format!("{p} is no probability"));
     }
+    if let Schedule::Timesteps { eps } = decoding.schedule {
+        refuse(!(eps > 0.0 && eps < 1.0), "eps", format!("{eps} is not between 0 and 1"));
+    }
+    let needs = decoding.eos != Eos::Free || decoding.stop;
+    refuse(needs && decoding.eos_ids.is_empty(), "eos", "no token is known to end a text".into());
     problems
 }
 
@@ -97,137 +285,5 @@ fn masked_in(tokens: &[i64], start: usize, len: usize, mask_id: i64) -> Vec<usiz
     (start..start + len).filter(|&k| tokens[k] == mask_id).collect()
 }
 
-/// Picks the token of a position from one batch of logits.
-struct Chooser<'a> {
-    logits: &'a [f32],
-    vocab: usize,
-    candidates: Range<usize>,
-    mask: Option<usize>,
-    shift: usize,
-}
-
-impl<'a> Chooser<'a> {
-    fn new(logits: &'a [f32], positions: usize, decoding: &Decoding) -> Result<Self> {
-        if logits.is_empty() || !logits.len().is_multiple_of(positions) {
-            let message = format!("the model returned {} logits for {positions} positions", logits.len());
-            return Err(Error::Runtime { message, help: None });
-        }
-        let vocab = logits.len() / positions;
-        let mask = usize::try_from(decoding.mask_id).ok();
-        let all = 0..i64::try_from(vocab).unwrap_or(i64::MAX);
-        let wanted = decoding.candidates.clone().unwrap_or(all);
-        let bound = |token: i64| usize::try_from(token.max(0)).unwrap_or(vocab).min(vocab);
-        let candidates = bound(wanted.start)..bound(wanted.end);
-        if candidates.clone().all(|token| Some(token) == mask) {
-            let message = format!("no token of {wanted:?} can be written: the vocabulary has {vocab}");
-            return Err(Error::usage(Problem::new("candidates", message)));
-        }
-        Ok(Chooser { logits, vocab, candidates, mask, shift: decoding.logits_shift })
-    }
-
-    /// The best candidate at a flat position of the row that starts at `row`, and its probability among
-    /// the candidates.
-    fn at(&self, position: usize, row: usize) -> Result<(i64, f64)> {
-        // With a shift the first position has no logits of its own: it takes the first row's, as training does.
-        let source = position.saturating_sub(self.shift).max(row);
-        let z = &self.logits[source * self.vocab..][..self.vocab];
-        let candidates = || self.candidates.clone().filter(|token| Some(*token) != self.mask);
-        if let Some(token) = candidates().find(|token| z[*token].is_nan()) {
-            return Err(Error::runtime(format!("the logit of token {token} at position {} is NaN", position - row)));
-        }
-        let best = candidates().fold(self.candidates.start, |best, token| {
-            if Some(best) == self.mask || z[token] > z[best] { token } else { best }
-        });
-        let top = f64::from(z[best]);
-        let sum: f64 = candidates().map(|token| (f64::from(z[token]) - top).exp()).sum();
-        Ok((best as i64, 1.0 / sum))
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MASK: i64 = 3;
-
-    /// Logits over four tokens: `score` gives the favoured token of each position and how strongly.
-    fn model(score: impl Fn(usize) -> (usize, f32)) -> impl FnMut(&[i64], usize, usize) -> Result<Vec<f32>> {
-        move |tokens, batch, len| {
-            assert_eq!(tokens.len(), batch * len);
-            let mut z = vec![0.0; tokens.len() * 4];
-            (0..tokens.len()).for_each(|p| z[p * 4 + score(p).0] = score(p).1);
-            Ok(z)
-        }
-    }
-
-    /// The tokens that the model was shown at each call.
-    fn trace(row: &[i64], decoding: &Decoding, score: impl Fn(usize) -> (usize, f32)) -> Vec<Vec<i64>> {
-        let mut seen = Vec::new();
-        let mut inner = model(score);
-        let mut spy = |tokens: &[i64], b, l| {
-            seen.push(tokens.to_vec());
-            inner(tokens, b, l)
-        };
-        let last = decode(&mut spy, row, row.len(), decoding).unwrap();
-        seen.push(last);
-        seen
-    }
-
-    #[test]
-    fn the_most_confident_positions_come_first_and_ties_go_left() {
-        let confidence = [9.0, 1.0, 5.0, 5.0, 2.0, 5.0];
-        let seen = trace(&[0, MASK, MASK, MASK, MASK, MASK], &Decoding::new(MASK, 3), |p| (p % 3, confidence[p]));
-        // Five positions in three steps: two, two, one.
-        let expected = [
-            vec![0, MASK, MASK, MASK, MASK, MASK],
-            vec![0, MASK, 2, 0, MASK, MASK],
-            vec![0, MASK, 2, 0, 1, 2],
-            vec![0, 1, 2, 0, 1, 2],
-        ];
-        assert_eq!(seen, expected);
-    }
-
-    #[test]
-    fn blocks_fill_from_the_left() {
-        let decoding = Decoding { block_length: Some(2), ..Decoding::new(MASK, 1) };
-        let seen = trace(&[MASK, MASK, MASK], &decoding, |p| (1, p as f32 + 1.0));
-        assert_eq!(seen, [vec![MASK, MASK, MASK], vec![1, 1, MASK], vec![1, 1, 1]]);
-    }
-
-    #[test]
-    fn the_mask_is_never_written_and_candidates_bind() {
-        let row = [MASK, 0];
-        let any = decode(&mut model(|_| (3, 9.0)), &row, 2, &Decoding::new(MASK, 1)).unwrap();
-        assert_eq!(any, [0, 0]);
-        let decoding = Decoding { candidates: Some(2..4), ..Decoding::new(MASK, 1) };
-        assert_eq!(decode(&mut model(|_| (1, 9.0)), &row, 2, &decoding).unwrap(), [2, 0]);
-        let nothing = Decoding { candidates: Some(3..9), ..Decoding::new(MASK, 1) };
-        assert!(decode(&mut model(|_| (1, 9.0)), &row, 2, &nothing).is_err());
-    }
-
-    #[test]
-    fn shifted_logits_stay_in_their_row() {
-        let decoding = Decoding { logits_shift: 1, ..Decoding::new(MASK, 1) };
-        let filled = decode(&mut model(|p| (p % 3, 5.0)), &[MASK, MASK, MASK, MASK], 2, &decoding).unwrap();
-        assert_eq!(filled, [0, 0, 2, 2]);
-    }
-
-    #[test]
-    fn rows_of_different_fill_and_more_steps_than_positions() {
-        let filled = decode(&mut model(|_| (1, 5.0)), &[0, 2, MASK, MASK], 2, &Decoding::new(MASK, 8)).unwrap();
-        assert_eq!(filled, [0, 2, 1, 1]);
-    }
-
-    #[test]
-    fn bad_requests_are_errors() {
-        let mut fine = model(|_| (1, 5.0));
-        assert!(decode(&mut fine, &[MASK; 3], 2, &Decoding::new(MASK, 0)).is_err_and(|e| match e {
-            Error::Usage { problems } => problems.len() == 2,
-            _ => false,
-        }));
-        let mut nan = |_: &[i64], _, _| Ok(vec![f32::NAN; 8]);
-        assert!(decode(&mut nan, &[MASK, MASK], 2, &Decoding::new(MASK, 1)).is_err());
-        let mut short = |_: &[i64], _, _| Ok(vec![0.0; 3]);
-        assert!(decode(&mut short, &[MASK, MASK], 2, &Decoding::new(MASK, 1)).is_err());
-    }
-}
+mod tests;
