@@ -82,6 +82,7 @@ pub mod method;
 pub mod objective;
 pub mod onnx;
 pub mod precision;
+pub mod profile;
 pub mod quantize;
 pub mod rewrite;
 pub mod rng;

@@ -45,7 +45,7 @@ fn decoding(case: &Value) -> Decoding {
 }
 
 fn golden() -> Value {
-    serde_json::from_str(include_str!("golden/decoding.json")).unwrap()
+    serde_json::from_str(include_str!("python/decoding.json")).unwrap()
 }
 
 #[test]

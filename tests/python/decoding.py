@@ -1,6 +1,6 @@
-"""Writes tests/golden/decoding.json: what LLaDA's and Dream's generation do with fixed logits, step by step.
+"""Writes tests/python/decoding.json: what LLaDA's and Dream's generation do with fixed logits, step by step.
 
-    python tests/python/decoding.py > tests/golden/decoding.json
+    python tests/python/decoding.py > tests/python/decoding.json
 
 The two loops are written after the published ones (ML-GSAI/LLaDA generate.py; Dream's generation_utils.py), one
 row at a time, with PyTorch's softmax, topk, sort and linspace. Random numbers come from SplitMix64 in a fixed
