@@ -5,6 +5,7 @@ mod tools;
 use crate::adapt;
 use crate::compile::{self, Compiled, Options, Stage, Trainable};
 use crate::error::Result;
+use crate::generate::command::{GenerateArgs, generate};
 use crate::manifest::Probe;
 use crate::onnx::write;
 use crate::precision::Compute;
@@ -35,6 +36,8 @@ enum Command {
     Compile(CompileArgs),
     /// Train: run train.onnx over a data file
     Run(RunArgs),
+    /// Generate text with a model
+    Generate(Box<GenerateArgs>),
     /// Show which ONNX Runtime is used, and what to do where there is none
     Doctor,
     /// Show a model: weights, inputs, structure, what can be trained, memory of a step
@@ -213,6 +216,7 @@ pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Compile(args) => compile(&args),
         Command::Run(args) => train::run(&args).map(drop),
+        Command::Generate(args) => generate(&args),
         Command::Inspect(args) => tools::inspect(&args),
         Command::Explain(args) => tools::explain(&args),
         Command::Grad(args) => tools::grad(&args),

@@ -25,7 +25,8 @@
 //!
 //! [`compile`] strings the stages together; each takes the graph of the one before and never looks back.
 //! [`train`] runs what was written: it knows [`runtime`] and the [`manifest`], not the compiler.
-//! [`kernels`] holds native forms of `ai.weft` functions, [`generate`] decodes with a trained model, [`eval`] scores it.
+//! [`kernels`] holds native forms of `ai.weft` functions, [`generate`] decodes with a trained model, [`eval`] scores it,
+//! [`profile`] knows the published families of models.
 //! [`tools`] uses the stages for other ends: to show a model, to explain a rule, to write plain gradients.
 //!
 //! # Where to start

@@ -3,10 +3,15 @@
 //! One loop serves LLaDA's generation ([`Schedule::Even`], [`Draw::Gumbel`], blocks from the left) and Dream's
 //! ([`Schedule::Timesteps`], [`Draw::Categorical`], all positions at once).
 
+mod args;
 mod choose;
+pub mod command;
+pub mod language;
 mod model;
 mod schedule;
+mod watch;
 
+pub use args::DecodingArgs;
 pub use model::Model;
 pub use schedule::{EPS, Schedule};
 

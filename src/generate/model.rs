@@ -40,9 +40,10 @@ impl Model {
 
     fn new(session: Session, path: &Path) -> Result<Self> {
         let integer = |d: Option<DType>| matches!(d, Some(DType::I64 | DType::I32));
-        let tokens = session.inputs().iter().find(|p| p.name == "input_ids").or_else(|| {
-            session.inputs().iter().find(|p| integer(p.dtype) && p.shape.len() == 2 && !is_known(&p.name))
-        });
+        let tokens =
+            session.inputs().iter().find(|p| p.name == "input_ids").or_else(|| {
+                session.inputs().iter().find(|p| integer(p.dtype) && p.shape.len() == 2 && !is_known(&p.name))
+            });
         let token_input = tokens.map(|p| p.name.clone()).unwrap_or_default();
         let float = |d: Option<DType>| d.is_some_and(|d| d.is_float());
         let of_three = || session.outputs().iter().filter(|p| p.shape.len() == 3 && float(p.dtype));

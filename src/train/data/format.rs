@@ -109,6 +109,30 @@ pub fn example(row: &Row, columns: &Columns) -> std::result::Result<Example, Pro
     }
 }
 
+/// Reads what is asked for in a row, which need not hold an answer: `input_ids` up to `prompt_len`, `messages` up to
+/// the last turn that is not the assistant's, `prompt`, `question`.
+pub fn question(row: &Row, columns: &Columns) -> std::result::Result<Example, Problem> {
+    if let Some(ids) = columns.get(row, "input_ids") {
+        let ids: Vec<i64> = Vec::deserialize(ids).map_err(|e| Problem::new("", format!("input_ids: {e}")))?;
+        let prompt = columns.get(row, "prompt_len").map_or(Ok(ids.len()), usize::deserialize);
+        let prompt = prompt.map_err(|e| Problem::new("", format!("prompt_len: {e}")))?;
+        return Ok(Example::Ids { prompt: prompt.min(ids.len()), total: ids.len(), ids });
+    }
+    if let Some(messages) = columns.get(row, "messages") {
+        let mut turns = turns(messages)?;
+        turns.truncate(turns.iter().rposition(|m| m.role != "assistant").map_or(0, |k| k + 1));
+        if turns.is_empty() {
+            return Err(Problem::new("", "messages hold nothing to answer"));
+        }
+        return Ok(Example::Chat(turns));
+    }
+    let asked = ["prompt", "question"].iter().find_map(|field| Some((*field, columns.get(row, field)?)));
+    match asked {
+        Some((field, value)) => Ok(Example::Plain { prompt: string(field, value)?, answer: String::new() }),
+        None => Err(Problem::new("", "a row needs a prompt, a question, messages or input_ids")),
+    }
+}
+
 /// A question and its answer.
 pub fn turn(prompt: String, answer: String) -> Vec<Message> {
     vec![Message::new("user", prompt), Message::new("assistant", answer)]
@@ -139,6 +163,14 @@ fn string(field: &str, value: &Value) -> std::result::Result<String, Problem> {
 }
 
 fn chat(messages: &Value) -> std::result::Result<Example, Problem> {
+    let messages = turns(messages)?;
+    if !messages.iter().any(|m| m.role == "assistant") {
+        return Err(Problem::new("", "messages hold no turn of the assistant, so there is no answer"));
+    }
+    Ok(Example::Chat(messages))
+}
+
+fn turns(messages: &Value) -> std::result::Result<Vec<Message>, Problem> {
     // The two spellings in use: role and content, from and value (ShareGPT).
     #[derive(Deserialize)]
     struct Turn {
@@ -155,12 +187,7 @@ fn chat(messages: &Value) -> std::result::Result<Example, Problem> {
         "gpt" | "model" => "assistant".into(),
         _ => name,
     };
-    let messages: Vec<Message> =
-        turns.into_iter().map(|t| Message { role: role(t.role), content: t.content }).collect();
-    if !messages.iter().any(|m| m.role == "assistant") {
-        return Err(Problem::new("", "messages hold no turn of the assistant, so there is no answer"));
-    }
-    Ok(Example::Chat(messages))
+    Ok(turns.into_iter().map(|t| Message { role: role(t.role), content: t.content }).collect())
 }
 
 /// The columns of simplescaling/s1K and s1K-1.1: where the trajectory lies, and the attempt.
@@ -205,13 +232,13 @@ mod tests {
         example(&row, &Columns::parse(columns).unwrap()).map_err(|p| p.message)
     }
 
-    fn turns(question: &str, answer: &str) -> Example {
+    fn exchange(question: &str, answer: &str) -> Example {
         Example::Chat(vec![Message::new("user", question), Message::new("assistant", answer)])
     }
 
     #[test]
     fn both_revisions_of_s1k() {
-        let want = turns("q", "<reasoning>because</reasoning>\n<answer>4</answer>");
+        let want = exchange("q", "<reasoning>because</reasoning>\n<answer>4</answer>");
         let first = json!({ "solution": "4", "question": "q", "cot": null, "thinking_trajectories": ["because"], "attempt": "4" });
         let second = json!({ "question": "q", "deepseek_thinking_trajectory": "because", "deepseek_attempt": "4",
                              "gemini_attempt": "5", "gemini_thinking_trajectory": "no" });
@@ -223,17 +250,17 @@ mod tests {
 
     #[test]
     fn columns_map_any_names() {
-        assert_eq!(read(json!({ "q": "1", "a": "2" }), "prompt=q, answer=a"), Ok(turns("1", "2")));
+        assert_eq!(read(json!({ "q": "1", "a": "2" }), "prompt=q, answer=a"), Ok(exchange("1", "2")));
         assert_eq!(
             read(json!({ "q": "1", "c": "x", "a": "2" }), "prompt=q,answer=a,trajectory=c"),
-            Ok(turns("1", "<reasoning>x</reasoning>\n<answer>2</answer>"))
+            Ok(exchange("1", "<reasoning>x</reasoning>\n<answer>2</answer>"))
         );
         assert!(Columns::parse("x=y,prompt").unwrap_err().to_string().contains("`prompt` maps no field"));
     }
 
     #[test]
     fn conversations_of_both_spellings() {
-        let want = Ok(turns("hi", "ho"));
+        let want = Ok(exchange("hi", "ho"));
         let openai =
             json!({ "messages": [{ "role": "user", "content": "hi" }, { "role": "assistant", "content": "ho" }] });
         assert_eq!(read(openai, ""), want);
@@ -246,7 +273,26 @@ mod tests {
 
     #[test]
     fn the_system_text_joins_the_question() {
-        let Example::Chat(messages) = turns("q", "a") else { panic!() };
+        let Example::Chat(messages) = exchange("q", "a") else { panic!() };
         assert_eq!(with_system(messages, Some("be brief"))[0].content, "be brief\n\nq");
+    }
+
+    #[test]
+    fn questions_need_no_answer() {
+        let of = |value: Value| {
+            let Value::Object(row) = value else { panic!("no object") };
+            question(&row, &Columns::default()).map_err(|p| p.message)
+        };
+        let plain = |prompt: &str| Ok(Example::Plain { prompt: prompt.into(), answer: String::new() });
+        assert_eq!(of(json!({ "prompt": "a", "answer": "b" })), plain("a"));
+        assert_eq!(of(json!({ "question": "q" })), plain("q"));
+        assert_eq!(of(json!({ "input_ids": [1, 2, 3] })), Ok(Example::Ids { ids: vec![1, 2, 3], prompt: 3, total: 3 }));
+        let Ok(Example::Chat(messages)) = of(json!({ "messages": [
+            { "role": "user", "content": "hi" }, { "role": "assistant", "content": "ho" } ] }))
+        else {
+            panic!()
+        };
+        assert_eq!(messages, [Message::new("user", "hi")]);
+        assert!(of(json!({ "text": "a" })).is_err() && of(json!({ "messages": [] })).is_err());
     }
 }

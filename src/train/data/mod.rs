@@ -10,7 +10,6 @@ mod rows;
 mod spec;
 
 use crate::error::{Error, Problem, Result};
-use format::Example;
 use rows::Row;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -18,7 +17,8 @@ use std::path::Path;
 use tokenizers::Tokenizer;
 
 pub use chat::Chat;
-pub use format::Columns;
+pub use format::{Columns, Example, Message, question, with_system};
+pub use rows::Seen;
 
 /// At most so many bad lines are listed; the rest is counted.
 const MOST_PROBLEMS: usize = 100;
@@ -140,6 +140,14 @@ pub fn chat_of(path: &Path, tokenizer: &Tokenizer) -> Result<Option<(String, Cha
     }
     let chatml = tokenizer.token_to_id("<|im_start|>").and(tokenizer.token_to_id("<|im_end|>"));
     chatml.map(|_| Ok(("chatml (built in)".into(), Chat::find("chatml")?))).transpose()
+}
+
+/// Reads every row of a file: JSON lines, one JSON array, parquet.
+///
+/// # Errors
+/// `Io`, or `Data` where the file as a whole cannot be read.
+pub fn read_rows(path: &Path, each: Seen) -> Result<()> {
+    rows::read(path, &(0..usize::MAX), each).map(drop)
 }
 
 /// Reads the sources of `spec` (`spec::parse`), in order.

@@ -1,0 +1,203 @@
+//! `weftc generate`: text from a model.
+
+use super::language::{Language, LanguageArgs};
+use super::watch::Screen;
+use super::{DecodingArgs, Model};
+use crate::error::{Error, Problem, Result};
+use crate::runtime::Options;
+use crate::train::data::{self, Columns, Example};
+use clap::Args;
+use serde_json::json;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Generate text with a model.
+#[derive(Args, Debug)]
+pub struct GenerateArgs {
+    /// The model: an ONNX file with tokens [batch, length] in and logits [batch, length, vocabulary] out
+    pub model: PathBuf,
+    /// A question, or with --plain a text to go on with; several are answered in batches
+    #[arg(short, long, value_name = "TEXT")]
+    pub prompt: Vec<String>,
+    /// Prompts from a file: of .jsonl each row's `prompt`, `question`, `messages` or `input_ids`, else the whole text
+    #[arg(long, value_name = "FILE")]
+    pub prompt_file: Vec<PathBuf>,
+    /// A prompt as token ids: 1,2,3
+    #[arg(long, value_name = "IDS")]
+    pub prompt_ids: Vec<String>,
+    #[command(flatten)]
+    pub language: LanguageArgs,
+    #[command(flatten)]
+    pub decoding: DecodingArgs,
+    /// Answers to each prompt
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1)]
+    pub samples: usize,
+    /// Answers that are generated at once
+    #[arg(long, value_name = "B", default_value_t = 8)]
+    pub batch_size: usize,
+    /// Show the denoising, one answer after the other
+    #[arg(long)]
+    pub watch: bool,
+    /// Print an object a line: prompt, text, tokens, calls, seconds
+    #[arg(long)]
+    pub json: bool,
+    /// Threads within an operator; 0 leaves the choice to the runtime
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// Print the answers only, not what was chosen for you
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// A prompt: as it was given, and its tokens.
+struct Prompt {
+    shown: String,
+    tokens: Vec<i64>,
+}
+
+/// One answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// The answer's tokens, all of them.
+    pub tokens: Vec<i64>,
+    /// Model calls of its batch.
+    pub calls: usize,
+    /// Time of its batch.
+    pub seconds: f64,
+}
+
+/// Generates as `args` say, and prints.
+///
+/// # Errors
+/// The command line, the model, the prompts; failures of the runtime.
+pub fn generate(args: &GenerateArgs) -> Result<()> {
+    let language = Language::find(&args.language, &args.model)?;
+    let prompts = prompts(args, &language)?;
+    let options = Options { threads: args.threads, ..Options::default() };
+    let mut model = Model::open(&args.model, &options)?;
+    model.pad_id = language.pad_id;
+    if !args.quiet {
+        language.notes.iter().for_each(|note| eprintln!("{note}"));
+    }
+    let wanted: Vec<&Prompt> = prompts.iter().flat_map(|p| std::iter::repeat_n(p, args.samples)).collect();
+    let rows: Vec<&[i64]> = wanted.iter().map(|p| p.tokens.as_slice()).collect();
+    let several = wanted.len() > 1;
+    answers(&mut model, &language, args, &rows, &mut |row, answer| {
+        let text = language.decode(language.before_end(&answer.tokens), true)?;
+        let out = if args.json {
+            let object = json!({
+                "prompt": wanted[row].shown, "text": text, "tokens": answer.tokens, "calls": answer.calls,
+                "seconds": answer.seconds,
+            });
+            format!("{object}\n")
+        } else if several {
+            format!("--- {}\n{text}\n", wanted[row].shown.lines().next().unwrap_or_default())
+        } else {
+            format!("{text}\n")
+        };
+        match std::io::stdout().lock().write_all(out.as_bytes()) {
+            Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::io("write", Path::new("standard output"), e)),
+            _ => Ok(()),
+        }
+    })
+}
+
+/// Hears of an answer: the number of its prompt, and itself; in the order of the prompts.
+type Heard<'a> = &'a mut dyn FnMut(usize, Answer) -> Result<()>;
+
+fn answers(model: &mut Model, language: &Language, args: &GenerateArgs, rows: &[&[i64]], heard: Heard) -> Result<()> {
+    let decoding = args.decoding.decoding(language, args.decoding.length)?;
+    let size = if args.watch { 1 } else { args.batch_size.max(1) };
+    for batch in batches(rows, size) {
+        let (first, len) = (batch.start, rows[batch.start].len() + args.decoding.length);
+        let mut tokens = Vec::with_capacity(batch.len() * len);
+        for row in &rows[batch.clone()] {
+            tokens.extend_from_slice(row);
+            tokens.extend(std::iter::repeat_n(language.mask_id, args.decoding.length));
+        }
+        let decoding = super::Decoding { first_row: first, ..decoding.clone() };
+        let (started, mut calls) = (Instant::now(), 0);
+        let mut screen = args.watch.then(|| Screen::new(language, &tokens[..len], rows[first].len()));
+        let filled = model.decode_watched(&tokens, len, &decoding, &mut |tokens| {
+            calls += 1;
+            screen.as_mut().map_or(Ok(()), |screen| screen.draw(tokens))
+        })?;
+        let seconds = started.elapsed().as_secs_f64();
+        for (k, row) in filled.chunks(len).enumerate() {
+            let tokens = row[rows[first + k].len()..].to_vec();
+            heard(first + k, Answer { tokens, calls, seconds })?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs of at most `size` neighbours of one length: nothing needs padding, so an answer does not depend on its batch.
+pub fn batches(rows: &[&[i64]], size: usize) -> Vec<std::ops::Range<usize>> {
+    let mut out: Vec<std::ops::Range<usize>> = Vec::new();
+    for (k, row) in rows.iter().enumerate() {
+        match out.last_mut() {
+            Some(last) if last.len() < size && rows[last.start].len() == row.len() => last.end = k + 1,
+            _ => out.push(k..k + 1),
+        }
+    }
+    out
+}
+
+fn prompts(args: &GenerateArgs, language: &Language) -> Result<Vec<Prompt>> {
+    let mut prompts = Vec::new();
+    for text in &args.prompt {
+        prompts.push(Prompt { shown: text.clone(), tokens: language.prompt(text)? });
+    }
+    for ids in &args.prompt_ids {
+        let tokens: std::result::Result<Vec<i64>, _> =
+            ids.split([',', ' ']).filter(|t| !t.is_empty()).map(str::parse).collect();
+        let bad = || Error::usage(Problem::new("--prompt-ids", format!("`{ids}` are not numbers joined by commas")));
+        prompts.push(Prompt { shown: ids.clone(), tokens: tokens.map_err(|_| bad())? });
+    }
+    for path in &args.prompt_file {
+        if path.extension().is_some_and(|e| e == "jsonl") {
+            read_rows(path, language, &mut prompts)?;
+        } else {
+            let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+            prompts.push(Prompt { tokens: language.prompt(text.trim_end())?, shown: text });
+        }
+    }
+    let mask = prompts.iter().find(|p| p.tokens.contains(&language.mask_id));
+    if let Some(prompt) = mask {
+        let message = format!("`{}` holds the mask token {}", prompt.shown, language.mask_id);
+        return Err(Error::usage(Problem::new("--prompt", message)));
+    }
+    if prompts.is_empty() {
+        let help = "--prompt TEXT, --prompt-file FILE or --prompt-ids 1,2,3";
+        return Err(Error::usage(Problem::new("--prompt", "there is no prompt").help(help)));
+    }
+    Ok(prompts)
+}
+
+/// The prompts of a file of JSON lines.
+fn read_rows(path: &Path, language: &Language, prompts: &mut Vec<Prompt>) -> Result<()> {
+    let mut problems = Vec::new();
+    data::read_rows(path, &mut |place, row| {
+        let prompt = row.and_then(|row| match data::question(&row, &Columns::default())? {
+            Example::Ids { ids, prompt, .. } => {
+                let tokens = ids[..prompt.min(ids.len())].to_vec();
+                Ok(Prompt { shown: tokens.iter().map(i64::to_string).collect::<Vec<_>>().join(","), tokens })
+            }
+            Example::Plain { prompt, .. } => {
+                let tokens = language.prompt(&prompt).map_err(|e| Problem::new("", e.to_string()))?;
+                Ok(Prompt { shown: prompt, tokens })
+            }
+            Example::Chat(messages) => {
+                let shown = messages.last().map(|m| m.content.clone()).unwrap_or_default();
+                let tokens = language.messages(messages).map_err(|e| Problem::new("", e.to_string()))?;
+                Ok(Prompt { shown, tokens })
+            }
+        });
+        match prompt {
+            Ok(prompt) => prompts.push(prompt),
+            Err(problem) => problems.push(Problem { place, ..problem }),
+        }
+    })?;
+    if problems.is_empty() { Ok(()) } else { Err(Error::Data { data: path.into(), problems }) }
+}
