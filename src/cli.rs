@@ -6,13 +6,14 @@ use crate::adapt;
 use crate::compile::{self, Compiled, Options, Stage, Trainable};
 use crate::error::Result;
 use crate::generate::command::{GenerateArgs, generate};
+use crate::generate::language;
 use crate::manifest::Probe;
 use crate::onnx::write;
 use crate::precision::Compute;
 use crate::quantize::Quantization;
 use crate::rules::Target;
 use crate::runtime::doctor;
-use crate::train::{self, RunArgs};
+use crate::train::{self, RunArgs, data};
 use clap::{Args, Parser, Subcommand};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -64,13 +65,17 @@ struct CompileArgs {
     /// cart: Dream's context-adaptive weights; papl: arXiv 2509.23405; or a method of --rules
     #[arg(long, default_value = "weft")]
     method: String,
-    /// Id of the mask token (LLaDA 126336, Dream 151666)
+    /// The model's family, for its mask token and logits shift: llada, llada-1.5, dream, tiny-a2d, modernbert, smdm
+    /// [default: what a tokenizer.json beside the model tells]
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
+    /// Id of the mask token [default: the profile's]
     #[arg(long, allow_negative_numbers = true)]
     mask_id: Option<i64>,
     /// 1 where row i of the logits predicts token i+1 (Dream's checkpoints), 0 where it predicts token i;
-    /// applied in the entropy pass and in the loss
-    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
-    logits_shift: i64,
+    /// applied in the entropy pass and in the loss [default: the profile's, else 0]
+    #[arg(long, allow_negative_numbers = true)]
+    logits_shift: Option<i64>,
     #[command(flatten)]
     settings: Settings,
     /// An option of the method's file
@@ -184,12 +189,16 @@ fn pair(text: &str) -> std::result::Result<(String, String), String> {
 }
 
 impl CompileArgs {
-    fn options(&self) -> Options {
-        Options {
+    /// The options, and what to tell of the profile.
+    fn options(&self) -> Result<(Options, Option<String>)> {
+        // A mask that is given says that the model is the user's own.
+        let tokenizer = if self.mask_id.is_some() { None } else { language::tokenizer(None, &self.model)? };
+        let (profile, note) = data::profile(self.profile.as_deref(), tokenizer.as_ref())?.unzip();
+        let options = Options {
             model: self.model.clone(),
             method: self.method.clone(),
-            mask_id: self.mask_id,
-            logits_shift: self.logits_shift,
+            mask_id: self.mask_id.or(profile.map(|p| p.mask.1)),
+            logits_shift: self.logits_shift.or(profile.map(|p| p.logits_shift)).unwrap_or(0),
             settings: self.settings.given(),
             set: self.set.iter().cloned().collect(),
             probe: self.probe,
@@ -207,7 +216,8 @@ impl CompileArgs {
             logits_output: self.logits_output.clone(),
             rules: self.rules.rules.clone(),
             trust_rules: self.rules.trust_rules,
-        }
+        };
+        Ok((options, note))
     }
 }
 
@@ -237,7 +247,7 @@ pub fn main() -> ExitCode {
 }
 
 fn compile(args: &CompileArgs) -> Result<()> {
-    let options = args.options();
+    let (options, note) = args.options()?;
     if let Some(stage) = args.emit_ir {
         return tools::print(&compile::emit_ir(&options, stage)?);
     }
@@ -245,7 +255,8 @@ fn compile(args: &CompileArgs) -> Result<()> {
     let bytes = compiled.write(&args.output)?;
     if !args.quiet {
         let (report, path) = (report(&compiled), args.output.display());
-        tools::print(&format!("{report}wrote {path} ({:.1} MB)\n", bytes as f64 / 1e6))?;
+        let note = note.map(|n| format!("note: {n}\n")).unwrap_or_default();
+        tools::print(&format!("{note}{report}wrote {path} ({:.1} MB)\n", bytes as f64 / 1e6))?;
     }
     Ok(())
 }

@@ -513,7 +513,7 @@ fn method(options: &Options, library: &Library, ports: &Ports, notes: &mut Vec<S
     }
     match options.mask_id {
         None => problems.push(Problem::new("--mask-id", "the model file does not say which token is the mask").help(
-            "pass the mask token's id from the model's tokenizer: 126336 for LLaDA, 151666 for Dream, often vocabulary - 1",
+            "pass the mask token's id from the model's tokenizer, often vocabulary - 1; or --profile llada, dream, .. for a published family",
         )),
         Some(id) if !(0..vocab).contains(&id) => problems.push(
             Problem::new("--mask-id", format!("token {id} is outside the vocabulary of {vocab}"))

@@ -41,7 +41,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ),
     ("runtime", &["runtime", "ir", "error", "atomic"]),
     ("kernels", &["kernels", "ir", "error"]),
-    ("train", &["train", "runtime", "kernels", "manifest", "onnx", "ir", "interp", "error", "atomic"]),
+    ("profile.rs", &["error"]),
+    ("train", &["train", "profile", "runtime", "kernels", "manifest", "onnx", "ir", "interp", "error", "atomic"]),
 ];
 
 fn sources(path: &Path, out: &mut Vec<PathBuf>) {

@@ -1,7 +1,7 @@
 //! What stands between text and tokens: tokenizer, chat template, and the ids that mean something.
 
 use crate::error::{Error, Problem, Result};
-use crate::profile::{Decoder, Profile};
+use crate::profile::Decoder;
 use crate::train::data::{self, Chat, Message};
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -62,24 +62,6 @@ pub fn tokenizer(given: Option<&Path>, model: &Path) -> Result<Option<(PathBuf, 
     path.map(|path| data::tokenizer(&path).map(|tokenizer| (path, tokenizer))).transpose()
 }
 
-/// The profile that is named, or else that the tokenizer tells, with a note for people.
-///
-/// # Errors
-/// A name that is no profile's.
-pub fn profile(
-    name: Option<&str>,
-    tokenizer: Option<&(PathBuf, Tokenizer)>,
-) -> Result<Option<(&'static Profile, String)>> {
-    if let Some(name) = name {
-        return Profile::named(name).map(|p| Some((p, p.note("--profile"))));
-    }
-    let found = tokenizer.and_then(|(path, t)| {
-        let profile = Profile::guess(|text| t.token_to_id(text).map(i64::from))?;
-        Some((profile, profile.note(&format!("guessed from {}", path.display()))))
-    });
-    Ok(found)
-}
-
 impl Language {
     /// The language of `model`, as far as it is known.
     ///
@@ -91,7 +73,7 @@ impl Language {
         if let (Some((path, _)), None) = (&found, &args.tokenizer) {
             notes.push(format!("tokenizer {} (beside the model)", path.display()));
         }
-        let known = profile(args.profile.as_deref(), found.as_ref())?;
+        let known = data::profile(args.profile.as_deref(), found.as_ref())?;
         notes.extend(known.as_ref().map(|(_, note)| note.clone()));
         let profile = known.map(|(profile, _)| profile);
         let text = |t: &str| found.as_ref().and_then(|(_, tokenizer)| tokenizer.token_to_id(t)).map(i64::from);

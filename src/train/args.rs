@@ -44,7 +44,11 @@ pub struct RunArgs {
     /// Which turns of a conversation are answers
     #[arg(long, value_enum, default_value_t)]
     pub turns: data::Turns,
-    /// The end-of-text token [default: the tokenizer's]
+    /// The model's family, for its end-of-text token, padding and chat template: llada, llada-1.5, dream, tiny-a2d,
+    /// modernbert, smdm [default: what the tokenizer tells]
+    #[arg(long, value_name = "NAME")]
+    pub profile: Option<String>,
+    /// The end-of-text token [default: the profile's, else the tokenizer's]
     #[arg(long, value_name = "ID")]
     pub eos_id: Option<i64>,
     /// Stop after so many optimizer steps
@@ -105,7 +109,7 @@ pub struct RunArgs {
     /// A tokenizer.json, for data that is text
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
-    /// Token to pad with [default: the tokenizer's, else 0]
+    /// Token to pad with [default: the profile's, else the tokenizer's, else 0]
     #[arg(long, value_name = "ID")]
     pub pad_id: Option<i64>,
     /// Cut longer rows to so many tokens

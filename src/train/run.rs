@@ -10,6 +10,7 @@ use super::sampler::Sampler;
 use super::trainer::{Outcome, Setup, Trainer};
 use crate::atomic;
 use crate::error::{Error, Problem, Result};
+use crate::profile::Profile;
 use crate::runtime::{Options, environment, locate};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -61,7 +62,11 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
     let mut trainer = open(args, &mut notes)?;
     let shape = trainer.shape();
     let batch_size = args.batch_size(shape.rows)?;
-    let tokenizer = args.tokenizer.as_deref().map(data::tokenizer).transpose()?;
+    let tokenizer = args.tokenizer.as_deref().map(|p| Ok((p.to_path_buf(), data::tokenizer(p)?))).transpose()?;
+    let profile = data::profile(args.profile.as_deref(), tokenizer.as_ref())?;
+    notes.extend(profile.as_ref().map(|(_, note)| note.clone()));
+    let profile = profile.map(|(profile, _)| profile);
+    let tokenizer = tokenizer.map(|(_, tokenizer)| tokenizer);
     let method = &trainer.manifest().method;
     let limits = Limits {
         vocab_size: trainer.manifest().vocab_size,
@@ -69,8 +74,8 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
         max_length: args.max_length,
         fixed_length: shape.length,
     };
-    let dataset = dataset(args, tokenizer.as_ref(), limits, &mut notes)?;
-    let pad_id = args.pad_id.unwrap_or_else(|| data::pad_id(tokenizer.as_ref()));
+    let dataset = dataset(args, tokenizer.as_ref(), profile, limits, &mut notes)?;
+    let pad_id = args.pad_id.or(profile.map(|p| p.pad_id)).unwrap_or_else(|| data::pad_id(tokenizer.as_ref()));
     if !(0..limits.vocab_size).contains(&pad_id) {
         let problem =
             Problem::new("--pad-id", format!("{pad_id} is not in the vocabulary of {} tokens", limits.vocab_size));
@@ -176,13 +181,23 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
 }
 
 /// The samples; what the user did not say and was chosen for him goes into the notes.
-fn dataset(args: &RunArgs, tokenizer: Option<&Tokenizer>, limits: Limits, notes: &mut Vec<String>) -> Result<Dataset> {
+fn dataset(
+    args: &RunArgs,
+    tokenizer: Option<&Tokenizer>,
+    profile: Option<&Profile>,
+    limits: Limits,
+    notes: &mut Vec<String>,
+) -> Result<Dataset> {
     let mut chat = args.chat_template.as_deref().map(Chat::find).transpose()?;
     let found = match (&args.tokenizer, tokenizer) {
         (Some(path), Some(tokenizer)) if chat.is_none() => data::chat_of(path, tokenizer)?,
         _ => None,
     };
-    let eos = args.eos_id.or_else(|| tokenizer.and_then(data::eos_id));
+    let found = match (found, profile.and_then(|p| p.template)) {
+        (None, Some(name)) if chat.is_none() => Some((format!("{name} (the profile's)"), Chat::find(name)?)),
+        (found, _) => found,
+    };
+    let eos = args.eos_id.or(profile.map(|p| p.eos.1)).or_else(|| tokenizer.and_then(data::eos_id));
     // A template that was only found is for conversations; one that was asked for is for every text.
     let plain = chat.is_none();
     if let Some((name, template)) = found {

@@ -1,13 +1,14 @@
 //! Training data: rows of token ids, of text with a tokenizer, or of conversations with a chat template.
 //!
 //! `spec -> locate -> rows -> format -> chat -> tokens`: what `--data` names, where it lies, its rows as JSON
-//! objects, what a row says, the text of a conversation, the samples.
+//! objects, what a row says, the text of a conversation, the samples.  `vocabulary` knows the special tokens.
 
 mod chat;
 mod format;
 mod locate;
 mod rows;
 mod spec;
+mod vocabulary;
 
 use crate::error::{Error, Problem, Result};
 use rows::Row;
@@ -19,6 +20,7 @@ use tokenizers::Tokenizer;
 pub use chat::Chat;
 pub use format::{Columns, Example, Message, question, with_system};
 pub use rows::Seen;
+pub use vocabulary::{chat_of, eos_id, pad_id, profile, tokenizer};
 
 /// At most so many bad lines are listed; the rest is counted.
 const MOST_PROBLEMS: usize = 100;
@@ -95,51 +97,6 @@ pub struct Encoder<'a> {
     pub turns: Turns,
     pub seed: u64,
     pub limits: Limits,
-}
-
-/// Opens a `tokenizer.json`.
-pub fn tokenizer(path: &Path) -> Result<Tokenizer> {
-    Tokenizer::from_file(path).map_err(|e| Error::Data {
-        data: path.to_path_buf(),
-        problems: vec![
-            Problem::new("", format!("no tokenizer: {e}")).help("--tokenizer wants a tokenizer.json of Hugging Face"),
-        ],
-    })
-}
-
-/// The id to pad with: what the tokenizer pads with, else its end of text, else 0.
-pub fn pad_id(tokenizer: Option<&Tokenizer>) -> i64 {
-    const NAMES: [&str; 6] = ["<|endoftext|>", "<pad>", "[PAD]", "<|pad|>", "</s>", "<eos>"];
-    let Some(tokenizer) = tokenizer else { return 0 };
-    let padding = tokenizer.get_padding().map(|p| p.pad_id);
-    padding.or_else(|| NAMES.iter().find_map(|n| tokenizer.token_to_id(n))).map_or(0, i64::from)
-}
-
-/// The end-of-text token, by the names that tokenizers give it.
-pub fn eos_id(tokenizer: &Tokenizer) -> Option<i64> {
-    const NAMES: [&str; 4] = ["<|endoftext|>", "</s>", "<eos>", "[SEP]"];
-    NAMES.iter().find_map(|n| tokenizer.token_to_id(n)).map(i64::from)
-}
-
-/// The chat template that belongs to a tokenizer: a built-in one that its special tokens tell, else that of the
-/// `tokenizer_config.json` beside it.  LLaDA's own appends an assistant's header to every text, so the built-in
-/// one comes first.
-///
-/// # Errors
-/// A template that is there and wrong.
-pub fn chat_of(path: &Path, tokenizer: &Tokenizer) -> Result<Option<(String, Chat)>> {
-    if tokenizer.token_to_id("<|start_header_id|>").and(tokenizer.token_to_id("<|mdm_mask|>")).is_some() {
-        return Ok(Some(("llada (built in)".into(), Chat::find("llada")?)));
-    }
-    let config = path.with_file_name("tokenizer_config.json");
-    let has = std::fs::read_to_string(&config).is_ok_and(|t| t.contains("\"chat_template\""));
-    if has {
-        let name = config.display().to_string();
-        let chat = Chat::find(&name)?;
-        return Ok(Some((name, chat)));
-    }
-    let chatml = tokenizer.token_to_id("<|im_start|>").and(tokenizer.token_to_id("<|im_end|>"));
-    chatml.map(|_| Ok(("chatml (built in)".into(), Chat::find("chatml")?))).transpose()
 }
 
 /// Reads every row of a file: JSON lines, one JSON array, parquet.
