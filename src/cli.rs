@@ -5,6 +5,7 @@ mod tools;
 use crate::adapt;
 use crate::compile::{self, Compiled, Options, Stage, Trainable};
 use crate::error::Result;
+use crate::eval::command::{EvalArgs, eval};
 use crate::generate::command::{GenerateArgs, generate};
 use crate::generate::language;
 use crate::manifest::Probe;
@@ -39,6 +40,8 @@ enum Command {
     Run(RunArgs),
     /// Generate text with a model
     Generate(Box<GenerateArgs>),
+    /// Evaluate a model: puzzles, mathematics, likelihood, multiple choice
+    Eval(Box<EvalArgs>),
     /// Show which ONNX Runtime is used, and what to do where there is none
     Doctor,
     /// Show a model: weights, inputs, structure, what can be trained, memory of a step
@@ -227,6 +230,7 @@ pub fn main() -> ExitCode {
         Command::Compile(args) => compile(&args),
         Command::Run(args) => train::run(&args).map(drop),
         Command::Generate(args) => generate(&args),
+        Command::Eval(args) => eval(&args),
         Command::Inspect(args) => tools::inspect(&args),
         Command::Explain(args) => tools::explain(&args),
         Command::Grad(args) => tools::grad(&args),

@@ -6,14 +6,22 @@ pub struct SplitMix64 {
     state: u64,
 }
 
+/// What the state grows by.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
 impl SplitMix64 {
     pub fn new(seed: u64) -> Self {
         SplitMix64 { state: seed }
     }
 
+    /// The generator of stream `k` of a seed: it starts from the seed's `k`-th number.
+    pub fn stream(seed: u64, k: u64) -> Self {
+        SplitMix64::new(SplitMix64::new(seed.wrapping_add(STEP.wrapping_mul(k))).next_u64())
+    }
+
     /// The next 64 bits.
     pub fn next_u64(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.state = self.state.wrapping_add(STEP);
         let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -44,6 +52,8 @@ mod tests {
         let mut rng = SplitMix64::new(1234567);
         let first: Vec<u64> = (0..3).map(|_| rng.next_u64()).collect();
         assert_eq!(first, [6457827717110365317, 3203168211198807973, 9817491932198370423]);
+        let second = SplitMix64::stream(1234567, 1).next_u64();
+        assert_eq!(second, SplitMix64::new(3203168211198807973).next_u64());
     }
 
     #[test]

@@ -104,7 +104,7 @@ fn a_batch_is_its_rows() {
         let both = Decoding { temperature: 0.8, draw, seed: 3, ..Decoding::new(MASK, 2) };
         let filled = weftc::generate::decode(&mut batched, &rows, 6, &both).unwrap();
         for (first_row, row) in rows.chunks(6).enumerate() {
-            let alone = Decoding { first_row, ..both.clone() };
+            let alone = Decoding { rows: vec![first_row], ..both.clone() };
             assert_eq!(weftc::generate::decode(&mut batched, row, 6, &alone).unwrap(), filled[first_row * 6..][..6]);
         }
     }
@@ -180,7 +180,7 @@ fn the_command_decodes_as_the_library() {
     // `3.1` is tokens 3, 0, 1; each prompt has two samples.
     for (row, (line, prompt)) in lines.iter().zip([[3, 0, 1], [3, 0, 1], [1, 0, 2], [1, 0, 2]]).enumerate() {
         let tokens = [prompt.to_vec(), vec![15; 6]].concat();
-        let filled = library.decode(&tokens, 9, &Decoding { first_row: row, ..decoding.clone() }).unwrap();
+        let filled = library.decode(&tokens, 9, &Decoding { rows: vec![row], ..decoding.clone() }).unwrap();
         assert_eq!(line["tokens"], serde_json::json!(filled[3..]), "row {row}");
         assert_eq!(line["calls"], 3);
     }

@@ -1,7 +1,7 @@
 //! `weftc generate`: text from a model.
 
+use super::answers::{Request, answers};
 use super::language::{Language, LanguageArgs};
-use super::watch::Screen;
 use super::{DecodingArgs, Model};
 use crate::error::{Error, Problem, Result};
 use crate::runtime::Options;
@@ -10,7 +10,6 @@ use clap::Args;
 use serde_json::json;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 /// Generate text with a model.
 #[derive(Args, Debug)]
@@ -56,17 +55,6 @@ struct Prompt {
     tokens: Vec<i64>,
 }
 
-/// One answer.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Answer {
-    /// The answer's tokens, all of them.
-    pub tokens: Vec<i64>,
-    /// Model calls of its batch.
-    pub calls: usize,
-    /// Time of its batch.
-    pub seconds: f64,
-}
-
 /// Generates as `args` say, and prints.
 ///
 /// # Errors
@@ -81,9 +69,15 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
         language.notes.iter().for_each(|note| eprintln!("{note}"));
     }
     let wanted: Vec<&Prompt> = prompts.iter().flat_map(|p| std::iter::repeat_n(p, args.samples)).collect();
-    let rows: Vec<&[i64]> = wanted.iter().map(|p| p.tokens.as_slice()).collect();
+    let rows: Vec<(usize, &[i64])> = wanted.iter().map(|p| p.tokens.as_slice()).enumerate().collect();
     let several = wanted.len() > 1;
-    answers(&mut model, &language, args, &rows, &mut |row, answer| {
+    let request = Request {
+        decoding: args.decoding.decoding(&language, args.decoding.length)?,
+        length: args.decoding.length,
+        batch: args.batch_size,
+        watch: args.watch,
+    };
+    answers(&mut model, &language, &request, &rows, &mut |row, answer| {
         let text = language.decode(language.before_end(&answer.tokens), true)?;
         let out = if args.json {
             let object = json!({
@@ -101,47 +95,6 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
             _ => Ok(()),
         }
     })
-}
-
-/// Hears of an answer: the number of its prompt, and itself; in the order of the prompts.
-type Heard<'a> = &'a mut dyn FnMut(usize, Answer) -> Result<()>;
-
-fn answers(model: &mut Model, language: &Language, args: &GenerateArgs, rows: &[&[i64]], heard: Heard) -> Result<()> {
-    let decoding = args.decoding.decoding(language, args.decoding.length)?;
-    let size = if args.watch { 1 } else { args.batch_size.max(1) };
-    for batch in batches(rows, size) {
-        let (first, len) = (batch.start, rows[batch.start].len() + args.decoding.length);
-        let mut tokens = Vec::with_capacity(batch.len() * len);
-        for row in &rows[batch.clone()] {
-            tokens.extend_from_slice(row);
-            tokens.extend(std::iter::repeat_n(language.mask_id, args.decoding.length));
-        }
-        let decoding = super::Decoding { first_row: first, ..decoding.clone() };
-        let (started, mut calls) = (Instant::now(), 0);
-        let mut screen = args.watch.then(|| Screen::new(language, &tokens[..len], rows[first].len()));
-        let filled = model.decode_watched(&tokens, len, &decoding, &mut |tokens| {
-            calls += 1;
-            screen.as_mut().map_or(Ok(()), |screen| screen.draw(tokens))
-        })?;
-        let seconds = started.elapsed().as_secs_f64();
-        for (k, row) in filled.chunks(len).enumerate() {
-            let tokens = row[rows[first + k].len()..].to_vec();
-            heard(first + k, Answer { tokens, calls, seconds })?;
-        }
-    }
-    Ok(())
-}
-
-/// Runs of at most `size` neighbours of one length: nothing needs padding, so an answer does not depend on its batch.
-pub fn batches(rows: &[&[i64]], size: usize) -> Vec<std::ops::Range<usize>> {
-    let mut out: Vec<std::ops::Range<usize>> = Vec::new();
-    for (k, row) in rows.iter().enumerate() {
-        match out.last_mut() {
-            Some(last) if last.len() < size && rows[last.start].len() == row.len() => last.end = k + 1,
-            _ => out.push(k..k + 1),
-        }
-    }
-    out
 }
 
 fn prompts(args: &GenerateArgs, language: &Language) -> Result<Vec<Prompt>> {

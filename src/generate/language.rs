@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Problem, Result};
 use crate::profile::Decoder;
-use crate::train::data::{self, Chat, Message};
+use crate::train::data::{self, Chat, Columns, Encoder, Limits, Message, Padding, Turns};
 use clap::Args;
 use std::path::{Path, PathBuf};
 use tokenizers::Tokenizer;
@@ -42,6 +42,8 @@ pub struct Language {
     pub tokenizer: Option<Tokenizer>,
     chat: Option<Chat>,
     system: Option<String>,
+    /// Whether prompt and answer are taken as they are, for no template was asked for.
+    plain: bool,
     pub mask_id: i64,
     /// The tokens that end a text; the first fills what lies behind one.
     pub eos_ids: Vec<i64>,
@@ -112,6 +114,7 @@ impl Language {
             tokenizer: found.map(|(_, tokenizer)| tokenizer),
             chat,
             system: args.system.clone(),
+            plain: args.chat_template.is_none(),
             mask_id,
             eos_ids,
             pad_id,
@@ -119,6 +122,22 @@ impl Language {
             decoder: profile.map_or(Decoder::Llada, |p| p.decoder),
             notes,
         })
+    }
+
+    /// How rows of training data become samples of this language.
+    pub fn encoder(&self, vocab_size: i64, max_length: Option<usize>) -> Encoder<'_> {
+        Encoder {
+            tokenizer: self.tokenizer.as_ref(),
+            chat: self.chat.as_ref(),
+            plain: self.plain,
+            columns: Columns::default(),
+            system: self.system.clone(),
+            padding: Padding::FirstEos,
+            eos: self.eos_ids.first().copied(),
+            turns: Turns::All,
+            seed: 0,
+            limits: Limits { vocab_size, mask_id: self.mask_id, max_length, fixed_length: None },
+        }
     }
 
     /// The tokens of a question, up to where the answer begins.

@@ -3,6 +3,7 @@
 //! One loop serves LLaDA's generation ([`Schedule::Even`], [`Draw::Gumbel`], blocks from the left) and Dream's
 //! ([`Schedule::Timesteps`], [`Draw::Categorical`], all positions at once).
 
+pub mod answers;
 mod args;
 mod choose;
 pub mod command;
@@ -51,8 +52,8 @@ pub struct Decoding {
     /// Whether a row ends with the block in which it has written an end of text.
     pub stop: bool,
     pub seed: u64,
-    /// The number of the batch's first row: draws depend on the seed and the number of a row.
-    pub first_row: usize,
+    /// The numbers of the batch's rows, which draws depend on beside the seed; `[0, 1, ..]` where there are none.
+    pub rows: Vec<usize>,
 }
 
 /// Which positions are filled first.
@@ -120,7 +121,7 @@ impl Decoding {
             eos: Eos::Free,
             stop: false,
             seed: 0,
-            first_row: 0,
+            rows: Vec::new(),
         }
     }
 
@@ -171,11 +172,8 @@ pub fn decode_watched(
     }
     let mut tokens = tokens.to_vec();
     let batch = tokens.len() / len.max(1);
-    let mut seeds = SplitMix64::new(decoding.seed);
-    (0..decoding.first_row).for_each(|_| {
-        seeds.next_u64();
-    });
-    let mut rngs: Vec<SplitMix64> = (0..batch).map(|_| SplitMix64::new(seeds.next_u64())).collect();
+    let number = |row: usize| decoding.rows.get(row).copied().unwrap_or(row) as u64;
+    let mut rngs: Vec<SplitMix64> = (0..batch).map(|row| SplitMix64::stream(decoding.seed, number(row))).collect();
     let mut masked: Vec<Vec<usize>> =
         (0..batch).map(|row| masked_in(&tokens, row * len, len, decoding.mask_id)).collect();
     let longest = masked.iter().map(Vec::len).max().unwrap_or(0);

@@ -133,7 +133,7 @@ fn draws_belong_to_the_row_not_to_the_batch() {
             let decoding =
                 Decoding { draw, remasking, temperature: 1.0, alg_temp: Some(0.5), seed: 7, ..Decoding::new(MASK, 3) };
             let both = decode(&mut falling, &[MASK; 12], 6, &decoding).unwrap();
-            let second = Decoding { first_row: 1, ..decoding.clone() };
+            let second = Decoding { rows: vec![1], ..decoding.clone() };
             assert_eq!(both[6..], decode(&mut falling, &[MASK; 6], 6, &second).unwrap());
             assert_ne!(both[..6], both[6..], "{draw:?} {remasking:?}");
             assert!(both.iter().all(|t| *t != MASK));

@@ -11,7 +11,6 @@ mod spec;
 mod vocabulary;
 
 use crate::error::{Error, Problem, Result};
-use rows::Row;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -19,7 +18,7 @@ use tokenizers::Tokenizer;
 
 pub use chat::Chat;
 pub use format::{Columns, Example, Message, question, with_system};
-pub use rows::Seen;
+pub use rows::{Row, Seen};
 pub use vocabulary::{chat_of, eos_id, pad_id, profile, tokenizer};
 
 /// At most so many bad lines are listed; the rest is counted.
@@ -113,32 +112,59 @@ pub fn read_rows(path: &Path, each: Seen) -> Result<()> {
 /// `Usage` for a source that is not there; `Io`; `Data` with every bad row (`file:line`), up to a hundred.
 pub fn load(spec: &str, encoder: &Encoder) -> Result<Dataset> {
     let mut data = Dataset::default();
-    let mut problems = Vec::new();
+    let samples = gather(spec, usize::MAX, &mut |place, row| {
+        data.text |= row.as_ref().is_ok_and(|row| !encoder.columns.has_ids(row));
+        row.map_err(|p| vec![p]).and_then(|row| encoder.samples(&row, place))
+    })?;
+    if samples.is_empty() {
+        let problem =
+            Problem::new(spec, "there is no sample").help("one JSON object a line, with input_ids and prompt_len");
+        return Err(Error::Data { data: spec.into(), problems: vec![problem] });
+    }
+    data.cut = samples.iter().filter(|(_, cut)| *cut).count();
+    data.samples = samples.into_iter().map(|(sample, _)| sample).collect();
+    encoder.pad(&mut data);
+    Ok(data)
+}
+
+/// What `read` makes of each row of the sources of `spec`, of the first `count` of them where that is given.
+///
+/// # Errors
+/// As `load`; the places of bad rows are filled in.
+pub fn rows_of<T>(
+    spec: &str,
+    count: Option<usize>,
+    read: &mut dyn FnMut(&Row) -> std::result::Result<T, Problem>,
+) -> Result<Vec<T>> {
+    gather(spec, count.unwrap_or(usize::MAX), &mut |_, row| match row {
+        Ok(row) => read(&row).map(|value| vec![value]).map_err(|p| vec![p]),
+        Err(problem) => Err(vec![problem]),
+    })
+}
+
+/// What `read` makes of the first `most` rows of a spec.
+fn gather<T>(
+    spec: &str,
+    most: usize,
+    read: &mut dyn FnMut(&str, std::result::Result<Row, Problem>) -> std::result::Result<Vec<T>, Problems>,
+) -> Result<Vec<T>> {
+    let (mut out, mut problems, mut left) = (Vec::new(), Vec::new(), most);
     for part in spec::parse(spec)? {
         let mut wanted = part.rows.clone();
         for file in locate::files(&part)? {
-            let read = rows::read(&file, &wanted, &mut |place, row| {
-                data.text |= row.as_ref().is_ok_and(|row| !encoder.columns.has_ids(row));
-                let samples = row.map_err(|p| vec![p]).and_then(|row| encoder.samples(&row, &place));
-                match samples {
-                    Ok(samples) => {
-                        data.cut += samples.iter().filter(|(_, cut)| *cut).count();
-                        data.samples.extend(samples.into_iter().map(|(sample, _)| sample));
-                    }
+            wanted.end = wanted.end.min(wanted.start.saturating_add(left));
+            let seen = rows::read(&file, &wanted, &mut |place, row| {
+                left -= 1;
+                match read(&place, row) {
+                    Ok(some) => out.extend(some),
                     Err(found) => problems.extend(found.into_iter().map(|p| Problem { place: place.clone(), ..p })),
                 }
             })?;
-            wanted = wanted.start.saturating_sub(read)..wanted.end.saturating_sub(read);
+            wanted = wanted.start.saturating_sub(seen)..wanted.end.saturating_sub(seen);
         }
     }
-    if problems.is_empty() && data.samples.is_empty() {
-        problems.push(
-            Problem::new(spec, "there is no sample").help("one JSON object a line, with input_ids and prompt_len"),
-        );
-    }
     if problems.is_empty() {
-        encoder.pad(&mut data);
-        return Ok(data);
+        return Ok(out);
     }
     let more = problems.len().saturating_sub(MOST_PROBLEMS);
     problems.truncate(MOST_PROBLEMS);

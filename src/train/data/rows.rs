@@ -21,6 +21,7 @@ pub fn read(path: &Path, wanted: &Range<usize>, each: Seen) -> Result<usize> {
     match path.extension().unwrap_or_default().to_string_lossy().to_lowercase().as_str() {
         "parquet" => parquet(path, &name, wanted, each),
         "json" => array(path, &name, wanted, each),
+        "csv" => table(path, &name, wanted, each),
         _ => lines(path, &name, wanted, each),
     }
 }
@@ -68,6 +69,27 @@ fn array(path: &Path, name: &str, wanted: &Range<usize>, each: Seen) -> Result<u
             other => Err(Problem::new("", format!("a row is an object, not {other}"))),
         };
         each(format!("{name}[{k}]"), row);
+    }
+    Ok(count)
+}
+
+/// A table whose first line names the columns; every field is text, and none holds a comma.
+fn table(path: &Path, name: &str, wanted: &Range<usize>, each: Seen) -> Result<usize> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let names: Vec<&str> = lines.next().map(|(_, line)| line.split(',').map(str::trim).collect()).unwrap_or_default();
+    let mut count = 0;
+    for (number, line) in lines.take(wanted.end) {
+        if wanted.contains(&count) {
+            let fields: Vec<&str> = line.split(',').map(str::trim).collect();
+            let row = match fields.len() == names.len() && !line.contains('"') {
+                true => Ok(names.iter().zip(fields).map(|(n, f)| (n.to_string(), Value::from(f))).collect()),
+                false => Err(Problem::new("", format!("{} fields for {} columns", fields.len(), names.len()))
+                    .help("a table holds no quoted fields; JSON lines hold any text")),
+            };
+            each(format!("{name}:{}", number + 1), row);
+        }
+        count += 1;
     }
     Ok(count)
 }
