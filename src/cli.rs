@@ -1,5 +1,7 @@
 //! The command line.
 
+mod completions;
+mod data;
 mod tools;
 
 use crate::adapt;
@@ -14,7 +16,7 @@ use crate::precision::Compute;
 use crate::quantize::Quantization;
 use crate::rules::Target;
 use crate::runtime::doctor;
-use crate::train::{self, RunArgs, data};
+use crate::train::{self, RunArgs};
 use clap::{Args, Parser, Subcommand};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -42,6 +44,13 @@ enum Command {
     Generate(Box<GenerateArgs>),
     /// Evaluate a model: puzzles, mathematics, likelihood, multiple choice
     Eval(Box<EvalArgs>),
+    /// Show training data as the model sees it: prompt, answer, padding
+    Data(Box<data::DataArgs>),
+    /// Print a script that completes commands and flags in a shell
+    Completions {
+        /// The shell; `weftc completions bash > ~/.local/share/bash-completion/completions/weftc`
+        shell: completions::Shell,
+    },
     /// Show which ONNX Runtime is used, and what to do where there is none
     Doctor,
     /// Show a model: weights, inputs, structure, what can be trained, memory of a step
@@ -196,7 +205,7 @@ impl CompileArgs {
     fn options(&self) -> Result<(Options, Option<String>)> {
         // A mask that is given says that the model is the user's own.
         let tokenizer = if self.mask_id.is_some() { None } else { language::tokenizer(None, &self.model)? };
-        let (profile, note) = data::profile(self.profile.as_deref(), tokenizer.as_ref())?.unzip();
+        let (profile, note) = train::data::profile(self.profile.as_deref(), tokenizer.as_ref())?.unzip();
         let options = Options {
             model: self.model.clone(),
             method: self.method.clone(),
@@ -231,6 +240,8 @@ pub fn main() -> ExitCode {
         Command::Run(args) => train::run(&args).map(drop),
         Command::Generate(args) => generate(&args),
         Command::Eval(args) => eval(&args),
+        Command::Data(args) => data::data(&args),
+        Command::Completions { shell } => completions::completions::<Cli>(shell),
         Command::Inspect(args) => tools::inspect(&args),
         Command::Explain(args) => tools::explain(&args),
         Command::Grad(args) => tools::grad(&args),

@@ -70,6 +70,14 @@ impl Language {
     /// # Errors
     /// A tokenizer or template that cannot be read; no mask token.
     pub fn find(args: &LanguageArgs, model: &Path) -> Result<Self> {
+        Self::find_or(args, model, None)
+    }
+
+    /// `find`, with the mask token that is taken where none is known.
+    ///
+    /// # Errors
+    /// As `find`.
+    pub fn find_or(args: &LanguageArgs, model: &Path, mask: Option<i64>) -> Result<Self> {
         let mut notes = Vec::new();
         let found = tokenizer(args.tokenizer.as_deref(), model)?;
         if let (Some((path, _)), None) = (&found, &args.tokenizer) {
@@ -80,7 +88,7 @@ impl Language {
         let profile = known.map(|(profile, _)| profile);
         let text = |t: &str| found.as_ref().and_then(|(_, tokenizer)| tokenizer.token_to_id(t)).map(i64::from);
         let by_name = || ["[MASK]", "<|mask|>", "<|mdm_mask|>", "<mask>"].iter().find_map(|t| text(t));
-        let Some(mask_id) = args.mask_id.or(profile.map(|p| p.mask.1)).or_else(by_name) else {
+        let Some(mask_id) = args.mask_id.or(profile.map(|p| p.mask.1)).or_else(by_name).or(mask) else {
             let help = "--mask-id ID, or --profile NAME where the model's family is known (llada, dream, ..)";
             return Err(Error::usage(Problem::new("--mask-id", "the mask token is not known").help(help)));
         };

@@ -1,8 +1,10 @@
 //! Chat templates: a conversation as the text that the model was trained on.
 
 use super::format::Message;
+use super::python_json;
 use crate::error::{Error, Problem, Result};
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Kwargs;
 use minijinja::{Environment, ErrorKind, Value, context};
 use std::path::Path;
 
@@ -40,6 +42,7 @@ impl Chat {
         };
         environment.set_syntax(syntax.map_err(wrong)?);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_filter("tojson", |value: Value, options: Kwargs| python_json::tojson(&value, options));
         environment.add_function("raise_exception", |why: String| -> std::result::Result<String, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, why))
         });

@@ -6,6 +6,8 @@
 mod chat;
 mod format;
 mod locate;
+mod preview;
+mod python_json;
 mod rows;
 mod spec;
 mod vocabulary;
@@ -18,6 +20,7 @@ use tokenizers::Tokenizer;
 
 pub use chat::Chat;
 pub use format::{Columns, Example, Message, question, with_system};
+pub use preview::preview;
 pub use rows::{Row, Seen};
 pub use vocabulary::{chat_of, eos_id, pad_id, profile, tokenizer};
 

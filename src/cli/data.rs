@@ -1,0 +1,73 @@
+//! `weftc data`: a look at training data.
+
+use super::tools::print;
+use crate::error::Result;
+use crate::generate::language::{Language, LanguageArgs};
+use crate::train::data::{self, Columns, Padding, Turns};
+use clap::Args;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+/// The flags of `weftc data`.
+#[derive(Args)]
+pub struct DataArgs {
+    /// As `run --data`: files, folders, `s1k`, joined by `+`, with slices
+    data: String,
+    /// Rows to show
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 3)]
+    rows: usize,
+    /// The model whose folder holds the tokenizer, where --tokenizer does not name it
+    #[arg(long, value_name = "MODEL.onnx")]
+    model: Option<PathBuf>,
+    #[command(flatten)]
+    language: LanguageArgs,
+    /// Fields of other names: prompt=question,answer=solution
+    #[arg(long, value_name = "FIELD=COLUMN,..")]
+    columns: Option<String>,
+    /// What is supervised behind an answer that is text
+    #[arg(long, value_enum, default_value_t)]
+    supervise_padding: Padding,
+    /// Which turns of a conversation are answers
+    #[arg(long, value_enum, default_value_t)]
+    turns: Turns,
+    /// Cut longer rows to so many tokens
+    #[arg(long, value_name = "L")]
+    max_length: Option<usize>,
+}
+
+/// Shows the first rows as the model sees them, and how long all are.
+///
+/// # Errors
+/// The command line; every bad row.
+pub fn data(args: &DataArgs) -> Result<()> {
+    // Without a model nothing lies beside it, and rows of ids need no mask: -1 is no token.
+    let nowhere = Path::new("weftc-has-no-model/model.onnx");
+    let model = args.model.as_deref().unwrap_or(nowhere);
+    let language = Language::find_or(&args.language, model, Some(-1))?;
+    let encoder = data::Encoder {
+        columns: args.columns.as_deref().map(Columns::parse).transpose()?.unwrap_or_default(),
+        padding: args.supervise_padding,
+        turns: args.turns,
+        ..language.encoder(i64::MAX, args.max_length)
+    };
+    let dataset = data::load(&args.data, &encoder)?;
+    language.notes.iter().for_each(|note| eprintln!("{note}"));
+    let shown = &dataset.samples[..args.rows.min(dataset.samples.len())];
+    let colour = std::io::stdout().is_terminal();
+    let mut text = data::preview(shown, language.tokenizer.as_ref(), language.pad_id, colour);
+    text += &summary(&dataset);
+    print(&text)
+}
+
+fn summary(dataset: &data::Dataset) -> String {
+    let mut lengths: Vec<usize> = dataset.samples.iter().map(|s| s.tokens.len()).collect();
+    lengths.sort_unstable();
+    let answers: usize = dataset.samples.iter().map(|s| s.total - s.prompt).sum();
+    let (count, tokens) = (lengths.len(), lengths.iter().sum::<usize>());
+    let middle = lengths.get(count / 2).copied().unwrap_or(0);
+    let (least, most) = (lengths.first().copied().unwrap_or(0), lengths.last().copied().unwrap_or(0));
+    let cut = if dataset.cut > 0 { format!("; --max-length cut {}", dataset.cut) } else { String::new() };
+    format!(
+        "{count} samples, {tokens} tokens, {answers} of them answer; {least} to {most} a sample, median {middle}{cut}\n"
+    )
+}

@@ -1,0 +1,66 @@
+//! Data as text: chat templates as Python's jinja2 renders them, files of several kinds, the preview.
+
+use serde_json::{Value, json};
+use std::path::Path;
+use tempfile::TempDir;
+use weftc::train::data::{Chat, Message};
+
+/// `tests/python/templates.py` wrote the expectations.
+#[test]
+fn templates_render_byte_for_byte_as_in_python() {
+    let cases: Vec<Value> = serde_json::from_str(include_str!("python/templates.json")).unwrap();
+    assert_eq!(cases.len(), 48);
+    let mut wrong = Vec::new();
+    for case in &cases {
+        let text = |v: &Value| v.as_str().unwrap().to_string();
+        let message = |m: &Value| Message { role: text(&m["role"]), content: text(&m["content"]) };
+        let messages: Vec<Message> = case["messages"].as_array().unwrap().iter().map(message).collect();
+        let chat = Chat::new(case["source"].as_str().unwrap(), "<s>", "</s>").unwrap();
+        let rendered = chat.render(&messages, case["open"].as_bool().unwrap()).map_err(|p| p.message);
+        if rendered != Ok(text(&case["text"])) {
+            wrong.push(format!("{}: {rendered:?}, in Python {}", case["name"], case["text"]));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn models(file: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(file).display().to_string()
+}
+
+fn weftc(args: &[&str]) -> (Option<i32>, String, String) {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_weftc")).args(args).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn the_preview_tells_prompt_answer_and_padding_apart() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("data.jsonl");
+    let rows = [
+        json!({ "prompt": "12|", "answer": "34" }),
+        json!({ "input_ids": [1, 5, 2, 0], "prompt_len": 2, "total_len": 3 }),
+    ];
+    std::fs::write(&path, rows.map(|r| r.to_string()).join("\n")).unwrap();
+    let data = path.to_str().unwrap();
+    let (code, out, errors) = weftc(&["data", data, "--tokenizer", &models("tokenizer.json"), "--plain"]);
+    assert_eq!(code, Some(0), "{errors}");
+    assert_eq!(
+        out,
+        "--- 0: 3 tokens of prompt, 2 of answer, 0 of padding\n12|⟦34⟧\n\
+         --- 1: 2 tokens of prompt, 1 of answer, 2 of padding\n1|⟦2⟧⟨.[PAD] x1⟩\n\
+         2 samples, 9 tokens, 3 of them answer; 4 to 5 a sample, median 5\n"
+    );
+    // Ids need no tokenizer; text does, and the row is named.
+    let (code, _, errors) = weftc(&["data", data]);
+    assert!(code == Some(4) && errors.contains("data.jsonl:1: text needs a tokenizer"), "{errors}");
+}
+
+#[test]
+fn shells_get_their_completions() {
+    for (shell, sign) in [("bash", "complete -F _weftc"), ("zsh", "#compdef weftc"), ("fish", "complete -c weftc")] {
+        let (code, script, _) = weftc(&["completions", shell]);
+        assert!(code == Some(0) && script.contains(sign) && script.contains("remasking"), "{shell}");
+    }
+}
