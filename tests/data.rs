@@ -64,3 +64,53 @@ fn shells_get_their_completions() {
         assert!(code == Some(0) && script.contains(sign) && script.contains("remasking"), "{shell}");
     }
 }
+
+/// Trains two steps on rows of s1K's schema, which `tests/python/s1k.py` made; the weights that came out.
+fn trained_on(data: &str) -> Vec<u8> {
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python").join(data).display().to_string();
+    std::fs::write(path("chat.jinja"), "{% for m in messages %}{{ m.content }}{% endfor %}").unwrap();
+    let (code, _, errors) =
+        weftc(&["compile", &models("sudoku.onnx"), "--mask-id", "15", "-q", "-o", &path("train.onnx")]);
+    assert_eq!(code, Some(0), "{errors}");
+    let flags =
+        ["--tokenizer", &models("tokenizer.json"), "--chat-template", &path("chat.jinja"), "--max-length", "40"];
+    let more = [
+        "--steps",
+        "2",
+        "--batch-size",
+        "4",
+        "--threads",
+        "1",
+        "--out",
+        &path("out"),
+        "--model",
+        &models("sudoku.onnx"),
+    ];
+    let train = path("train.onnx");
+    let (code, _, errors) = weftc(&[&["run", &train, "--data", &data], &flags[..], &more].concat());
+    assert_eq!(code, Some(0), "{errors}");
+    std::fs::read(path("out/model.safetensors")).unwrap()
+}
+
+#[test]
+fn rows_of_s1k_train() {
+    assert!(!trained_on("s1k.jsonl").is_empty());
+}
+
+/// The same rows as parquet give the same batches, so the same weights.
+#[cfg(feature = "parquet")]
+#[test]
+fn parquet_and_json_lines_are_the_same_data() {
+    use weftc::train::data::{Row, rows_of};
+    let rows = |name: &str| -> Vec<Row> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python").join(name);
+        rows_of(path.to_str().unwrap(), None, &mut |row| Ok(row.clone())).unwrap()
+    };
+    let (parquet, lines) = (rows("s1k.parquet"), rows("s1k.jsonl"));
+    assert_eq!(parquet.len(), 12);
+    assert_eq!(parquet, lines);
+    assert!(lines[0]["cot"].is_null());
+    assert!(trained_on("s1k.parquet") == trained_on("s1k.jsonl"));
+}
