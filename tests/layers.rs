@@ -42,7 +42,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("runtime", &["runtime", "ir", "error", "atomic"]),
     ("kernels", &["kernels", "ir", "error"]),
     ("profile.rs", &["error"]),
-    ("train", &["train", "profile", "runtime", "kernels", "manifest", "onnx", "ir", "interp", "error", "atomic"]),
+    (
+        "train",
+        &["train", "profile", "rng", "runtime", "kernels", "manifest", "onnx", "ir", "interp", "error", "atomic"],
+    ),
 ];
 
 fn sources(path: &Path, out: &mut Vec<PathBuf>) {

@@ -60,6 +60,9 @@ pub struct RunArgs {
     /// Sequences a micro-batch [default: 8, or what the graph fixes]
     #[arg(long, value_name = "B")]
     pub batch_size: Option<usize>,
+    /// Keep the drawn order as it is: else steps are made of samples of like length, so that little is padded
+    #[arg(long)]
+    pub no_length_groups: bool,
     /// Micro-batches a step; their losses are summed and divided once
     #[arg(long, value_name = "K", default_value_t = 1)]
     pub accumulate: usize,

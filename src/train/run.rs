@@ -94,6 +94,7 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
         batch: batch_size,
         accumulate: args.accumulate.max(1),
         sampler: Sampler::new(args.seed),
+        by_length: !args.no_length_groups && shape.length.is_none(),
     };
     let per_epoch = plan.steps_per_epoch();
     let steps = args.steps.unwrap_or_else(|| per_epoch * u64::from(args.epochs.unwrap_or(1)));
@@ -109,7 +110,7 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
         position = resume(&mut trainer, folder, &position)?;
     }
     let mut log = Log::new(position.step, steps, args.quiet, args.out.as_deref())?;
-    notes.iter().for_each(|n| log.say(n));
+    notes.iter().chain(&plan.padding()).for_each(|n| log.say(n));
     let mut summary = Summary {
         steps: 0,
         skipped: 0,
@@ -127,7 +128,7 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
         let started = Instant::now();
         let epoch = u32::try_from(step / per_epoch).unwrap_or(u32::MAX - 1);
         if order.0 != epoch {
-            order = (epoch, plan.sampler.order(epoch, dataset.samples.len()));
+            order = (epoch, plan.order(epoch));
         }
         let batches = plan.batches(&order.1, epoch, step % per_epoch, super::batch::Shape { pad_id, ..shape })?;
         trainer.adamw.lr = args.lr * args.schedule.factor(step, steps, args.warmup);
@@ -310,11 +311,37 @@ struct Plan<'a> {
     batch: usize,
     accumulate: usize,
     sampler: Sampler,
+    /// Whether steps are made of samples of like length.
+    by_length: bool,
 }
 
 impl Plan<'_> {
     fn steps_per_epoch(&self) -> u64 {
         self.dataset.samples.len().div_ceil(self.batch * self.accumulate).max(1) as u64
+    }
+
+    /// The samples of an epoch in the order in which steps take them.
+    fn order(&self, epoch: u32) -> Vec<usize> {
+        let drawn = self.sampler.order(epoch, self.dataset.samples.len());
+        if !self.by_length {
+            return drawn;
+        }
+        let length = |k: usize| self.dataset.samples[k].tokens.len();
+        let grouped = data::grouped(&drawn, self.batch * self.accumulate, length);
+        // Of a few samples the short last step may pad more than is saved.
+        let saves = data::padding(&grouped, self.batch, length) < data::padding(&drawn, self.batch, length);
+        if saves { grouped } else { drawn }
+    }
+
+    /// What the log says of padding; nothing where there is none.
+    fn padding(&self) -> Option<String> {
+        let length = |k: usize| self.dataset.samples[k].tokens.len();
+        let drawn = data::padding(&self.sampler.order(0, self.dataset.samples.len()), self.batch, length);
+        let share = data::padding(&self.order(0), self.batch, length);
+        let percent = |x: f64| format!("{:.1} %", 100.0 * x);
+        let instead =
+            if self.by_length { format!(" ({} without length groups)", percent(drawn)) } else { String::new() };
+        (drawn > 0.0).then(|| format!("{} of the tokens fed are padding{instead}", percent(share)))
     }
 
     fn batches(&self, order: &[usize], epoch: u32, step: u64, shape: super::batch::Shape) -> Result<Vec<Batch>> {

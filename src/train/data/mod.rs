@@ -5,6 +5,7 @@
 
 mod chat;
 mod format;
+mod grouping;
 mod locate;
 mod preview;
 mod python_json;
@@ -20,6 +21,7 @@ use tokenizers::Tokenizer;
 
 pub use chat::Chat;
 pub use format::{Columns, Example, Message, question, with_system};
+pub use grouping::{grouped, padding};
 pub use preview::preview;
 pub use rows::{Row, Seen};
 pub use vocabulary::{chat_of, eos_id, pad_id, profile, tokenizer};
