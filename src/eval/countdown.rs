@@ -80,7 +80,7 @@ mod tests {
         let solved = |text: &str| puzzle.solved_by(text, Dialect::Plain);
         assert!(!solved("5*5") && !solved("5*5*3/3") && !solved("25") && !solved("3+5+5"));
         let puzzle = Puzzle { numbers: vec![3, 5, 5], target: 20 };
-        assert!(puzzle.solved_by("5 * (5 - 3) * 2", Dialect::Plain) == false);
+        assert!(!puzzle.solved_by("5 * (5 - 3) * 2", Dialect::Plain));
         assert!(puzzle.solved_by("3*5+5", Dialect::Plain));
         assert!(!puzzle.solved_by("99999999999999999999", Dialect::Plain));
     }

@@ -35,10 +35,10 @@ fn spelling(text: &str) -> String {
     }
     // `k = 5` answers with 5.
     let sides: Vec<&str> = s.split('=').collect();
-    if let [name, value] = sides[..] {
-        if name.chars().count() <= 2 {
-            s = value.to_string();
-        }
+    if let [name, value] = sides[..]
+        && name.chars().count() <= 2
+    {
+        s = value.to_string();
     }
     s = roots(&s).replace(' ', "");
     s = fractions(&s);

@@ -148,11 +148,7 @@ pub fn rows_of<T>(
 }
 
 /// What `read` makes of the first `most` rows of a spec.
-fn gather<T>(
-    spec: &str,
-    most: usize,
-    read: &mut dyn FnMut(&str, std::result::Result<Row, Problem>) -> std::result::Result<Vec<T>, Problems>,
-) -> Result<Vec<T>> {
+fn gather<T>(spec: &str, most: usize, read: Reader<T>) -> Result<Vec<T>> {
     let (mut out, mut problems, mut left) = (Vec::new(), Vec::new(), most);
     for part in spec::parse(spec)? {
         let mut wanted = part.rows.clone();
@@ -180,6 +176,10 @@ fn gather<T>(
 }
 
 type Problems = Vec<Problem>;
+
+/// What is made of a row, given its place and its fields or why it has none.
+type Reader<'a, T> =
+    &'a mut dyn FnMut(&str, std::result::Result<Row, Problem>) -> std::result::Result<Vec<T>, Problems>;
 
 impl Encoder<'_> {
     /// The samples of a row, each with whether it was cut; else everything that is wrong with the row.
