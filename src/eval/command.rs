@@ -192,16 +192,28 @@ fn prompts(args: &EvalArgs, language: &Language, items: &[Item]) -> Result<Vec<V
         Some(path) => std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?,
         None => args.task.template().to_string(),
     };
+    questions(&text, items)?.iter().map(|question| language.prompt(question)).collect()
+}
+
+/// The questions of `items` in the words of a template.
+///
+/// # Errors
+/// A template that is wrong, or names what an item does not have.
+fn questions(text: &str, items: &[Item]) -> Result<Vec<String>> {
     let wrong = |e: minijinja::Error| Error::usage(Problem::new("--prompt-file", format!("{e:#}")));
-    let environment = minijinja::Environment::new();
+    let mut environment = minijinja::Environment::new();
+    // A name that does not exist would leave the question out without a word.
+    environment.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
     let template = environment.template_from_str(text.trim_end()).map_err(wrong)?;
-    items.iter().map(|item| language.prompt(&template.render(for_template(&item.values)).map_err(wrong)?)).collect()
+    items.iter().map(|item| template.render(for_template(&item.values)).map_err(wrong)).collect()
 }
 
 /// The values of an item for its template: texts, whole numbers, lists and objects of them.
 fn for_template(value: &serde_json::Value) -> minijinja::Value {
     match value {
-        serde_json::Value::Object(map) => map.iter().map(|(k, v)| (k.as_str(), for_template(v))).collect(),
+        serde_json::Value::Object(map) => {
+            minijinja::Value::from_pairs(map.iter().map(|(k, v)| (k.as_str(), for_template(v))))
+        }
         serde_json::Value::Array(list) => list.iter().map(for_template).collect(),
         serde_json::Value::Number(n) => n.as_i64().map_or_else(|| n.as_f64().into(), minijinja::Value::from),
         serde_json::Value::String(text) => text.as_str().into(),
@@ -287,5 +299,31 @@ impl<'a> Lines<'a> {
 
     fn finish(self) -> Result<()> {
         self.0.map_or(Ok(()), |(path, mut file)| file.flush().map_err(|e| Error::io("write", path, e)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_built_in_prompts_hold_their_questions() {
+        let first = |task: Task| {
+            let items = task.items(None, Some(1), 3).unwrap();
+            (questions(task.template(), &items).unwrap().remove(0), items[0].values.clone())
+        };
+        let (text, values) = first(Task::Sudoku);
+        assert!(text.contains(&format!("\nPuzzle: {}\n", values["puzzle"].as_str().unwrap())), "{text}");
+        let (text, values) = first(Task::Countdown);
+        let numbers: Vec<String> = values["numbers"].as_array().unwrap().iter().map(ToString::to_string).collect();
+        assert!(text.contains(&format!("Numbers: [{}]\nTarget: {}\n", numbers.join(", "), values["target"])), "{text}");
+        let asked =
+            Item { values: json!({ "question": "Why {{ not }}?" }), truth: super::super::task::Truth::Number(1.0) };
+        for task in [Task::Gsm8k, Task::Math500] {
+            let text = questions(task.template(), std::slice::from_ref(&asked)).unwrap().remove(0);
+            assert!(text.ends_with("Why {{ not }}?") && text.contains("\\boxed{"), "{text}");
+        }
+        assert!(questions("{{ puzzle }}", std::slice::from_ref(&asked)).is_err());
+        assert!(questions("{% for %}", &[asked]).unwrap_err().to_string().contains("--prompt-file"));
     }
 }
