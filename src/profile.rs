@@ -32,7 +32,7 @@ pub struct Profile {
     /// The chat template that is built in; `None`: the tokenizer's own, if it has one.
     pub template: Option<&'static str>,
     pub decoder: Decoder,
-    /// Where the facts were published.
+    /// Where the facts were read, and which of them were not.
     pub source: &'static str,
 }
 
@@ -46,7 +46,7 @@ const LLADA: Profile = Profile {
     logits_shift: 0,
     template: Some("llada"),
     decoder: Decoder::Llada,
-    source: "github.com/ML-GSAI/LLaDA: generate.py, GUIDELINES.md, the model's tokenizer_config.json",
+    source: "ids: github.com/ML-GSAI/LLaDA, generate.py and GUIDELINES.md; texts: its tokenizer, not checked here",
 };
 
 /// Every profile, in the order in which they are tried on a tokenizer.
@@ -55,7 +55,7 @@ pub const PROFILES: [Profile; 6] = [
     Profile {
         name: "llada-1.5",
         models: "GSAI-ML/LLaDA-1.5",
-        source: "huggingface.co/GSAI-ML/LLaDA-1.5: the tokenizer of LLaDA-8B-Instruct",
+        source: "as llada, whose tokenizer it is taken to have",
         ..LLADA
     },
     Profile {
@@ -68,7 +68,7 @@ pub const PROFILES: [Profile; 6] = [
         logits_shift: 1,
         template: Some("chatml"),
         decoder: Decoder::Dream,
-        source: "huggingface.co/Dream-org/Dream-v0-Instruct-7B: config.json, generation_utils.py",
+        source: "mask: github.com/DreamLM/Dream; end of text and of turn: Qwen2.5's tokenizer, not checked here",
     },
     Profile {
         name: "tiny-a2d",
@@ -92,7 +92,7 @@ pub const PROFILES: [Profile; 6] = [
         logits_shift: 0,
         template: None,
         decoder: Decoder::Llada,
-        source: "huggingface.co/answerdotai/ModernBERT-base: tokenizer.json; github.com/ZHZisZZ/dllm: examples/bert",
+        source: "mask: github.com/ZHZisZZ/dllm, examples/bert; the rest: ModernBERT's tokenizer, not checked here",
     },
     Profile {
         name: "smdm",
@@ -105,7 +105,7 @@ pub const PROFILES: [Profile; 6] = [
         logits_shift: 0,
         template: None,
         decoder: Decoder::Llada,
-        source: "github.com/ML-GSAI/SMDM: evaluate_diff.py (mask_id 32000)",
+        source: "mask: github.com/ML-GSAI/SMDM, evaluate_diff.py; the rest: TinyLlama's tokenizer, not checked here",
     },
 ];
 
