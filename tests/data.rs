@@ -1,5 +1,8 @@
 //! Data as text: chat templates as Python's jinja2 renders them, files of several kinds, the preview.
 
+mod program;
+
+use program::weftc;
 use serde_json::{Value, json};
 use std::path::Path;
 use tempfile::TempDir;
@@ -28,12 +31,6 @@ fn models(file: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(file).display().to_string()
 }
 
-fn weftc(args: &[&str]) -> (Option<i32>, String, String) {
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_weftc")).args(args).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
-}
-
 #[test]
 fn the_preview_tells_prompt_answer_and_padding_apart() {
     let folder = TempDir::new().unwrap();
@@ -55,6 +52,18 @@ fn the_preview_tells_prompt_answer_and_padding_apart() {
     // Ids need no tokenizer; text does, and the row is named.
     let (code, _, errors) = weftc(&["data", data]);
     assert!(code == Some(4) && errors.contains("data.jsonl:1: text needs a tokenizer"), "{errors}");
+}
+
+#[test]
+fn tables_hold_any_text() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("data.csv");
+    std::fs::write(&path, "prompt,answer\n\"1,2\",3\n4\n").unwrap();
+    let rows = |spec: &str| weftc::train::data::rows_of(spec, None, &mut |row| Ok(row.clone()));
+    let spec = path.to_str().unwrap();
+    let why = rows(spec).unwrap_err().to_string();
+    assert!(why.contains("data.csv:3: 1 fields for 2 columns"), "{why}");
+    assert_eq!(json!(rows(&format!("{spec}[1]")).unwrap()), json!([{ "prompt": "1,2", "answer": "3" }]));
 }
 
 #[test]

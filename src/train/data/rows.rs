@@ -73,21 +73,20 @@ fn array(path: &Path, name: &str, wanted: &Range<usize>, each: Seen) -> Result<u
     Ok(count)
 }
 
-/// A table whose first line names the columns; every field is text, and none holds a comma.
+/// A table whose first line names the columns; every field is text.
 fn table(path: &Path, name: &str, wanted: &Range<usize>, each: Seen) -> Result<usize> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-    let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let names: Vec<&str> = lines.next().map(|(_, line)| line.split(',').map(str::trim).collect()).unwrap_or_default();
+    let fails = |e: csv::Error| Error::Data { data: path.into(), problems: vec![Problem::new(name, e.to_string())] };
+    let mut table = csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).from_path(path).map_err(fails)?;
+    let names = table.headers().map_err(fails)?.clone();
     let mut count = 0;
-    for (number, line) in lines.take(wanted.end) {
+    for record in table.records().take(wanted.end) {
+        let record = record.map_err(fails)?;
         if wanted.contains(&count) {
-            let fields: Vec<&str> = line.split(',').map(str::trim).collect();
-            let row = match fields.len() == names.len() && !line.contains('"') {
-                true => Ok(names.iter().zip(fields).map(|(n, f)| (n.to_string(), Value::from(f))).collect()),
-                false => Err(Problem::new("", format!("{} fields for {} columns", fields.len(), names.len()))
-                    .help("a table holds no quoted fields; JSON lines hold any text")),
+            let row = match record.len() == names.len() {
+                true => Ok(names.iter().zip(&record).map(|(n, field)| (n.to_string(), Value::from(field))).collect()),
+                false => Err(Problem::new("", format!("{} fields for {} columns", record.len(), names.len()))),
             };
-            each(format!("{name}:{}", number + 1), row);
+            each(format!("{name}:{}", record.position().map_or(0, csv::Position::line)), row);
         }
         count += 1;
     }
