@@ -38,6 +38,9 @@ pub struct Position {
     pub seed: u64,
     pub batch: usize,
     pub samples: usize,
+    /// Whether steps are made of samples of like length.
+    #[serde(default)]
+    pub by_length: bool,
 }
 
 /// Writes every weight of the source model, trained or frozen, as the framework knows it; frozen ones that

@@ -105,6 +105,7 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
         seed: args.seed,
         batch: batch_size * plan.accumulate,
         samples: dataset.samples.len(),
+        by_length: plan.by_length,
     };
     if let Some(folder) = &args.resume {
         position = resume(&mut trainer, folder, &position)?;
@@ -294,9 +295,11 @@ fn resume(trainer: &mut Trainer, folder: &Path, now: &Position) -> Result<Positi
             Problem::new(flag, format!("the interrupted run had {a}, this one {b}")).help("resume with the same")
         })
     };
+    let order = |by_length: bool| if by_length { "steps of like length" } else { "the drawn order" };
     let problems: Vec<Problem> = [
         differ("--seed", then.seed.to_string(), now.seed.to_string()),
         differ("--batch-size times --accumulate", then.batch.to_string(), now.batch.to_string()),
+        differ("--no-length-groups", order(then.by_length).into(), order(now.by_length).into()),
         differ("--data", format!("{} samples", then.samples), format!("{} samples", now.samples)),
     ]
     .into_iter()
