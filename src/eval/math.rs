@@ -101,7 +101,7 @@ fn slashed(s: &str) -> String {
 /// The answer as text: no dollar signs, no words of markup, one case.
 fn plain(text: &str) -> String {
     let mut s = spelling(text).replace('$', "").replace("\\,", "").replace("\\;", "");
-    for command in ["\\text", "\\mathrm", "\\textbf", "\\mathbf", "\\displaystyle"] {
+    for command in ["\\textbf", "\\text", "\\mathrm", "\\mathbf", "\\displaystyle"] {
         s = s.replace(command, "");
     }
     s.trim_end_matches('.').replace(['{', '}'], "").to_lowercase()
@@ -176,6 +176,7 @@ mod tests {
             ("11{,}111", "11111"),
             ("0.25", "\\frac14"),
             ("\\text{Evelyn}", "evelyn"),
+            ("\\textbf{(B)}", "(b)"),
             ("2\\pi", "\\pi \\cdot 2"),
             ("$12.0$", "12"),
             ("3\\frac{1}{2}", "3.5"),
