@@ -204,7 +204,7 @@ impl CompileArgs {
     /// The options, and what to tell of the profile.
     fn options(&self) -> Result<(Options, Option<String>)> {
         // A mask that is given says that the model is the user's own.
-        let tokenizer = if self.mask_id.is_some() { None } else { language::tokenizer(None, &self.model)? };
+        let tokenizer = if self.mask_id.is_some() { None } else { language::tokenizer(None, Some(&self.model))? };
         let (profile, note) = train::data::profile(self.profile.as_deref(), tokenizer.as_ref())?.unzip();
         let options = Options {
             model: self.model.clone(),
@@ -264,14 +264,14 @@ pub fn main() -> ExitCode {
 fn compile(args: &CompileArgs) -> Result<()> {
     let (options, note) = args.options()?;
     if let Some(stage) = args.emit_ir {
-        return tools::print(&compile::emit_ir(&options, stage)?);
+        return crate::stdout::print(&compile::emit_ir(&options, stage)?);
     }
     let compiled = compile::compile(&options)?;
     let bytes = compiled.write(&args.output)?;
     if !args.quiet {
         let (report, path) = (report(&compiled), args.output.display());
         let note = note.map(|n| format!("note: {n}\n")).unwrap_or_default();
-        tools::print(&format!("{note}{report}wrote {path} ({:.1} MB)\n", bytes as f64 / 1e6))?;
+        crate::stdout::print(&format!("{note}{report}wrote {path} ({:.1} MB)\n", bytes as f64 / 1e6))?;
     }
     Ok(())
 }

@@ -90,5 +90,6 @@ pub mod rng;
 pub mod rules;
 pub mod runtime;
 pub mod schedule;
+pub mod stdout;
 pub mod tools;
 pub mod train;

@@ -1,17 +1,19 @@
 //! `weftc eval` on small models: protocol, reports, and likelihoods against sums over every mask.
 
+mod program;
+
+use program::weftc;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
+use weftc::generate::Model;
+use weftc::rng::SplitMix64;
+use weftc::runtime::session::Options;
+
+const MASK: i64 = 15;
 
 fn models(file: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(file).display().to_string()
-}
-
-fn weftc(args: &[&str]) -> (Option<i32>, String, String) {
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_weftc")).args(args).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
 fn report(args: &[&str]) -> Value {
@@ -55,38 +57,88 @@ fn sudoku_is_asked_generated_and_scored_by_the_protocol() {
     assert!(table.contains("puzzles solved") && table.contains("95 % interval"), "{table}");
 }
 
-/// With one part for each number of masks the draws are every mask of a target of one token: the likelihood is exact.
+/// The sum of cross-entropies of `masked` positions of `tokens` when they are masked, from the logits themselves.
+fn cross_entropy(model: &mut Model, tokens: &[i64], masked: &[usize]) -> f64 {
+    let mut noisy = tokens.to_vec();
+    masked.iter().for_each(|p| noisy[*p] = MASK);
+    let z = model.logits(&noisy, 1, tokens.len()).unwrap();
+    let of = |p: &usize| {
+        let row = &z[p * 16..][..16];
+        row.iter().map(|z| f64::from(*z).exp()).sum::<f64>().ln() - f64::from(row[tokens[*p] as usize])
+    };
+    masked.iter().map(of).sum()
+}
+
+fn sudoku() -> Model {
+    Model::open(Path::new(&models("sudoku.onnx")), &Options { threads: 1, ..Options::default() }).unwrap()
+}
+
+/// The same times and draws, one row a call: the bound is the mean of their cross-entropies over t.
 #[test]
-fn likelihoods_are_those_of_the_logits() {
-    use weftc::generate::Model;
-    use weftc::runtime::session::Options;
+fn the_bound_is_that_of_the_logits() {
+    const DRAWS: usize = 20;
     let folder = TempDir::new().unwrap();
-    let sample = json!({ "input_ids": [1, 2, 3, 4], "prompt_len": 3 });
+    let (tokens, prompt) = ([1, 2, 3, 4, 5, 1], 3);
+    let sample = json!({ "input_ids": tokens, "prompt_len": prompt, "total_len": 6 });
     let data = write(&folder, "data.jsonl", &[sample.clone(), sample]);
-    let report =
-        report(&["eval", &models("sudoku.onnx"), "-t", "nll", "--data", data.to_str().unwrap(), "--draws", "4000"]);
-    let mut model =
-        Model::open(Path::new(&models("sudoku.onnx")), &Options { threads: 1, ..Options::default() }).unwrap();
-    let z = model.logits(&[1, 2, 3, 15], 1, 4).unwrap();
-    let z = &z[3 * 16..];
-    let sum: f64 = z.iter().map(|z| f64::from(*z).exp()).sum();
-    let exact = sum.ln() - f64::from(z[4]);
+    let flags = ["eval", &models("sudoku.onnx"), "-t", "nll", "--data", data.to_str().unwrap(), "--seed", "3"];
+    let report = report(&[&flags[..], &["--draws", &DRAWS.to_string()]].concat());
+    let mut model = sudoku();
+    let mut sum = 0.0;
+    for number in 0..2 {
+        let mut rng = SplitMix64::stream(3, number);
+        for k in 0..DRAWS {
+            let t = (k as f64 + 0.5) / DRAWS as f64;
+            let mut masked = Vec::new();
+            for p in prompt..tokens.len() {
+                if ((rng.next_u64() >> 11) as f64) / ((1u64 << 53) as f64) < t {
+                    masked.push(p);
+                }
+            }
+            sum += cross_entropy(&mut model, &tokens, &masked) / t;
+        }
+    }
+    let exact = sum / (2 * DRAWS * (tokens.len() - prompt)) as f64;
     let nats = &report["scores"][0];
-    // The token is masked with probability t and weighs 1/t: on average the exact value, up to the draws.
-    assert!((nats["value"].as_f64().unwrap() / exact - 1.0).abs() < 0.1, "{nats} {exact}");
-    assert!(nats["low"].as_f64().unwrap() <= nats["value"].as_f64().unwrap());
+    assert!((nats["value"].as_f64().unwrap() / exact - 1.0).abs() < 1e-5, "{nats} {exact}");
+    assert!(nats["low"].as_f64().unwrap() < nats["high"].as_f64().unwrap());
     assert_eq!(report["items"], 2);
 }
 
 #[test]
 fn multiple_choice_takes_the_likeliest() {
     let folder = TempDir::new().unwrap();
-    let row = |label: usize| json!({ "ctx": "12", "endings": ["1", "2", "34"], "label": label.to_string() });
+    let row = |label: usize| json!({ "ctx": "12", "endings": ["1", "2", "3"], "label": label.to_string() });
     let data = write(&folder, "mc.jsonl", &[row(0), row(1), row(2)]);
-    let report = report(&["eval", &models("sudoku.onnx"), "-t", "mc", "--data", data.to_str().unwrap(), "--seed", "1"]);
-    // One question with each label; draws differ by question, so each is right or wrong on its own.
-    let right = report["scores"][0]["value"].as_f64().unwrap();
-    assert!((0.0..=1.0).contains(&right) && (right * 3.0).fract().abs() < 1e-9);
+    let out = folder.path().join("answers.jsonl");
+    let flags = ["eval", &models("sudoku.onnx"), "-t", "mc", "--data", data.to_str().unwrap()];
+    let report = report(&[&flags[..], &["--out", out.to_str().unwrap()]].concat());
+    // A choice is two tokens, the space (unknown to this tokenizer) and the digit: each draw masks one, or both.
+    let mut model = sudoku();
+    let mut likelihood = |number: usize, token: i64| -> f64 {
+        const DRAWS: usize = 32;
+        let mut rng = SplitMix64::stream(0, number as u64);
+        let first = rng.below(2);
+        let draw = |k: usize| {
+            let mut positions = [2, 3];
+            rng.shuffle(&mut positions);
+            let masked = &positions[..(first + k * 2 / DRAWS) % 2 + 1];
+            -cross_entropy(&mut model, &[1, 2, 6, token], masked) * 2.0 / masked.len() as f64
+        };
+        (0..DRAWS).map(draw).sum::<f64>() / DRAWS as f64
+    };
+    let answers = std::fs::read_to_string(out).unwrap();
+    for (label, line) in answers.lines().enumerate() {
+        let answer: Value = serde_json::from_str(line).unwrap();
+        let exact: Vec<f64> = (1..4).map(|token| likelihood(label, token)).collect();
+        let best = (0..3).max_by(|a, b| exact[*a].total_cmp(&exact[*b])).unwrap();
+        assert_eq!(answer["right"], json!(label == best), "{line}");
+        for (k, exact) in exact.iter().enumerate() {
+            assert!((answer["log_likelihoods"][k].as_f64().unwrap() - exact).abs() < 1e-5, "{line} {exact}");
+        }
+    }
+    // One question with each label: one of three is right.
+    assert!((report["scores"][0]["value"].as_f64().unwrap() - 1.0 / 3.0).abs() < 1e-12);
     let bad = write(&folder, "bad.jsonl", &[json!({ "ctx": "1" }), row(7)]);
     let (code, _, errors) = weftc(&["eval", &models("sudoku.onnx"), "-t", "mc", "--data", bad.to_str().unwrap()]);
     assert!(code == Some(4) && errors.contains("bad.jsonl:1") && errors.contains("bad.jsonl:2"), "{errors}");

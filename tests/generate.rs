@@ -1,7 +1,10 @@
 //! Generation against an independent reference: `tests/python/decoding.py`, which follows the loops that LLaDA and
 //! Dream published, on the same fixed logits and random numbers.
 
+mod program;
+
 use onnx_protobuf::ModelProto;
+use program::weftc;
 use protobuf::Message;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -155,13 +158,6 @@ fn attention_masks_and_segments_are_fed() {
         let half = z.len() / 2;
         assert!(z[..half] == other[..half] && z[half..] != other[half..]);
     }
-}
-
-/// Runs the program; its exit code, output and errors.
-fn weftc(args: &[&str]) -> (Option<i32>, String, String) {
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_weftc")).args(args).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `weftc completions`: scripts for shells.
 
-use super::tools::print;
 use crate::error::{Error, Result};
+use crate::stdout::print;
 use clap::{CommandFactory, ValueEnum};
 use clap_complete::generate;
 

@@ -1,12 +1,12 @@
 //! `weftc data`: a look at training data.
 
-use super::tools::print;
 use crate::error::Result;
 use crate::generate::language::{Language, LanguageArgs};
+use crate::stdout::print;
 use crate::train::data::{self, Columns, Padding, Turns};
 use clap::Args;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The flags of `weftc data`.
 #[derive(Args)]
@@ -40,10 +40,8 @@ pub struct DataArgs {
 /// # Errors
 /// The command line; every bad row.
 pub fn data(args: &DataArgs) -> Result<()> {
-    // Without a model nothing lies beside it, and rows of ids need no mask: -1 is no token.
-    let nowhere = Path::new("weftc-has-no-model/model.onnx");
-    let model = args.model.as_deref().unwrap_or(nowhere);
-    let language = Language::find_or(&args.language, model, Some(-1))?;
+    // Rows need no mask to be looked at: -1 is no token.
+    let language = Language::find_or(&args.language, args.model.as_deref(), Some(-1))?;
     let encoder = data::Encoder {
         columns: args.columns.as_deref().map(Columns::parse).transpose()?.unwrap_or_default(),
         padding: args.supervise_padding,

@@ -4,10 +4,10 @@ use crate::error::{Error, Result};
 use crate::onnx::write::table;
 use crate::precision::Compute;
 use crate::rules::Target;
+use crate::stdout::print;
 use crate::tools::{check, explain, grad, inspect};
 use clap::Args;
-use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The user's own rules.
 #[derive(Args)]
@@ -78,14 +78,6 @@ pub struct CheckRulesArgs {
     /// Rule files
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-}
-
-/// Prints; that nobody reads to the end, as in `weftc inspect .. | head`, is no error.
-pub fn print(text: &str) -> Result<()> {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::io("write", Path::new("standard output"), e)),
-        _ => Ok(()),
-    }
 }
 
 pub fn inspect(args: &InspectArgs) -> Result<()> {

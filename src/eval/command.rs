@@ -3,18 +3,21 @@
 use super::interval::Estimate;
 use super::likelihood::{Choices, Draws, Judge};
 use super::task::{Item, Task};
+use crate::atomic;
 use crate::error::{Error, Problem, Result};
 use crate::generate::answers::{Request, answers};
 use crate::generate::language::{Language, LanguageArgs};
 use crate::generate::{DecodingArgs, Model};
 use crate::runtime::Options;
+use crate::stdout::print;
 use crate::train::data;
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
-use std::io::{ErrorKind, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use tempfile::NamedTempFile;
 
 /// Evaluate a model, by d1's protocol: zero-shot, blocks of 32 tokens, half as many steps as tokens, temperature 0.
 #[derive(Args, Debug)]
@@ -91,10 +94,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     } else {
         report.to_string()
     };
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::io("write", Path::new("standard output"), e)),
-        _ => Ok(()),
-    }
+    print(&text)
 }
 
 /// Evaluates as `args` say.
@@ -278,15 +278,12 @@ fn needed(args: &EvalArgs) -> Result<&str> {
     })
 }
 
-/// The file of `--out`.
-struct Lines<'a>(Option<(&'a Path, std::io::BufWriter<std::fs::File>)>);
+/// The file of `--out`; what stood there before stays until all is written.
+struct Lines<'a>(Option<(&'a Path, BufWriter<NamedTempFile>)>);
 
 impl<'a> Lines<'a> {
     fn new(path: Option<&'a Path>) -> Result<Self> {
-        let open = |p: &'a Path| {
-            let file = std::fs::File::create(p).map_err(|e| Error::io("create", p, e))?;
-            Ok::<_, Error>((p, std::io::BufWriter::new(file)))
-        };
+        let open = |p: &'a Path| atomic::scratch(p).map(|file| (p, BufWriter::new(file)));
         path.map(open).transpose().map(Lines)
     }
 
@@ -298,7 +295,8 @@ impl<'a> Lines<'a> {
     }
 
     fn finish(self) -> Result<()> {
-        self.0.map_or(Ok(()), |(path, mut file)| file.flush().map_err(|e| Error::io("write", path, e)))
+        let Some((path, file)) = self.0 else { return Ok(()) };
+        atomic::persist(file.into_inner().map_err(|e| Error::io("write", path, e.into_error()))?, path)
     }
 }
 

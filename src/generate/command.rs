@@ -5,10 +5,10 @@ use super::language::{Language, LanguageArgs};
 use super::{DecodingArgs, Model};
 use crate::error::{Error, Problem, Result};
 use crate::runtime::Options;
+use crate::stdout::print;
 use crate::train::data::{self, Columns, Example};
 use clap::Args;
 use serde_json::json;
-use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 /// Generate text with a model.
@@ -90,10 +90,7 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
         } else {
             format!("{text}\n")
         };
-        match std::io::stdout().lock().write_all(out.as_bytes()) {
-            Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::io("write", Path::new("standard output"), e)),
-            _ => Ok(()),
-        }
+        print(&out)
     })
 }
 

@@ -54,13 +54,13 @@ pub struct Language {
     pub notes: Vec<String>,
 }
 
-/// The tokenizer that is meant, and where it lies: `given`, or the one beside the model.
+/// The tokenizer that is meant, and where it lies: `given`, or the one beside the model, if there is one.
 ///
 /// # Errors
 /// A tokenizer that cannot be read.
-pub fn tokenizer(given: Option<&Path>, model: &Path) -> Result<Option<(PathBuf, Tokenizer)>> {
-    let beside = model.with_file_name("tokenizer.json");
-    let path = given.map(Path::to_path_buf).or_else(|| beside.is_file().then_some(beside));
+pub fn tokenizer(given: Option<&Path>, model: Option<&Path>) -> Result<Option<(PathBuf, Tokenizer)>> {
+    let beside = || model.map(|m| m.with_file_name("tokenizer.json")).filter(|p| p.is_file());
+    let path = given.map(Path::to_path_buf).or_else(beside);
     path.map(|path| data::tokenizer(&path).map(|tokenizer| (path, tokenizer))).transpose()
 }
 
@@ -70,14 +70,14 @@ impl Language {
     /// # Errors
     /// A tokenizer or template that cannot be read; no mask token.
     pub fn find(args: &LanguageArgs, model: &Path) -> Result<Self> {
-        Self::find_or(args, model, None)
+        Self::find_or(args, Some(model), None)
     }
 
-    /// `find`, with the mask token that is taken where none is known.
+    /// `find`, also without a model, with the mask token that is taken where none is known.
     ///
     /// # Errors
     /// As `find`.
-    pub fn find_or(args: &LanguageArgs, model: &Path, mask: Option<i64>) -> Result<Self> {
+    pub fn find_or(args: &LanguageArgs, model: Option<&Path>, mask: Option<i64>) -> Result<Self> {
         let mut notes = Vec::new();
         let found = tokenizer(args.tokenizer.as_deref(), model)?;
         if let (Some((path, _)), None) = (&found, &args.tokenizer) {
