@@ -4,6 +4,7 @@
 //! takes the graph of the one before and never looks back.
 
 mod stages;
+mod tables;
 
 use crate::adapt;
 use crate::atomic;
@@ -378,8 +379,10 @@ impl<'a> Pipeline<'a> {
     fn lift(&mut self, graph: &Graph, ports: &Ports) -> Result<Graph> {
         let mut model = graph.clone();
         model.outputs.retain(|(name, _)| *name == ports.logits_output);
-        let lifted = lift(&model, &self.library, self.options.target)?;
-        Ok(self.counted(lifted))
+        let lifted = lift(&precision::widened(&model)?, &self.library, self.options.target)?;
+        let mut lifted = self.counted(lifted);
+        self.notes.extend(tables::freeze(&mut lifted));
+        Ok(lifted)
     }
 
     /// The model with what is trained: adapters are added, weights are chosen.

@@ -5,10 +5,13 @@
 //! between them take the compute type; so, through the gradient rows, do their cotangents, and `cast`'s
 //! own row brings a weight's gradient back to f32.
 //!
+//! Types are decided here and nowhere else.  A source of 16 bits is read as one of f32 before it is lifted
+//! ([`widened`]): its own casts, which differ between frameworks and stand in the middle of norms, say nothing
+//! that the islands do not.
+//!
 //! Islands stay in f32:
 //! - what depends on no weight: rotary angles and tables, masks, positions;
 //! - operators that sum, divide or compare beyond what 16 bits hold (`WIDE`), and squares;
-//! - where the source itself is narrow and says f32, that;
 //! - inside composites (norms, attention's softmax): `rules/lower.egg` has a form of theirs for narrow
 //!   operands;
 //! - the objective, which takes logits in f32.
@@ -16,10 +19,9 @@
 //! An embedding is looked up before it is converted: rows of a batch are fewer than those of a table.
 
 use crate::error::{Error, Result};
-use crate::ir::{Builder, DType, Data, Graph, Id, LeafId, LeafKind, Lit, Node, Op, Recipe};
+use crate::ir::{Builder, DType, Data, Graph, Id, Leaf, LeafId, LeafKind, Lit, Node, Op, Recipe};
 use crate::rules::Target;
 use rustc_hash::FxHashMap;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The type that values are computed in, as a flag.
@@ -78,7 +80,34 @@ const WIDE: [Op; 14] = [
 /// Operators that pick elements: their result has the type of what they pick from.
 const PICKS: [Op; 2] = [Op::Gather, Op::GatherElements];
 
-/// The lifted model with every value in its type; `trained` become f32 leaves.
+/// The model with every value of 16 bits in f32: weights by a recipe, inputs by a cast, and no cast between them.
+///
+/// # Errors
+/// `Internal` where a value cannot be converted, a mistake of this stage.
+pub fn widened(model: &Graph) -> Result<Graph> {
+    let internal = |m: String| Error::internal("precision", m);
+    let live = model.live();
+    if !live.iter().any(|id| model.tensor_type(*id).is_some_and(|t| is_narrow(t.dtype))) {
+        return Ok(model.clone());
+    }
+    let mut graph = Graph::with_leaves_of(model);
+    graph.leaves.iter_mut().filter(|l| l.kind != LeafKind::Input).for_each(widen);
+    let roots: Vec<Id> = model.outputs.iter().map(|(_, id)| *id).collect();
+    let new = graph.copy_from(model, &roots, |g, _, node| match node {
+        Node::Lit(Lit::DType(t)) if is_narrow(t) => g.lit(Lit::DType(DType::F32)),
+        Node::Op(Op::Cast, c) if matches!(g.type_of(c[1]).lit(), Some(Lit::DType(to)) if Some(*to) == g.tensor_type(c[0]).map(|t| t.dtype)) => Ok(c[0]),
+        Node::Leaf(_) => {
+            let leaf = g.insert(node)?;
+            if g.tensor_type(leaf).is_some_and(|t| is_narrow(t.dtype)) { cast(g, leaf, DType::F32) } else { Ok(leaf) }
+        }
+        node => g.insert(node),
+    });
+    let new = new.map_err(internal)?;
+    graph.outputs = model.outputs.iter().map(|(name, _)| name.clone()).zip(new).collect();
+    Ok(graph)
+}
+
+/// The lifted model with every value in its type: `trained` weights in f32, others in that of the source again.
 ///
 /// A model in f32 that is computed in f32 comes back as it is.
 ///
@@ -87,13 +116,12 @@ const PICKS: [Op; 2] = [Op::Gather, Op::GatherElements];
 pub fn apply(model: &Graph, trained: &[LeafId], compute: DType) -> Result<Graph> {
     let internal = |m: String| Error::internal("precision", m);
     let live = model.live();
-    let narrow = |id: &Id| model.tensor_type(*id).is_some_and(|t| is_narrow(t.dtype));
-    if compute == DType::F32 && !live.iter().any(narrow) {
-        return Ok(model.clone());
-    }
     let mut graph = Graph::with_leaves_of(model);
-    for leaf in trained {
-        master(&mut graph, *leaf);
+    for (k, leaf) in graph.leaves.iter_mut().enumerate().filter(|(_, l)| l.kind != LeafKind::Input) {
+        if trained.contains(&LeafId(k as u32)) { widen(leaf) } else { narrow(leaf) }
+    }
+    if compute == DType::F32 && !graph.leaves.iter().chain(&model.leaves).any(|l| is_narrow(l.ty.dtype)) {
+        return Ok(model.clone());
     }
     let policy = Policy::new(model, &live, compute);
     let mut new: FxHashMap<Id, Id> = FxHashMap::default();
@@ -137,8 +165,7 @@ pub fn scaled(graph: &mut Graph, loss: Id) -> Result<Id> {
 }
 
 /// Makes a weight of 16 bits one of f32, its first value converted.
-fn master(graph: &mut Graph, leaf: LeafId) {
-    let leaf = &mut graph.leaves[leaf.0 as usize];
+fn widen(leaf: &mut Leaf) {
     let from = leaf.ty.dtype;
     if !is_narrow(from) {
         return;
@@ -148,12 +175,17 @@ fn master(graph: &mut Graph, leaf: LeafId) {
     leaf.data = leaf.data.take().map(|data| Data::Derived { from: Arc::new(data), recipe });
 }
 
+/// Takes [`widen`] back.
+fn narrow(leaf: &mut Leaf) {
+    if let Some(Data::Derived { from: data, recipe: Recipe::Cast { from, to: DType::F32 } }) = &leaf.data {
+        (leaf.ty.dtype, leaf.data) = (*from, Some(Data::clone(data)));
+    }
+}
+
 /// What decides a value's type.
 struct Policy<'a> {
     model: &'a Graph,
     compute: DType,
-    /// Most weights of the source have 16 bits: its f32 values are meant to be f32.
-    source_is_narrow: bool,
     /// By node: whether a weight goes into it.
     weighted: Vec<bool>,
 }
@@ -161,23 +193,13 @@ struct Policy<'a> {
 impl<'a> Policy<'a> {
     fn new(model: &'a Graph, live: &[Id], compute: DType) -> Self {
         let mut weighted = vec![false; model.len()];
-        let mut sizes: BTreeMap<DType, u64> = BTreeMap::new();
         for &id in live {
             weighted[usize::from(id)] = match model.node(id) {
-                Node::Leaf(l) => {
-                    let leaf = model.leaf(*l);
-                    let is_weight = leaf.kind == LeafKind::Param && leaf.ty.dtype.is_float();
-                    if is_weight {
-                        let elements = leaf.ty.shape.iter().filter_map(|d| d.known()).product::<i64>();
-                        *sizes.entry(leaf.ty.dtype).or_default() += elements.unsigned_abs();
-                    }
-                    is_weight
-                }
+                Node::Leaf(l) => model.leaf(*l).kind == LeafKind::Param && model.leaf(*l).ty.dtype.is_float(),
                 node => node.children().iter().any(|c| weighted[usize::from(*c)]),
             };
         }
-        let main = sizes.into_iter().max_by_key(|(_, n)| *n).map(|(t, _)| t);
-        Policy { model, compute, source_is_narrow: main.is_some_and(is_narrow), weighted }
+        Policy { model, compute, weighted }
     }
 
     /// The node over new children, each brought to the type that the operator computes in.
@@ -198,7 +220,6 @@ impl<'a> Policy<'a> {
             _ if old == DType::F64 => DType::F64,
             _ if PICKS.contains(&op) => return graph.op(op, &children),
             _ if !self.weighted[usize::from(id)] => DType::F32,
-            _ if self.source_is_narrow && old == DType::F32 => DType::F32,
             Op::Mul if children[0] == children[1] => DType::F32,
             _ if WIDE.contains(&op) => DType::F32,
             _ => self.compute,

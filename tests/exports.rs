@@ -14,8 +14,18 @@ use weftc::train::{Setup, Trainer};
 const OWN: &str = "models";
 const SHARED: &str = "../shared/models";
 
-const OWN_NAMES: [&str; 5] =
-    ["dream_micro_dynamo18", "llada_micro_dynamo18", "llada_micro_legacy17", "llada_micro_native23", "sudoku"];
+const OWN_NAMES: [&str; 10] = [
+    "dream_micro_dynamo18",
+    "llada_micro_dynamo18",
+    "llada_micro_legacy17",
+    "llada_micro_native23",
+    "rope_alternating_f16_dynamo18",
+    "rope_complex_f32_dynamo18",
+    "rope_halves_f16_legacy17",
+    "rope_pairs_bf16_legacy17",
+    "rope_pairs_f32_dynamo18",
+    "sudoku",
+];
 const SHARED_NAMES: [&str; 12] = [
     "dream_nano_native__dynamo23",
     "dream_nano_sdpa__dynamo18",
@@ -152,7 +162,7 @@ fn shared_exports_are_lifted() {
 }
 
 /// A graph for each rule that no export here needs.
-const CASES: [(&str, &str); 23] = [
+const CASES: [(&str, &str); 28] = [
     ("power-minus-half", "(pow x -0.5)"),
     ("div-sqrt", "(div x (sqrt y))"),
     (
@@ -160,6 +170,26 @@ const CASES: [(&str, &str); 23] = [
         "(mul (sub x (mean x [-1])) (rsqrt (add (mean (mul (sub x (mean x [-1])) (sub x (mean x [-1]))) [-1]) 1e-5)))",
     ),
     ("lift-layer-norm", "(add (mul (normalize x 1e-5) w) b)"),
+    (
+        "lift-rope-halves",
+        "(concat (sub (mul (slice q 3 0 2 1) c) (mul (slice q 3 2 4 1) d))
+           (add (mul (slice q 3 2 4 1) c) (mul (slice q 3 0 2 1) d)) 3)",
+    ),
+    (
+        "lift-rope-pairs",
+        "(reshape (concat
+           (reshape (sub (mul (reshape (slice p 4 0 1 1) [batch 2 seq 2]) c) (mul (reshape (slice p 4 1 2 1) [batch 2 seq 2]) d)) [batch 2 seq 2 1])
+           (reshape (add (mul (reshape (slice p 4 0 1 1) [batch 2 seq 2]) d) (mul (reshape (slice p 4 1 2 1) [batch 2 seq 2]) c)) [batch 2 seq 2 1])
+           4) [batch 2 seq 4])",
+    ),
+    (
+        "lift-rope-alternating",
+        "(add (mul q (concat c c -1)) (mul
+           (reshape (concat (reshape (neg (slice q 3 1 4 2)) [batch 2 seq 2 1]) (reshape (slice q 3 0 4 2) [batch 2 seq 2 1]) 4) [batch 2 seq 4])
+           (concat d d -1)))",
+    ),
+    ("slice-concat-first", "(slice (concat c d 1) 1 0 2 1)"),
+    ("slice-concat-second", "(slice (concat c d 1) 1 2 4 1)"),
     ("lift-gelu", "(mul (mul x 0.5) (add 1.0 (erf (mul x 0.70710678))))"),
     ("lift-gelu-tanh", "(mul (mul x 0.5) (add 1.0 (tanh (mul 0.79788456 (add x (mul 0.044715 (mul x (mul x x))))))))"),
     ("lift-gelu-tanh-power", "(mul (mul x 0.5) (add 1.0 (tanh (mul 0.79788456 (add x (mul 0.044715 (pow x 3.0)))))))"),
@@ -192,7 +222,7 @@ fn fires(rule: &str, term: &str) -> bool {
            (input x f32 [batch 8]) (input y f32 [batch 8]) (param w f32 [8]) (param b f32 [8]) (param s f32 [4 8])
            (param codes u8 [4 1 32]) (param scales f32 [4 1])
            (input q f32 [batch 2 seq 4]) (input k f32 [batch 2 seq 4]) (input v f32 [batch 2 seq 4])
-           (input m f32 [1 1 1 seq])
+           (input m f32 [1 1 1 seq]) (input p f32 [batch 2 seq 2 2]) (input c f32 [seq 2]) (input d f32 [seq 2])
            (output out {term}))"
     );
     let graph = weftc::ir::text::parse(&text).unwrap_or_else(|e| panic!("{rule}: {}", e.message));

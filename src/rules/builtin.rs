@@ -135,6 +135,8 @@ pub static GUARDS: &[Guard] = &[
     Row { name: "rank", arity: Some(2), doc: "x has k axes", run: |a| Some(shape(a[0])?.len() as i64 == known(a[1])?) },
     Row { name: "same_shape", arity: Some(2), doc: "x and y have one shape", run: |a| Some(shape(a[0])? == shape(a[1])?) },
     Row { name: "same_type", arity: Some(2), doc: "x and y have one shape and element type", run: |a| Some(a[0].tensor()? == a[1].tensor()?) },
+    Row { name: "broadcasts", arity: Some(2), doc: "x broadcasts to the shape s, which it does not enlarge",
+          run: |a| { let (x, s) = (shape(a[0])?, ints(a[1])?); Some(x.len() <= s.len() && x.iter().rev().zip(s.iter().rev()).all(|(n, m)| n.is(1) || n == m)) } },
     Row { name: "eq", arity: Some(2), doc: "two literals are equal; numbers by value", run: |a| Some(equal(a[0].lit()?, a[1].lit()?)) },
     Row { name: "ne", arity: Some(2), doc: "two literals differ", run: |a| Some(!equal(a[0].lit()?, a[1].lit()?)) },
     Row { name: "gt", arity: Some(2), doc: "a > b", run: |a| Some(number(a[0])? > number(a[1])?) },
@@ -270,6 +272,9 @@ mod tests {
             ("(identity_perm [0 -2 2])", true),
             ("(last_axis x -1)", true),
             ("(last_axis x 1)", false),
+            ("(broadcasts x [2 batch 4 6])", true),
+            ("(broadcasts x [batch 1 6])", false),
+            ("(broadcasts x [4 6])", false),
             // What has no meaning does not hold.
             ("(last_axis x 5)", false),
             ("(gt x 1)", false),

@@ -62,15 +62,17 @@ pub fn rotated(b: &mut Build, x: Id, tables: &Tables, turned: i64, interleaved: 
     let width = b.shape(x)[3].clone();
     let turned = if turned == 0 { width.clone() } else { Dim::Known(turned) };
     let half = turned.known().filter(|n| n % 2 == 0).ok_or("the rotated width must be known and even")? / 2;
-    let cos = table(b, tables.cos, tables.positions, half)?;
-    let sin = table(b, tables.sin, tables.positions, half)?;
     let mut y = b.slice(x, 3, Dim::Known(0), turned.clone(), 1)?;
+    let dims = b.shape(y);
+    // Neighbours are pairs, and a pair is a head of width two with an angle of its own.
     if interleaved {
-        y = regroup(b, y, half, false)?;
+        y = b.reshape(y, &[&dims[..3], &[Dim::Known(half), Dim::Known(2)]].concat())?;
     }
+    let cos = table(b, tables.cos, tables.positions, half, interleaved)?;
+    let sin = table(b, tables.sin, tables.positions, half, interleaved)?;
     y = b.op(Op::Rope, &[y, cos, sin], &[])?;
     if interleaved {
-        y = regroup(b, y, half, true)?;
+        y = b.reshape(y, &dims)?;
     }
     if turned != width {
         let rest = b.slice(x, 3, turned, width, 1)?;
@@ -79,8 +81,8 @@ pub fn rotated(b: &mut Build, x: Id, tables: &Tables, turned: i64, interleaved: 
     Ok(y)
 }
 
-/// A cosine or sine table, `[L, D]` or `[B, 1, L, D]`, its halves equal.
-fn table(b: &mut Build, mut t: Id, positions: Option<Id>, half: i64) -> Result<Id, String> {
+/// A cosine or sine table, its halves equal: `[L, D]` or `[B, 1, L, D]`; of pairs `[L, D/2, 2]` or `[B, 1, L, D/2, 2]`.
+fn table(b: &mut Build, mut t: Id, positions: Option<Id>, half: i64, pairs: bool) -> Result<Id, String> {
     if let Some(positions) = positions {
         let positions = b.cast(positions, DType::I64)?;
         t = b.op(Op::Gather, &[t, positions], &[Lit::Int(Dim::Known(0))])?;
@@ -94,7 +96,7 @@ fn table(b: &mut Build, mut t: Id, positions: Option<Id>, half: i64) -> Result<I
         t = inner;
     }
     let dims = b.shape(t);
-    let shape = match dims.as_slice() {
+    let mut shape = match dims.as_slice() {
         [length, width] => [length.clone(), width.clone()].to_vec(),
         [batch, length, width] if batch.is(1) => [length.clone(), width.clone()].to_vec(),
         [batch, length, width] => [batch.clone(), Dim::Known(1), length.clone(), width.clone()].to_vec(),
@@ -103,15 +105,9 @@ fn table(b: &mut Build, mut t: Id, positions: Option<Id>, half: i64) -> Result<I
     if shape.last() != Some(&Dim::Known(half)) {
         return Err(format!("tables of width {:?} do not fit a rotated width of {}", dims.last(), 2 * half));
     }
+    if pairs {
+        shape.push(Dim::Known(1));
+    }
     let t = b.reshape(t, &shape)?;
     b.concat(&[t, t], shape.len() - 1)
-}
-
-/// Pairs (x1, x2), (x3, x4) .. to halves (x1, x3, .., x2, x4, ..), or back.
-fn regroup(b: &mut Build, x: Id, half: i64, back: bool) -> Result<Id, String> {
-    let dims = b.shape(x);
-    let pair = if back { [2, half] } else { [half, 2] }.map(Dim::Known);
-    let split = b.reshape(x, &[&dims[..dims.len() - 1], &pair].concat())?;
-    let swapped = b.swap_last(split)?;
-    b.reshape(swapped, &dims)
 }
