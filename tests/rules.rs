@@ -21,17 +21,22 @@ fn every_rule_holds() {
     let named = library.methods.into_values().chain(library.adapters.into_values());
     let rules = families.into_iter().flatten().chain(named.flatten());
     println!("{:<32} {:>9} {:>7} {:>8} {:>9} {:>9}", "rule", "instances", "drawn", "points", "worst", "by candle");
+    let mut coverage = format!("{:<32} {:<10} {:>5} {:>5} {:>9}\n", "rule", "ranks", "ones", "empty", "broadcast");
     let mut failures = Vec::new();
     for rule in rules {
         match check(&rule, SEED) {
-            Ok(p) => println!(
-                "{:<32} {:>9} {:>7} {:>8} {:>9.1e} {:>9}",
-                rule.name, p.instances, p.drawn, p.points, p.worst, p.confirmed
-            ),
+            Ok(p) => {
+                println!(
+                    "{:<32} {:>9} {:>7} {:>8} {:>9.1e} {:>9}",
+                    rule.name, p.instances, p.drawn, p.points, p.worst, p.confirmed
+                );
+                coverage += &format!("{:<32} {}\n", rule.name, p.coverage);
+            }
             Err(why) => failures.push(format!("{}: {} ({}):\n{why}", rule.file, rule.name, rule.doc)),
         }
     }
     assert!(failures.is_empty(), "{} rules fail\n\n{}", failures.len(), failures.join("\n\n"));
+    insta::assert_snapshot!(coverage);
 }
 
 fn heads(rules: &[Rule]) -> Vec<Op> {

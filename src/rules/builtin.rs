@@ -116,6 +116,8 @@ pub static COMPUTED: &[Computed] = &[
     Row { name: "isub", arity: Some(2), doc: "a - b", run: |a| size(int(a[0])? - int(a[1])?) },
     Row { name: "imul", arity: Some(2), doc: "a b", run: |a| size(int(a[0])? * int(a[1])?) },
     Row { name: "idiv", arity: Some(2), doc: "a / b, where it is exact", run: |a| size(int(a[0])?.div_exact(&int(a[1])?)?) },
+    Row { name: "end_of", arity: Some(3), doc: "the end of a slice of n elements from a on, c apart; of none it is a",
+          run: |a| { let (a, n, c) = (int(a[0])?, int(a[1])?, int(a[2])?); size(if n.is(0) { a } else { a + Dim::Known(1) + (n - Dim::Known(1)) * c }) } },
     Row { name: "imin", arity: Some(2), doc: "the smaller of a and b, where it is known",
           run: |a| { let (x, y) = (int(a[0])?, int(a[1])?); size(if (x.clone() - y.clone()).known()? <= 0 { x } else { y }) } },
     Row { name: "fadd", arity: Some(2), doc: "a + b", run: |a| float(number(a[0])? + number(a[1])?) },
@@ -232,6 +234,8 @@ mod tests {
             ("(insert [1 2] -1 3)", "[1 2 3]"),
             ("(replace [1 2] -1 3)", "[1 3]"),
             ("(idiv 6 2)", "3"),
+            ("(end_of 1 3 2)", "6"),
+            ("(end_of 1 0 2)", "1"),
             ("(imin 3*batch 3*batch+1)", "3*batch"),
             ("(frecip 4)", "0.25"),
         ] {

@@ -206,7 +206,7 @@ impl<'r> Instance<'r> {
             Sample::Lit(l) => Wanted::Literal(l.clone()),
             Sample::Tensor(dtype, dims) => {
                 for word in dims.iter().flat_map(Dim::symbols) {
-                    self.words.entry(word.as_str().to_string()).or_insert_with(|| random.int(1, 4));
+                    self.words.entry(word.as_str().to_string()).or_insert_with(|| random.named_size());
                 }
                 let size = |d: &Dim| d.eval(&|s| self.words.get(s.as_str()).copied()).unwrap_or(1);
                 Wanted::Tensor(*dtype, dims.iter().map(size).collect())

@@ -5,6 +5,7 @@
 //! `backward`.  A rule that could not be exercised fails: silence is not a proof.
 
 mod attribute;
+mod coverage;
 pub mod example;
 mod instance;
 mod operand;
@@ -16,6 +17,7 @@ use super::{Kind, Rule, Term};
 use crate::interp;
 use crate::ir::{Builder, Graph, Id, Lit, Type, text};
 use candle_core::Tensor;
+pub use coverage::Coverage;
 use instance::{Instance, Point};
 use random::Random;
 use std::collections::BTreeMap;
@@ -30,6 +32,9 @@ const INSTANCES: usize = 40;
 /// Attempts at a well-typed instance; patterns with guards on several shapes are hit once in hundreds.
 const ATTEMPTS: usize = 40_000;
 
+/// Further attempts at an instance with an empty axis, where none was among the first.
+const HOLLOW_ATTEMPTS: usize = 400;
+
 /// How a rule was exercised.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Proof {
@@ -43,6 +48,8 @@ pub struct Proof {
     pub worst: f64,
     /// Gradients that candle's `backward` confirmed.
     pub confirmed: usize,
+    /// On what shapes, instances without elements among them.
+    pub coverage: Coverage,
 }
 
 /// Why a rule is not proved.
@@ -82,6 +89,7 @@ enum Outcome {
         points: usize,
         worst: f64,
         confirmed: usize,
+        coverage: Coverage,
     },
     Fails(Box<Failure>),
 }
@@ -102,7 +110,13 @@ pub fn check(rule: &Rule, seed: u64) -> Result<Proof, Failure> {
     let mut random = Random::new(seed, &rule.name);
     let mut proof = Proof::default();
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
-    while proof.instances < INSTANCES && proof.drawn < ATTEMPTS {
+    let mut more = HOLLOW_ATTEMPTS;
+    while proof.instances < INSTANCES && proof.drawn < ATTEMPTS || proof.coverage.empty == 0 && more > 0 {
+        let hollow = proof.instances >= INSTANCES || proof.drawn >= ATTEMPTS;
+        if hollow {
+            random.only_hollow();
+            more -= 1;
+        }
         proof.drawn += 1;
         let outcome = match rule.kind {
             Kind::Vjp => vjp::one(rule, &mut random),
@@ -112,9 +126,10 @@ pub fn check(rule: &Rule, seed: u64) -> Result<Proof, Failure> {
         match outcome {
             Outcome::Discard(why) => *reasons.entry(why).or_default() += 1,
             Outcome::Fails(failure) => return Err(*failure),
-            Outcome::Holds { points, worst, confirmed } => {
+            Outcome::Holds { points, worst, confirmed, coverage } => {
+                proof.coverage.add(coverage);
                 // An instance without elements agrees with anything.
-                proof.instances += usize::from(points > 0);
+                proof.instances += usize::from(points > 0 && !hollow);
                 proof.points += points;
                 proof.worst = proof.worst.max(worst);
                 proof.confirmed += confirmed;
@@ -175,7 +190,7 @@ fn equality(rule: &Rule, random: &mut Random) -> Outcome {
     if let Some((k, values)) = lost.flatten() {
         return instance.differs(&point, &[left, right], k, values);
     }
-    Outcome::Holds { points: total.0, worst: total.1, confirmed: 0 }
+    Outcome::Holds { points: total.0, worst: total.1, confirmed: 0, coverage: instance.coverage() }
 }
 
 /// In f32 a right side may lose so much more than its left side.
@@ -234,7 +249,7 @@ fn definition(rule: &Rule, random: &mut Random) -> Outcome {
             let all: Vec<f64> = values.iter().flat_map(flat).collect();
             match all.iter().position(|x| !x.is_finite()) {
                 Some(k) => instance.no_meaning(format!("the right side's number {k} is {}", all[k])),
-                None => Outcome::Holds { points: all.len(), worst: 0.0, confirmed: 0 },
+                None => Outcome::Holds { points: all.len(), worst: 0.0, confirmed: 0, coverage: instance.coverage() },
             }
         }
     }
@@ -259,6 +274,10 @@ fn evaluate_with(run: Run, graph: &Graph, roots: &[(&str, Id)], point: &Point) -
 
 /// The elements of a tensor in order.
 fn flat(x: &Tensor) -> Vec<f64> {
+    // Candle cannot list no elements of a view that starts behind its storage.
+    if x.elem_count() == 0 {
+        return vec![];
+    }
     x.flatten_all().and_then(|x| x.to_vec1()).unwrap_or_default()
 }
 

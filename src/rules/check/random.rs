@@ -5,6 +5,9 @@ pub struct Random {
     state: u64,
     /// The size of every axis, if the instance is a cube.
     side: Option<i64>,
+    /// Whether axes are often empty.
+    hollow: bool,
+    always_hollow: bool,
 }
 
 impl Random {
@@ -12,7 +15,7 @@ impl Random {
     pub fn new(seed: u64, name: &str) -> Self {
         let mixed =
             name.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-        Random { state: mixed, side: None }
+        Random { state: mixed, side: None, hollow: false, always_hollow: false }
     }
 
     fn next(&mut self) -> u64 {
@@ -61,9 +64,20 @@ impl Random {
     }
 
     /// Starts an instance.  Some are cubes: where sizes differ, sides that confuse two axes have different
-    /// types and are never compared.
+    /// types and are never compared.  Some of the others have empty axes.
     pub fn start(&mut self) {
-        self.side = if self.chance(0.3) { Some(self.int(2, 3)) } else { None };
+        self.side = if self.chance(0.3) && !self.always_hollow { Some(self.int(2, 3)) } else { None };
+        self.hollow = self.chance(0.1) || self.always_hollow;
+    }
+
+    /// From here on every instance may have empty axes, and none is a cube.
+    pub fn only_hollow(&mut self) {
+        self.always_hollow = true;
+    }
+
+    /// A size that `:sample` names: 1 to 4, and 0 now and then where all instances may be hollow.
+    pub fn named_size(&mut self) -> i64 {
+        if self.always_hollow && self.chance(0.15) { 0 } else { self.int(1, 4) }
     }
 
     /// A size of a test tensor: mostly 2 to 4, sometimes 1, now and then 0; in a cube its side.
@@ -72,7 +86,7 @@ impl Random {
             return side;
         }
         match self.unit() {
-            u if u < 0.02 => 0,
+            u if u < if self.hollow { 0.15 } else { 0.02 } => 0,
             u if u < 0.20 => 1,
             u if u < 0.52 => 2,
             u if u < 0.83 => 3,

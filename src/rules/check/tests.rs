@@ -75,7 +75,7 @@ fn a_composite_without_meaning_fails() {
 #[test]
 fn samples_decide_shapes() {
     let text = "(rewrite r (neg (neg ?x)) ?x :when (rank ?x 5) :sample ((?x f32 [2 n 1 n 3])))";
-    assert_eq!(verdict(text).unwrap().drawn, INSTANCES);
+    assert_eq!(verdict(text).unwrap().instances, INSTANCES);
 }
 
 #[test]
