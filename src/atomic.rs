@@ -29,12 +29,16 @@ pub fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
             file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
         }
         file.persist(path).map_err(|e| e.error)?;
-        // The rename itself must survive a power cut, where the platform lets a folder be synced.
-        #[cfg(unix)]
-        std::fs::File::open(folder(path))?.sync_all()?;
-        Ok(())
+        sync_folder(folder(path))
     };
     attempt().map_err(|e| Error::io("write", path, e))
+}
+
+/// Renames in a folder must survive a power cut, where the platform lets a folder be synced.
+pub fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    #[cfg(unix)]
+    std::fs::File::open(folder)?.sync_all()?;
+    Ok(())
 }
 
 fn folder(path: &Path) -> &Path {

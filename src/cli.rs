@@ -32,7 +32,7 @@ struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 2 command line, 3 model, 4 data, 5 ONNX Runtime, 6 rule file, \
-                          7 file system, 70 a mistake in weftc";
+                          7 file system, 70 a mistake in weftc, 130 interrupted and saved";
 
 #[derive(Subcommand)]
 enum Command {
@@ -237,7 +237,10 @@ impl CompileArgs {
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Compile(args) => compile(&args),
-        Command::Run(args) => train::run(&args).map(drop),
+        Command::Run(args) => match train::interrupt::listen().and_then(|()| train::run(&args)) {
+            Ok(summary) if summary.interrupted => return ExitCode::from(train::interrupt::EXIT_CODE),
+            other => other.map(drop),
+        },
         Command::Generate(args) => generate(&args),
         Command::Eval(args) => eval(&args),
         Command::Data(args) => data::data(&args),

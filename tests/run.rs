@@ -307,9 +307,10 @@ fn a_cached_probe_is_resumed_to_the_bit() {
         compile(&options).unwrap().write(&train).unwrap();
         // Two epochs of three steps; the state is saved after the first of them.
         let steps = |n: &'static str| ["--steps", n, "--batch-size", "1", "--save-every", "3"];
-        let whole = run_into(&train, "whole", &steps("6"));
-        let part = run_into(&train, "part", &steps("3"));
-        let rest = run_into(&train, "part", &[&steps("6")[..], &["--resume", part.to_str().unwrap()]].concat());
+        let [whole, part] = ["whole", "part"].map(|name| format!("{name}-{}", trained.len()));
+        let whole = run_into(&train, &whole, &steps("6"));
+        let rest = run_into(&train, &part, &steps("3"));
+        let rest = run_into(&train, &part, &[&steps("6")[..], &["--resume", rest.to_str().unwrap()]].concat());
         assert!(weights(&rest) == weights(&whole), "{probe}");
         trained.push(weights(&whole));
     }

@@ -100,10 +100,14 @@ pub struct RunArgs {
     /// Where to write model.safetensors, model.onnx, metrics.jsonl and run.json
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Also write the optimizer's state to --out, every N steps and at the end
-    #[arg(long, value_name = "N", requires = "out")]
+    /// Also write a checkpoint to --out, every N steps and at the end.  Ctrl-C writes one in any case
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub save_every: Option<u64>,
-    /// Go on with the run whose --out this was
+    /// How many checkpoints stay; older ones are removed
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
+    pub keep: u64,
+    /// Go on with the run whose --out this was, from its last checkpoint; or from the checkpoint that this is.
+    /// Without --out the run goes on in its own folder
     #[arg(long, value_name = "DIR")]
     pub resume: Option<PathBuf>,
     /// The model that was compiled, if it does not lie beside the training graph

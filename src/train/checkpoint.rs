@@ -1,10 +1,8 @@
-//! What a run leaves behind: weights under their original names, the trained model, and the state to go on from.
+//! What a run leaves behind: weights under their original names, and the trained model.
 //!
 //! Every file is complete or absent: it is written under another name, synced, and renamed.
 
 use super::adapter;
-use super::loss_scale::LossScale;
-use super::probe::{self, Cache};
 use super::trainer::Trainer;
 use crate::atomic;
 use crate::error::{Error, Problem, Result};
@@ -14,34 +12,12 @@ use crate::onnx::replace::replace;
 use crate::onnx::train_file::Weight;
 use crate::onnx::weights;
 use crate::runtime::{HostTensor, tensor};
-use safetensors::SafeTensors;
-use serde::{Deserialize, Serialize};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
 /// The files in `--out`.
 pub const WEIGHTS: &str = "model.safetensors";
 pub const MODEL: &str = "model.onnx";
-pub const STATE: &str = "state.safetensors";
-
-/// Where a run stands; stored with the optimizer's state.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Position {
-    /// Steps done, skipped ones included.
-    pub step: u64,
-    /// Updates made: AdamW's step number.
-    pub updates: u64,
-    /// Of a graph that computes in f16.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub loss_scale: Option<LossScale>,
-    /// What decides which samples a step sees; a resumed run must agree.
-    pub seed: u64,
-    pub batch: usize,
-    pub samples: usize,
-    /// Whether steps are made of samples of like length.
-    #[serde(default)]
-    pub by_length: bool,
-}
 
 /// Writes every weight of the source model, trained or frozen, as the framework knows it; frozen ones that
 /// train.onnx holds in few bits only are left to the source.  Adapters are merged into their weights.
@@ -126,68 +102,6 @@ pub fn check_source(trainer: &Trainer, source: &Path) -> Result<()> {
     );
     let help = "--model names the file that train.onnx was compiled from; or compile again";
     Err(Error::usage(Problem::new(source.display().to_string(), message).help(help)))
-}
-
-/// Writes parameters, moments and the position, from which `load_state` goes on exactly.
-pub fn save_state(trainer: &Trainer, position: &Position, path: &Path) -> Result<()> {
-    let mut tensors: Vec<(String, DType, Vec<i64>, Read<'_>)> = Vec::new();
-    for (k, name) in trainer.parameters().enumerate() {
-        let value = trainer.engine.parameter(k)?;
-        let (dtype, shape) = (value.dtype(), value.shape().to_vec());
-        let reads: [(&str, Read<'_>); 3] = [
-            ("p", Box::new(move || trainer.engine.parameter(k))),
-            ("m", Box::new(move || Ok(trainer.engine.moments(k)?.0))),
-            ("v", Box::new(move || Ok(trainer.engine.moments(k)?.1))),
-        ];
-        tensors.extend(reads.map(|(prefix, read)| (format!("{prefix}/{name}"), dtype, shape.clone(), read)));
-    }
-    if let Some(cache) = &trainer.cache {
-        for (name, tensor) in probe::NAMES.iter().zip(cache.tensors()?) {
-            let (dtype, shape) = (tensor.dtype(), tensor.shape().to_vec());
-            tensors.push((name.to_string(), dtype, shape, Box::new(move || Ok(tensor.clone()))));
-        }
-    }
-    let position = serde_json::to_string(position).map_err(|e| Error::internal("checkpoint", e.to_string()))?;
-    write_tensors(path, tensors, ("weftc.position", position))
-}
-
-/// Reads what `save_state` wrote into the trainer.
-pub fn load_state(trainer: &mut Trainer, path: &Path) -> Result<Position> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
-    let refuse = |why: String| {
-        let help = "resume with the train.onnx and the folder of the interrupted run";
-        Error::usage(Problem::new(path.display().to_string(), why).help(help))
-    };
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| refuse(e.to_string()))?;
-    let position = header.metadata().as_ref().and_then(|m| m.get("weftc.position"));
-    let position = position.ok_or_else(|| refuse("this is no state of a run".into()))?;
-    let position: Position = serde_json::from_str(position).map_err(|e| refuse(e.to_string()))?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| refuse(e.to_string()))?;
-    let names: Vec<String> = trainer.parameters().map(str::to_string).collect();
-    for (k, name) in names.iter().enumerate() {
-        let like = trainer.engine.parameter(k)?;
-        let read = |prefix: &str| {
-            let view = tensors.tensor(&format!("{prefix}/{name}")).map_err(|e| refuse(e.to_string()))?;
-            HostTensor::from_bytes(like.dtype(), like.shape(), view.data().to_vec())
-                .map_err(|e| refuse(format!("{prefix}/{name}: {e}")))
-        };
-        let (p, m, v) = (read("p")?, read("m")?, read("v")?);
-        trainer.engine.set_parameter(k, &p)?;
-        trainer.engine.set_moments(k, &m, &v)?;
-    }
-    if let Some(cache) = &mut trainer.cache {
-        let mut parts = Vec::new();
-        for (name, dtype) in probe::NAMES.iter().zip(Cache::TYPES) {
-            let view = tensors.tensor(name).map_err(|e| refuse(format!("{name}: {e}")))?;
-            let shape: Vec<i64> = view.shape().iter().map(|n| *n as i64).collect();
-            parts.push(HostTensor::from_bytes(dtype, &shape, view.data().to_vec())?);
-        }
-        let parts = parts.try_into().map_err(|_| refuse("its probe is incomplete".into()))?;
-        cache.restore(parts)?;
-    }
-    trainer.updates = position.updates;
-    trainer.loss_scale = trainer.loss_scale.map(|now| position.loss_scale.unwrap_or(now));
-    Ok(position)
 }
 
 /// Reads a tensor when it is written.

@@ -8,12 +8,18 @@ pub mod checkpoint;
 pub mod data;
 pub mod engine;
 pub mod interpreter;
+pub mod interrupt;
 pub mod log;
 pub mod loss_scale;
 pub mod optimizer;
+pub mod plan;
+pub mod prepare;
 pub mod probe;
 pub mod run;
 pub mod sampler;
+pub mod settings;
+pub mod state;
+pub mod store;
 pub mod trainer;
 
 pub use args::{RunArgs, RuntimeKind};

@@ -84,7 +84,7 @@ pub struct Trainer {
     pub adamw: AdamW,
     /// How many updates were made.
     pub(super) updates: u64,
-    skipped_in_a_row: u32,
+    pub(super) skipped_in_a_row: u32,
     /// Where the graph computes in f16.
     pub(super) loss_scale: Option<LossScale>,
     /// What the kept gradients are multiplied by.
@@ -211,6 +211,11 @@ impl Trainer {
         self.updates
     }
 
+    /// Whether so many steps in a row were not finite that training has ended.
+    pub fn diverged(&self) -> bool {
+        self.skipped_in_a_row >= MOST_SKIPPED
+    }
+
     /// One step on one batch.
     pub fn step(&mut self, batch: &Batch) -> Result<StepResult> {
         self.step_on(std::slice::from_ref(batch), false)
@@ -276,12 +281,12 @@ impl Trainer {
             }
             Outcome::Updated
         };
-        if self.skipped_in_a_row >= MOST_SKIPPED {
+        if self.diverged() {
             return Err(Error::Runtime {
                 message: format!(
                     "training diverged: {MOST_SKIPPED} steps in a row had a loss or gradient that is not finite"
                 ),
-                help: Some("lower --lr or --clip, or look at the data of these steps; nothing was saved over".into()),
+                help: Some("lower --lr or --clip, or look at the data of these steps".into()),
             });
         }
         Ok(StepResult { loss, loss_sum, loss_count, grad_norm, masked, outcome, diagnostics: last })
@@ -290,6 +295,11 @@ impl Trainer {
     /// The trainable parameters' names, in order.
     pub fn parameters(&self) -> impl Iterator<Item = &str> {
         self.trainable.iter().map(|p| p.name.as_str())
+    }
+
+    /// The type of the trained parameters: f32, and f64 on the reference interpreter.
+    pub fn parameter_type(&self) -> Option<DType> {
+        self.engine.parameter(0).ok().map(|value| value.dtype())
     }
 
     /// The present value of a parameter, in train.onnx's orientation (see `transposed` in the manifest).

@@ -1,0 +1,117 @@
+//! What a run starts from: the graph on an engine, the samples, the source model.
+
+use super::args::{RunArgs, RuntimeKind};
+use super::checkpoint;
+use super::data::{self, Chat, Columns, Dataset, Encoder, Limits, Padding};
+use super::trainer::{Setup, Trainer};
+use crate::error::{Error, Problem, Result};
+use crate::profile::Profile;
+use crate::runtime::{Options, environment, locate};
+use std::path::{Path, PathBuf};
+use tokenizers::Tokenizer;
+
+/// The samples; what the user did not say and was chosen for him goes into the notes.
+pub fn dataset(
+    args: &RunArgs,
+    tokenizer: Option<&Tokenizer>,
+    profile: Option<&Profile>,
+    limits: Limits,
+    notes: &mut Vec<String>,
+) -> Result<Dataset> {
+    let mut chat = args.chat_template.as_deref().map(Chat::find).transpose()?;
+    let found = match (&args.tokenizer, tokenizer) {
+        (Some(path), Some(tokenizer)) if chat.is_none() => data::chat_of(path, tokenizer)?,
+        _ => None,
+    };
+    let found = match (found, profile.and_then(|p| p.template)) {
+        (None, Some(name)) if chat.is_none() => Some((format!("{name} (the profile's)"), Chat::find(name)?)),
+        (found, _) => found,
+    };
+    let eos = args.eos_id.or(profile.map(|p| p.eos.1)).or_else(|| tokenizer.and_then(data::eos_id));
+    // A template that was only found is for conversations; one that was asked for is for every text.
+    let plain = chat.is_none();
+    if let Some((name, template)) = found {
+        notes.push(format!("conversations are rendered by the chat template {name}"));
+        chat = Some(template);
+    }
+    let encoder = Encoder {
+        tokenizer,
+        chat: chat.as_ref(),
+        plain,
+        columns: args.columns.as_deref().map(Columns::parse).transpose()?.unwrap_or_default(),
+        system: args.system.clone(),
+        padding: args.supervise_padding,
+        eos,
+        turns: args.turns,
+        seed: args.seed,
+        limits,
+    };
+    let dataset = data::load(&args.data, &encoder)?;
+    if let (Some(eos), true) = (eos, dataset.text) {
+        notes.push(match args.supervise_padding {
+            Padding::None => "nothing is supervised behind the answers (--supervise-padding none)".into(),
+            Padding::FirstEos => format!("one end-of-text token, {eos}, is supervised behind each answer"),
+            Padding::All => format!("all padding, of token {eos}, is supervised (--supervise-padding all)"),
+        });
+    }
+    Ok(dataset)
+}
+
+/// Opens train.onnx on what `--runtime` names.
+pub fn open(args: &RunArgs, notes: &mut Vec<String>) -> Result<Trainer> {
+    let folder =
+        args.model.as_ref().and_then(|m| m.parent()).map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
+    let session = Options { threads: args.threads, ..Options::default() };
+    let folder = folder.map(Path::to_path_buf);
+    let setup = Setup {
+        folder,
+        adamw: args.adamw(),
+        decay: args.decay,
+        accumulate: args.accumulate,
+        session,
+        ..Setup::default()
+    };
+    const SLOW: &str = "the reference interpreter runs the graph: in f64, and several times slower";
+    let mut say = |line: &str| {
+        if !args.quiet {
+            eprintln!("{line}");
+        }
+    };
+    let missing = match args.runtime {
+        RuntimeKind::Interpreter => Some(String::new()),
+        RuntimeKind::Onnxruntime => None,
+        RuntimeKind::Auto => match environment(&mut say) {
+            // A library that the user names must work; any other may be missing.
+            Err(why) if locate::explicit().is_none() => Some(format!("{why}\nwithout it ")),
+            _ => None,
+        },
+    };
+    match missing {
+        Some(why) => {
+            notes.push(why + SLOW);
+            Trainer::load_interpreted(&args.train_onnx, setup)
+        }
+        None => Trainer::load(&args.train_onnx, setup),
+    }
+}
+
+/// The source model, which `--out` needs for model.onnx; a note where it is not there.
+pub fn source(args: &RunArgs, trainer: &Trainer, notes: &mut Vec<String>) -> Result<Option<PathBuf>> {
+    if args.out.is_none() {
+        return Ok(None);
+    }
+    let path = args.model.clone().unwrap_or_else(|| trainer.file.source());
+    if args.model.is_none() && !path.is_file() {
+        notes.push(format!("no model.onnx will be written: {} is not there (see --model)", path.display()));
+        return Ok(None);
+    }
+    checkpoint::check_source(trainer, &path)?;
+    if let Some(out) = &args.out
+        && let (Ok(a), Ok(b)) = (path.canonicalize(), out.join(checkpoint::MODEL).canonicalize())
+        && a == b
+    {
+        let problem = Problem::new("--out", "its model.onnx is the source model and would be overwritten");
+        return Err(Error::usage(problem.help("choose another folder")));
+    }
+    Ok(Some(path))
+}
