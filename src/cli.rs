@@ -1,12 +1,13 @@
 //! The command line.
 
 mod completions;
+mod config;
 mod data;
 mod tools;
 
 use crate::adapt;
 use crate::compile::{self, Compiled, Options, Stage, Trainable};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eval::command::{EvalArgs, eval};
 use crate::generate::command::{GenerateArgs, generate};
 use crate::generate::language;
@@ -235,7 +236,11 @@ impl CompileArgs {
 
 /// Runs the program and returns its exit code.
 pub fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
+    let words = match config::expand(std::env::args_os().collect()) {
+        Ok(words) => words,
+        Err(error) => return failed(&error),
+    };
+    let outcome = match Cli::parse_from(words).command {
         Command::Compile(args) => compile(&args),
         Command::Run(args) => match train::interrupt::listen().and_then(|()| train::run(&args)) {
             Ok(summary) if summary.interrupted => return ExitCode::from(train::interrupt::EXIT_CODE),
@@ -257,11 +262,13 @@ pub fn main() -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::from(error.exit_code())
-        }
+        Err(error) => failed(&error),
     }
+}
+
+fn failed(error: &Error) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(error.exit_code())
 }
 
 fn compile(args: &CompileArgs) -> Result<()> {

@@ -44,7 +44,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("profile.rs", &["error"]),
     (
         "train",
-        &["train", "profile", "rng", "runtime", "kernels", "manifest", "onnx", "ir", "interp", "error", "atomic"],
+        &[
+            "train", "profile", "rng", "runtime", "kernels", "manifest", "onnx", "ir", "interp", "error", "atomic",
+            "stdout",
+        ],
     ),
 ];
 

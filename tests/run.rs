@@ -259,7 +259,7 @@ fn a_run_learns_and_leaves_weights_model_metrics_and_record() {
     assert_eq!(record["arguments"]["lr"], 0.05);
     let mut names: Vec<_> = std::fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
-    assert_eq!(names, ["metrics.jsonl", "model.onnx", "model.safetensors", "run.json"]);
+    assert_eq!(names, ["metrics.jsonl", "model.onnx", "model.safetensors", "run.json", "run.toml"]);
     #[cfg(unix)]
     for name in names {
         use std::os::unix::fs::PermissionsExt;

@@ -125,6 +125,12 @@ pub struct RunArgs {
     /// What executes the graph
     #[arg(long, value_enum, default_value_t = RuntimeKind::Auto)]
     pub runtime: RuntimeKind,
+    /// Settings from a TOML file: `lr = 2e-5`, named as the flags; flags win.  A run writes its own as run.toml
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the plan and stop: steps, tokens, memory, what is trained
+    #[arg(long)]
+    pub dry_run: bool,
     /// Print nothing but errors
     #[arg(long, short)]
     pub quiet: bool,

@@ -1,17 +1,74 @@
 //! What a run starts from: the graph on an engine, the samples, the source model.
 
 use super::args::{RunArgs, RuntimeKind};
+use super::batch::Shape;
 use super::checkpoint;
 use super::data::{self, Chat, Columns, Dataset, Encoder, Limits, Padding};
+use super::plan::Plan;
+use super::sampler::Sampler;
 use super::trainer::{Setup, Trainer};
 use crate::error::{Error, Problem, Result};
+use crate::manifest::Manifest;
 use crate::profile::Profile;
 use crate::runtime::{Options, environment, locate};
 use std::path::{Path, PathBuf};
 use tokenizers::Tokenizer;
 
+/// What a run feeds.
+pub struct Prepared {
+    pub dataset: Dataset,
+    pub pad_id: i64,
+    /// Sequences a micro-batch.
+    pub batch: usize,
+    /// The sizes that the graph fixes.
+    pub shape: Shape,
+}
+
+impl Prepared {
+    /// Which samples each step sees.
+    pub fn plan(&self, args: &RunArgs) -> Plan<'_> {
+        Plan {
+            dataset: &self.dataset,
+            batch: self.batch,
+            accumulate: args.accumulate.max(1),
+            sampler: Sampler::new(args.seed),
+            by_length: !args.no_length_groups && self.shape.length.is_none(),
+        }
+    }
+}
+
+/// Reads the data for a graph of this manifest and shape; what was chosen for the user goes into the notes.
+///
+/// # Errors
+/// Everything that is wrong with the data, and with the flags about it.
+pub fn prepare(args: &RunArgs, manifest: &Manifest, shape: Shape, notes: &mut Vec<String>) -> Result<Prepared> {
+    let batch = args.batch_size(shape.rows)?;
+    let tokenizer = args.tokenizer.as_deref().map(|p| Ok((p.to_path_buf(), data::tokenizer(p)?))).transpose()?;
+    let profile = data::profile(args.profile.as_deref(), tokenizer.as_ref())?;
+    notes.extend(profile.as_ref().map(|(_, note)| note.clone()));
+    let profile = profile.map(|(profile, _)| profile);
+    let tokenizer = tokenizer.map(|(_, tokenizer)| tokenizer);
+    let limits = Limits {
+        vocab_size: manifest.vocab_size,
+        mask_id: manifest.method.mask_id,
+        max_length: args.max_length,
+        fixed_length: shape.length,
+    };
+    let dataset = dataset(args, tokenizer.as_ref(), profile, limits, notes)?;
+    let pad_id = args.pad_id.or(profile.map(|p| p.pad_id)).unwrap_or_else(|| data::pad_id(tokenizer.as_ref()));
+    if !(0..limits.vocab_size).contains(&pad_id) {
+        let problem =
+            Problem::new("--pad-id", format!("{pad_id} is not in the vocabulary of {} tokens", limits.vocab_size));
+        return Err(Error::usage(problem));
+    }
+    if dataset.cut > 0 {
+        notes.push(format!("--max-length cut {} of {} rows", dataset.cut, dataset.samples.len()));
+    }
+    Ok(Prepared { dataset, pad_id, batch, shape })
+}
+
 /// The samples; what the user did not say and was chosen for him goes into the notes.
-pub fn dataset(
+fn dataset(
     args: &RunArgs,
     tokenizer: Option<&Tokenizer>,
     profile: Option<&Profile>,
@@ -57,14 +114,17 @@ pub fn dataset(
     Ok(dataset)
 }
 
+/// The folder of the weights, where `--model` names it.
+pub fn folder(args: &RunArgs) -> Option<PathBuf> {
+    let folder = args.model.as_ref().and_then(|m| m.parent());
+    folder.map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p }.to_path_buf())
+}
+
 /// Opens train.onnx on what `--runtime` names.
 pub fn open(args: &RunArgs, notes: &mut Vec<String>) -> Result<Trainer> {
-    let folder =
-        args.model.as_ref().and_then(|m| m.parent()).map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
     let session = Options { threads: args.threads, ..Options::default() };
-    let folder = folder.map(Path::to_path_buf);
     let setup = Setup {
-        folder,
+        folder: folder(args),
         adamw: args.adamw(),
         decay: args.decay,
         accumulate: args.accumulate,

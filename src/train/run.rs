@@ -4,25 +4,27 @@ use super::adapter;
 use super::args::RunArgs;
 use super::batch::{Batch, Shape};
 use super::checkpoint;
-use super::data::{self, Limits};
+use super::configuration;
+use super::dry_run;
 use super::interrupt;
 use super::log::{Log, Metrics};
 use super::plan::Plan;
-use super::prepare::{dataset, open, source};
-use super::sampler::Sampler;
+use super::prepare::{self, Prepared, open, prepare, source};
 use super::settings::{Chosen, Settings};
 use super::state::{self, Position};
 use super::store::{self, Store};
-use super::trainer::{Outcome, Trainer};
+use super::trainer::{Outcome, Trainer, shape_of};
 use crate::atomic;
 use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
+use crate::onnx::train_file::TrainFile;
+use crate::stdout::print;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// What a run did.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Summary {
     pub steps: u64,
     /// Steps whose loss or gradient was not finite.
@@ -71,55 +73,29 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
     }
     let args = &args;
     check_folder(args, found.as_ref().map(|(_, folder)| folder.as_path()))?;
+    if args.dry_run {
+        return dry_run(args);
+    }
     let mut notes = Vec::new();
     let mut trainer = open(args, &mut notes)?;
-    let shape = trainer.shape();
-    let batch_size = args.batch_size(shape.rows)?;
-    let tokenizer = args.tokenizer.as_deref().map(|p| Ok((p.to_path_buf(), data::tokenizer(p)?))).transpose()?;
-    let profile = data::profile(args.profile.as_deref(), tokenizer.as_ref())?;
-    notes.extend(profile.as_ref().map(|(_, note)| note.clone()));
-    let profile = profile.map(|(profile, _)| profile);
-    let tokenizer = tokenizer.map(|(_, tokenizer)| tokenizer);
-    let method = &trainer.manifest().method;
-    let limits = Limits {
-        vocab_size: trainer.manifest().vocab_size,
-        mask_id: method.mask_id,
-        max_length: args.max_length,
-        fixed_length: shape.length,
-    };
-    let dataset = dataset(args, tokenizer.as_ref(), profile, limits, &mut notes)?;
-    let pad_id = args.pad_id.or(profile.map(|p| p.pad_id)).unwrap_or_else(|| data::pad_id(tokenizer.as_ref()));
-    if !(0..limits.vocab_size).contains(&pad_id) {
-        let problem =
-            Problem::new("--pad-id", format!("{pad_id} is not in the vocabulary of {} tokens", limits.vocab_size));
-        return Err(Error::usage(problem));
-    }
-    if dataset.cut > 0 {
-        notes.push(format!("--max-length cut {} of {} rows", dataset.cut, dataset.samples.len()));
-    }
+    let prepared = prepare(args, trainer.manifest(), trainer.shape(), &mut notes)?;
+    let Prepared { dataset, pad_id, shape, .. } = &prepared;
     let source = source(args, &trainer, &mut notes)?;
     if let Some(out) = &args.out {
         std::fs::create_dir_all(out).map_err(|e| Error::io("create", out, e))?;
     }
 
-    let plan = Plan {
-        dataset: &dataset,
-        batch: batch_size,
-        accumulate: args.accumulate.max(1),
-        sampler: Sampler::new(args.seed),
-        by_length: !args.no_length_groups && shape.length.is_none(),
-    };
-    let per_epoch = plan.steps_per_epoch();
-    let steps = args.steps.unwrap_or_else(|| per_epoch * u64::from(args.epochs.unwrap_or(1)));
+    let plan = prepared.plan(args);
+    let (per_epoch, steps) = (plan.steps_per_epoch(), steps(args, &plan));
     let chosen = Chosen {
-        batch: batch_size,
+        batch: plan.batch,
         accumulate: plan.accumulate,
         by_length: plan.by_length,
-        pad_id,
+        pad_id: *pad_id,
         steps,
         interpreted: trainer.parameter_type() == Some(DType::F64),
     };
-    let settings = Settings::new(args, trainer.manifest(), &dataset, chosen)?;
+    let settings = Settings::new(args, trainer.manifest(), dataset, chosen)?;
     let store = args.out.as_deref().map(|out| Store::open(out, args.keep as usize)).transpose()?;
     let mut step = 0;
     if let Some((checkpoint, _)) = &found {
@@ -128,20 +104,16 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
     }
     // What is saved where a run diverges: the state behind the last update.
     let mut good = Position::of(&trainer, step, settings.clone());
+    if let Some(out) = &args.out {
+        let epochs = args.epochs.or_else(|| args.steps.is_none().then_some(1));
+        configuration::save(
+            &RunArgs { epochs, batch_size: Some(plan.batch), pad_id: Some(*pad_id), ..args.clone() },
+            out,
+        )?;
+    }
     let mut log = Log::new(step, steps, args.quiet, args.out.as_deref())?;
     notes.iter().chain(&plan.padding()).for_each(|n| log.say(n));
-    let mut summary = Summary {
-        steps: 0,
-        skipped: 0,
-        empty: 0,
-        tokens: 0,
-        seconds: 0.0,
-        first_loss: 0.0,
-        last_loss: 0.0,
-        interrupted: false,
-        written: Vec::new(),
-        notes,
-    };
+    let mut summary = Summary { notes, ..Summary::default() };
     let mut losses = Vec::new();
     let mut order = (u32::MAX, Vec::new());
     while step < steps {
@@ -154,7 +126,7 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
         if order.0 != epoch {
             order = (epoch, plan.order(epoch));
         }
-        let batches = plan.batches(&order.1, epoch, step % per_epoch, Shape { pad_id, ..shape })?;
+        let batches = plan.batches(&order.1, epoch, step % per_epoch, Shape { pad_id: *pad_id, ..*shape })?;
         trainer.adamw.lr = args.lr * args.schedule.factor(step, steps, args.warmup);
         let result = match trainer.step_on(&batches, false) {
             Err(e) if trainer.diverged() => return Err(leave(e, &trainer, &good, store.as_ref())),
@@ -217,6 +189,23 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
     }
     summary.lines().iter().for_each(|line| log.say(line));
     Ok(summary)
+}
+
+fn steps(args: &RunArgs, plan: &Plan) -> u64 {
+    args.steps.unwrap_or_else(|| plan.steps_per_epoch() * u64::from(args.epochs.unwrap_or(1)))
+}
+
+/// Prints what a run would do.
+fn dry_run(args: &RunArgs) -> Result<Summary> {
+    args.adamw().check()?;
+    let file = TrainFile::read(&args.train_onnx, prepare::folder(args).as_deref())?;
+    let mut notes = Vec::new();
+    let prepared = prepare(args, &file.manifest, shape_of(&file), &mut notes)?;
+    let plan = prepared.plan(args);
+    print(&dry_run::text(args, &file.manifest, &plan, steps(args, &plan)))?;
+    notes.extend(plan.padding());
+    notes.iter().try_for_each(|note| print(&format!("note: {note}\n")))?;
+    Ok(Summary { notes, ..Summary::default() })
 }
 
 /// Refuses a folder where the checkpoints of another run would be lost.

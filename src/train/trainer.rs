@@ -171,10 +171,7 @@ impl Trainer {
         if !problems.is_empty() {
             return Err(Error::Model { model: file.path().to_path_buf(), problems });
         }
-        let size = |axis: usize| {
-            token_input.and_then(|i| i.shape.get(axis).copied().flatten()).and_then(|n| n.try_into().ok())
-        };
-        let shape = Shape { rows: size(0), length: size(1), pad_id: 0 };
+        let shape = shape_of(&file);
         let has = |n: &&str| inputs.iter().any(|i| i.name == *n);
         let draws = DRAWS.into_iter().filter(|n| has(n)).collect();
         let made = |n: &&str| outputs.iter().any(|o| o.name == *n);
@@ -365,4 +362,12 @@ impl Trainer {
         }
         Ok(feeds)
     }
+}
+
+/// The sizes that a graph fixes.
+pub(super) fn shape_of(file: &TrainFile) -> Shape {
+    let inputs = file.inputs();
+    let tokens = inputs.iter().find(|i| i.name == file.manifest.token_input);
+    let size = |axis: usize| tokens.and_then(|i| i.shape.get(axis).copied().flatten()).and_then(|n| n.try_into().ok());
+    Shape { rows: size(0), length: size(1), pad_id: 0 }
 }
