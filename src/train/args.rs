@@ -125,6 +125,9 @@ pub struct RunArgs {
     /// What executes the graph
     #[arg(long, value_enum, default_value_t = RuntimeKind::Auto)]
     pub runtime: RuntimeKind,
+    /// Also write event files for TensorBoard, to --out/tensorboard
+    #[arg(long)]
+    pub tensorboard: bool,
     /// Settings from a TOML file: `lr = 2e-5`, named as the flags; flags win.  A run writes its own as run.toml
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,

@@ -1,5 +1,6 @@
-//! What is seen of a run: a progress bar or plain lines, and `metrics.jsonl`.
+//! What is seen of a run: a progress bar or plain lines, and `metrics.jsonl`, and event files.
 
+use super::tensorboard::Events;
 use crate::atomic;
 use crate::error::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -39,13 +40,15 @@ pub struct Log {
     quiet: bool,
     steps: u64,
     file: Option<(File, PathBuf)>,
+    events: Option<Events>,
     start: Instant,
     tokens: usize,
 }
 
 impl Log {
-    /// `done` of `steps` steps are made already; `folder` gets `metrics.jsonl`, which a resumed run appends to.
-    pub fn new(done: u64, steps: u64, quiet: bool, folder: Option<&Path>) -> Result<Self> {
+    /// `done` of `steps` steps are made already; `folder` gets `metrics.jsonl`, which a resumed run appends to, and
+    /// with `tensorboard` an event file.
+    pub fn new(done: u64, steps: u64, quiet: bool, folder: Option<&Path>, tensorboard: bool) -> Result<Self> {
         let terminal = std::io::stderr().is_terminal() && !quiet;
         let style = "{bar:24} {pos}/{len}  {msg}  {elapsed} < {eta}";
         let bar = terminal.then(|| {
@@ -62,8 +65,9 @@ impl Log {
             Ok::<_, Error>((file, path))
         };
         let file = folder.map(open).transpose()?;
+        let events = folder.filter(|_| tensorboard).map(|folder| Events::new(folder, done)).transpose()?;
         let every = steps.div_ceil(50).max(1);
-        Ok(Log { bar, every, quiet, steps, file, start: Instant::now(), tokens: 0 })
+        Ok(Log { bar, every, quiet, steps, file, events, start: Instant::now(), tokens: 0 })
     }
 
     pub fn step(&mut self, m: &Metrics) -> Result<()> {
@@ -76,6 +80,9 @@ impl Log {
             bar.inc(1);
         } else if !self.quiet && (m.step.is_multiple_of(self.every) || m.step == 1 || m.step == self.steps) {
             eprintln!("step {}/{}  {}", m.step, self.steps, text.trim_end());
+        }
+        if let Some(events) = &mut self.events {
+            events.step(m)?;
         }
         if let Some((file, path)) = &mut self.file {
             let mut line = serde_json::to_string(m).map_err(|e| Error::internal("log", e.to_string()))?;

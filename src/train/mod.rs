@@ -22,6 +22,7 @@ pub mod sampler;
 pub mod settings;
 pub mod state;
 pub mod store;
+pub mod tensorboard;
 pub mod trainer;
 
 pub use args::{RunArgs, RuntimeKind};

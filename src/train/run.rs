@@ -111,7 +111,7 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
             out,
         )?;
     }
-    let mut log = Log::new(step, steps, args.quiet, args.out.as_deref())?;
+    let mut log = Log::new(step, steps, args.quiet, args.out.as_deref(), args.tensorboard)?;
     notes.iter().chain(&plan.padding()).for_each(|n| log.say(n));
     let mut summary = Summary { notes, ..Summary::default() };
     let mut losses = Vec::new();
