@@ -291,6 +291,42 @@ fn a_run_is_repeated_and_resumed_to_the_bit() {
     assert!(run(&other).unwrap_err().to_string().contains("--seed: the interrupted run had 4"));
 }
 
+/// Held-out losses come when they are due, fall, and leave training as it is, also where micro-batches are summed.
+#[test]
+fn held_out_data_are_evaluated_beside_training() {
+    let folder = tempfile::tempdir().unwrap();
+    let train = toy::write(folder.path(), &toy::Options::default());
+    let data = folder.path().join("held_out.jsonl");
+    std::fs::write(&data, "{\"input_ids\": [1, 0, 3, 4, 2], \"prompt_len\": 1}\n").unwrap();
+    let more = ["--steps", "32", "--batch-size", "1", "--accumulate", "2"];
+    let plain = run_into(&train, "plain", &more);
+    let eval = ["--eval-data", data.to_str().unwrap(), "--eval-every", "10"];
+    let out = run_into(&train, "out", &[&more[..], &eval].concat());
+    let weights = |out: &Path| std::fs::read(out.join("model.safetensors")).unwrap();
+    assert!(weights(&plain) == weights(&out));
+    let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let losses: Vec<(u64, f64)> = metrics
+        .lines()
+        .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap())
+        .filter_map(|l| Some((l["step"].as_u64()?, l.get("eval_loss")?.as_f64()?)))
+        .collect();
+    assert_eq!(losses.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [10, 20, 30, 32]);
+    assert!(losses[2].1 < 0.8 * losses[0].1, "{losses:?}");
+    // The same weights, the same number.
+    let again = run_into(
+        &train,
+        "again",
+        &[&more[..], &eval, &["--eval-every=32"]].concat()[..]
+            .iter()
+            .copied()
+            .filter(|w| *w != "--eval-every" && *w != "10")
+            .collect::<Vec<_>>(),
+    );
+    let text = std::fs::read_to_string(again.join("metrics.jsonl")).unwrap();
+    let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(last["eval_loss"].as_f64(), Some(losses[3].1));
+}
+
 /// What an entropy pass gave in an epoch that is over goes on after a restart, though the weights have moved.
 #[test]
 fn a_cached_probe_is_resumed_to_the_bit() {

@@ -28,6 +28,12 @@ pub struct RunArgs {
     /// "prompt_len": N}, {"prompt": "..", "answer": ".."}, {"messages": [..]}, or those of s1K
     #[arg(long, value_name = "DATA")]
     pub data: String,
+    /// Held-out data, as --data: the loss on them, over fixed times and draws, is logged as eval_loss
+    #[arg(long, value_name = "DATA")]
+    pub eval_data: Option<String>,
+    /// Steps between two evaluations [default: an epoch]; there is one at the end in any case
+    #[arg(long, value_name = "N", requires = "eval_data", value_parser = clap::value_parser!(u64).range(1..))]
+    pub eval_every: Option<u64>,
     /// Fields of other names: prompt=question,answer=solution (also messages, input_ids, prompt_len, trajectory)
     #[arg(long, value_name = "FIELD=COLUMN,..")]
     pub columns: Option<String>,

@@ -26,6 +26,9 @@ pub struct Metrics {
     pub tokens: usize,
     /// How many of them were masked.
     pub masked: usize,
+    /// The loss on --eval-data behind this step, where it was due and is finite.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_loss: Option<f64>,
     /// The time this step took.
     pub seconds: f64,
     /// `updated`, `empty` (nothing was masked) or `skipped` (not finite).
@@ -74,11 +77,14 @@ impl Log {
         self.tokens += m.tokens;
         let rate = self.tokens as f64 / self.start.elapsed().as_secs_f64().max(1e-9);
         let outcome = if m.outcome == "updated" { "" } else { m.outcome };
-        let text = format!("loss {:.4}  norm {:.3}  {rate:.0} tok/s  {outcome}", m.loss, m.grad_norm);
+        let held_out = m.eval_loss.map(|loss| format!("eval {loss:.4}  ")).unwrap_or_default();
+        let text = format!("loss {:.4}  {held_out}norm {:.3}  {rate:.0} tok/s  {outcome}", m.loss, m.grad_norm);
         if let Some(bar) = &self.bar {
             bar.set_message(text);
             bar.inc(1);
-        } else if !self.quiet && (m.step.is_multiple_of(self.every) || m.step == 1 || m.step == self.steps) {
+        } else if !self.quiet
+            && (m.step.is_multiple_of(self.every) || m.step == 1 || m.step == self.steps || m.eval_loss.is_some())
+        {
             eprintln!("step {}/{}  {}", m.step, self.steps, text.trim_end());
         }
         if let Some(events) = &mut self.events {

@@ -9,6 +9,7 @@ pub mod configuration;
 pub mod data;
 pub mod dry_run;
 pub mod engine;
+pub mod held_out;
 pub mod interpreter;
 pub mod interrupt;
 pub mod log;

@@ -6,6 +6,7 @@ use super::batch::{Batch, Shape};
 use super::checkpoint;
 use super::configuration;
 use super::dry_run;
+use super::held_out::HeldOut;
 use super::interrupt;
 use super::log::{Log, Metrics};
 use super::plan::Plan;
@@ -80,6 +81,7 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
     let mut trainer = open(args, &mut notes)?;
     let prepared = prepare(args, trainer.manifest(), trainer.shape(), &mut notes)?;
     let Prepared { dataset, pad_id, shape, .. } = &prepared;
+    let held_out = held_out(args, &trainer, &prepared, &mut notes)?;
     let source = source(args, &trainer, &mut notes)?;
     if let Some(out) = &args.out {
         std::fs::create_dir_all(out).map_err(|e| Error::io("create", out, e))?;
@@ -145,6 +147,9 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
         }
         let tokens = batches.iter().map(Batch::real_tokens).sum();
         summary.tokens += tokens;
+        let seconds = started.elapsed().as_secs_f64();
+        let due = step.is_multiple_of(args.eval_every.unwrap_or(per_epoch)) || step == steps;
+        let eval_loss = held_out.as_ref().filter(|_| due).map(|h| h.loss(&mut trainer)).transpose()?;
         log.step(&Metrics {
             step,
             epoch,
@@ -155,7 +160,8 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
             lr: trainer.adamw.lr,
             tokens,
             masked: result.masked,
-            seconds: started.elapsed().as_secs_f64(),
+            eval_loss: eval_loss.filter(|loss| loss.is_finite()),
+            seconds,
             outcome,
         })?;
         let position = Position::of(&trainer, step, settings.clone());
@@ -189,6 +195,17 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
     }
     summary.lines().iter().for_each(|line| log.say(line));
     Ok(summary)
+}
+
+/// The data of `--eval-data`, read as the training data are.
+fn held_out(args: &RunArgs, trainer: &Trainer, own: &Prepared, notes: &mut Vec<String>) -> Result<Option<HeldOut>> {
+    let Some(data) = args.eval_data.clone() else { return Ok(None) };
+    let known = notes.len();
+    let found = prepare(&RunArgs { data, ..args.clone() }, trainer.manifest(), trainer.shape(), notes)?;
+    // What was chosen for the training data was told already.
+    notes.truncate(known);
+    notes.push(format!("{} samples of --eval-data are held out", found.dataset.samples.len()));
+    HeldOut::new(&found.dataset, own.batch, Shape { pad_id: own.pad_id, ..own.shape }).map(Some)
 }
 
 fn steps(args: &RunArgs, plan: &Plan) -> u64 {

@@ -57,6 +57,7 @@ impl Events {
             ("train/tokens_per_second", m.tokens as f64 / m.seconds.max(1e-9)),
             ("train/masked", m.masked as f64),
             ("train/skipped", f64::from(u8::from(m.outcome == "skipped"))),
+            ("eval/loss", m.eval_loss.unwrap_or(f64::NAN)),
         ];
         let mut summary = Vec::new();
         for (tag, value) in scalars.iter().filter(|(_, value)| value.is_finite()) {
@@ -172,6 +173,7 @@ mod tests {
             lr: 1e-3,
             tokens: 10,
             masked: 3,
+            eval_loss: None,
             seconds: 2.0,
             outcome: "skipped",
         };

@@ -289,6 +289,18 @@ impl Trainer {
         Ok(StepResult { loss, loss_sum, loss_count, grad_norm, masked, outcome, diagnostics: last })
     }
 
+    /// `loss_sum` and `loss_count` of a batch, with the present parameters; updates nothing.
+    pub(super) fn loss_on(&mut self, batch: &Batch) -> Result<(f64, f64)> {
+        let mut feeds = self.feeds(batch)?;
+        if let Some(cache) = &mut self.cache {
+            let beta = cache.beta(batch, || self.engine.probe(&feeds))?;
+            feeds.push((BETA.into(), beta));
+        }
+        let outputs = self.engine.forward(&feeds, &["loss_sum", "loss_count"].map(String::from), false)?;
+        let number = |name: &str| outputs.get(name).map_or(Ok(0.0), HostTensor::item);
+        Ok((number("loss_sum")?, number("loss_count")?))
+    }
+
     /// The trainable parameters' names, in order.
     pub fn parameters(&self) -> impl Iterator<Item = &str> {
         self.trainable.iter().map(|p| p.name.as_str())
