@@ -32,7 +32,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "DATA")]
     pub eval_data: Option<String>,
     /// Steps between two evaluations [default: an epoch]; there is one at the end in any case
-    #[arg(long, value_name = "N", requires = "eval_data", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub eval_every: Option<u64>,
     /// Fields of other names: prompt=question,answer=solution (also messages, input_ids, prompt_len, trajectory)
     #[arg(long, value_name = "FIELD=COLUMN,..")]

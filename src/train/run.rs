@@ -199,7 +199,10 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
 
 /// The data of `--eval-data`, read as the training data are.
 fn held_out(args: &RunArgs, trainer: &Trainer, own: &Prepared, notes: &mut Vec<String>) -> Result<Option<HeldOut>> {
-    let Some(data) = args.eval_data.clone() else { return Ok(None) };
+    let Some(data) = args.eval_data.clone() else {
+        let problem = Problem::new("--eval-every", "there is nothing to evaluate").help("--eval-data DATA");
+        return if args.eval_every.is_some() { Err(Error::usage(problem)) } else { Ok(None) };
+    };
     let known = notes.len();
     let found = prepare(&RunArgs { data, ..args.clone() }, trainer.manifest(), trainer.shape(), notes)?;
     // What was chosen for the training data was told already.
