@@ -15,6 +15,7 @@ use crate::manifest::Probe;
 use crate::onnx::write;
 use crate::precision::Compute;
 use crate::quantize::Quantization;
+use crate::report::{self, ReportArgs};
 use crate::rules::Target;
 use crate::runtime::doctor;
 use crate::train::{self, RunArgs};
@@ -47,6 +48,7 @@ enum Command {
     Eval(Box<EvalArgs>),
     /// Show training data as the model sees it: prompt, answer, padding
     Data(Box<data::DataArgs>),
+    Report(ReportArgs),
     /// Print a script that completes commands and flags in a shell
     Completions {
         /// The shell; `weftc completions bash > ~/.local/share/bash-completion/completions/weftc`
@@ -249,6 +251,7 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => generate(&args),
         Command::Eval(args) => eval(&args),
         Command::Data(args) => data::data(&args),
+        Command::Report(args) => report::report(&args),
         Command::Completions { shell } => completions::completions::<Cli>(shell),
         Command::Inspect(args) => tools::inspect(&args),
         Command::Explain(args) => tools::explain(&args),
@@ -279,7 +282,7 @@ fn compile(args: &CompileArgs) -> Result<()> {
     let compiled = compile::compile(&options)?;
     let bytes = compiled.write(&args.output)?;
     if !args.quiet {
-        let (report, path) = (report(&compiled), args.output.display());
+        let (report, path) = (summary(&compiled), args.output.display());
         let note = note.map(|n| format!("note: {n}\n")).unwrap_or_default();
         crate::stdout::print(&format!("{note}{report}wrote {path} ({:.1} MB)\n", bytes as f64 / 1e6))?;
     }
@@ -287,7 +290,7 @@ fn compile(args: &CompileArgs) -> Result<()> {
 }
 
 /// What the compiler did, for people.
-pub fn report(compiled: &Compiled) -> String {
+pub fn summary(compiled: &Compiled) -> String {
     use std::fmt::Write;
     let mut out = String::new();
     for s in &compiled.stages {

@@ -42,6 +42,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("runtime", &["runtime", "ir", "error", "atomic"]),
     ("kernels", &["kernels", "ir", "error"]),
     ("profile.rs", &["error"]),
+    ("report", &["report", "error", "atomic", "stdout"]),
     (
         "train",
         &[

@@ -1,0 +1,69 @@
+//! `weftc report`: the curves and settings of runs, side by side, in one file that needs nothing else.
+
+mod chart;
+mod page;
+
+use crate::atomic;
+use crate::error::{Error, Problem, Result};
+use crate::stdout::print;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Show runs: curves, figures and settings side by side, in one HTML file
+#[derive(Clone, Debug, clap::Args)]
+pub struct ReportArgs {
+    /// The --out folders of runs
+    #[arg(required = true, value_name = "DIR")]
+    runs: Vec<PathBuf>,
+    /// Where to write the page
+    #[arg(short, long, value_name = "FILE", default_value = "report.html")]
+    output: PathBuf,
+}
+
+/// What a run has left in its folder.
+pub(crate) struct Run {
+    name: String,
+    /// The lines of metrics.jsonl.
+    steps: Vec<Value>,
+    /// The settings of run.toml, where it is there.
+    settings: BTreeMap<String, String>,
+}
+
+/// Writes the page.
+///
+/// # Errors
+/// `Usage`, with every folder that holds no run; `Io`.
+pub fn report(args: &ReportArgs) -> Result<()> {
+    let (mut runs, mut problems) = (Vec::new(), Vec::new());
+    for folder in &args.runs {
+        match read(folder)? {
+            Some(run) => runs.push(run),
+            None => {
+                let problem = Problem::new(folder.display().to_string(), "there is no metrics.jsonl with a step");
+                problems.push(problem.help("name the --out folder of a run"));
+            }
+        }
+    }
+    if !problems.is_empty() {
+        return Err(Error::Usage { problems });
+    }
+    let html = page::html(&runs);
+    atomic::write(&args.output, |file| file.write_all(html.as_bytes()))?;
+    print(&format!("wrote {} ({} runs, {:.0} kB)\n", args.output.display(), runs.len(), html.len() as f64 / 1e3))
+}
+
+fn read(folder: &Path) -> Result<Option<Run>> {
+    let text = |name: &str| {
+        let path = folder.join(name);
+        match std::fs::read_to_string(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+            other => other.map_err(|e| Error::io("read", &path, e)),
+        }
+    };
+    // The last line of a killed run may have broken off.
+    let steps: Vec<Value> = text("metrics.jsonl")?.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+    let table: toml::Table = text("run.toml")?.parse().unwrap_or_default();
+    let settings = table.into_iter().map(|(name, value)| (name, value.to_string())).collect();
+    Ok((!steps.is_empty()).then(|| Run { name: folder.display().to_string(), steps, settings }))
+}
