@@ -48,6 +48,7 @@ enum Command {
     Eval(Box<EvalArgs>),
     /// Show training data as the model sees it: prompt, answer, padding
     Data(Box<data::DataArgs>),
+    /// Show runs: curves, figures and settings side by side, in one HTML file
     Report(ReportArgs),
     /// Print a script that completes commands and flags in a shell
     Completions {

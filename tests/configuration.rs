@@ -29,8 +29,9 @@ fn a_run_is_repeated_from_its_own_configuration() {
     let (train, config) = toy(folder.path());
     let out = |name: &str| train.with_file_name(name).to_str().unwrap().to_string();
     let weights = |name: &str| std::fs::read(train.with_file_name(name).join("model.safetensors")).unwrap();
+    let data = out("data.jsonl");
     let run = |words: &[&str]| assert_eq!(weftc(&[&["run", "--quiet"], words].concat()).0, Some(0));
-    run(&["--config", &config, "--out", &out("first"), "--warmup=3"]);
+    run(&["--config", &config, "--out", &out("first"), "--warmup=3", "--eval-data", &data, "--eval-every=2"]);
     run(&["--config", &(out("first") + "/run.toml"), "--out", &out("again")]);
     run(&["--config", &config, "--out", &out("other")]);
     assert!(weights("first") == weights("again") && weights("first") != weights("other"));
