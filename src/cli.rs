@@ -246,8 +246,11 @@ pub fn main() -> ExitCode {
     let outcome = match Cli::parse_from(words).command {
         Command::Compile(args) => compile(&args),
         Command::Run(args) => match train::interrupt::listen().and_then(|()| train::run(&args)) {
-            Ok(summary) if summary.interrupted => return ExitCode::from(train::interrupt::EXIT_CODE),
-            other => other.map(drop),
+            Ok(summary) => match summary.folder.as_deref().map_or(Ok(()), report::beside) {
+                Ok(()) if summary.interrupted => return ExitCode::from(train::interrupt::EXIT_CODE),
+                other => other,
+            },
+            Err(error) => Err(error),
         },
         Command::Generate(args) => generate(&args),
         Command::Eval(args) => eval(&args),

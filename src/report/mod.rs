@@ -2,6 +2,7 @@
 
 mod chart;
 mod page;
+mod tokens;
 
 use crate::atomic;
 use crate::error::{Error, Problem, Result};
@@ -9,6 +10,7 @@ use crate::stdout::print;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use tokens::Tokens;
 
 /// Show runs: curves, figures and settings side by side, in one HTML file
 #[derive(Clone, Debug, clap::Args)]
@@ -28,6 +30,8 @@ pub(crate) struct Run {
     steps: Vec<Value>,
     /// The settings of run.toml, where it is there.
     settings: BTreeMap<String, String>,
+    /// What is in tokens.json, where it is there.
+    tokens: Option<Tokens>,
 }
 
 /// Writes the page.
@@ -53,6 +57,17 @@ pub fn report(args: &ReportArgs) -> Result<()> {
     print(&format!("wrote {} ({} runs, {:.0} kB)\n", args.output.display(), runs.len(), html.len() as f64 / 1e3))
 }
 
+/// Writes `report.html` into a run's own folder, if it has made a step.
+///
+/// # Errors
+/// `Io`.
+pub fn beside(folder: &Path) -> Result<()> {
+    match read(folder)? {
+        Some(run) => atomic::write(&folder.join("report.html"), |file| file.write_all(page::html(&[run]).as_bytes())),
+        None => Ok(()),
+    }
+}
+
 fn read(folder: &Path) -> Result<Option<Run>> {
     let text = |name: &str| {
         let path = folder.join(name);
@@ -65,5 +80,6 @@ fn read(folder: &Path) -> Result<Option<Run>> {
     let steps: Vec<Value> = text("metrics.jsonl")?.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
     let table: toml::Table = text("run.toml")?.parse().unwrap_or_default();
     let settings = table.into_iter().map(|(name, value)| (name, value.to_string())).collect();
-    Ok((!steps.is_empty()).then(|| Run { name: folder.display().to_string(), steps, settings }))
+    let tokens = serde_json::from_str(&text("tokens.json")?).ok();
+    Ok((!steps.is_empty()).then(|| Run { name: folder.display().to_string(), steps, settings, tokens }))
 }

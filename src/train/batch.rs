@@ -63,6 +63,11 @@ impl Batch {
         })
     }
 
+    /// L.
+    pub fn length(&self) -> usize {
+        self.tokens.shape().get(1).map_or(0, |n| *n as usize)
+    }
+
     /// How many tokens are no padding.
     pub fn real_tokens(&self) -> usize {
         self.real.bytes().iter().filter(|b| **b != 0).count()

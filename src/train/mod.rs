@@ -24,6 +24,7 @@ pub mod settings;
 pub mod state;
 pub mod store;
 pub mod tensorboard;
+pub mod tokens;
 pub mod trainer;
 
 pub use args::{RunArgs, RuntimeKind};

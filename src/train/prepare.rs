@@ -17,6 +17,8 @@ use tokenizers::Tokenizer;
 /// What a run feeds.
 pub struct Prepared {
     pub dataset: Dataset,
+    /// Of the texts that the samples were made of.
+    pub tokenizer: Option<Tokenizer>,
     pub pad_id: i64,
     /// Sequences a micro-batch.
     pub batch: usize,
@@ -64,7 +66,7 @@ pub fn prepare(args: &RunArgs, manifest: &Manifest, shape: Shape, notes: &mut Ve
     if dataset.cut > 0 {
         notes.push(format!("--max-length cut {} of {} rows", dataset.cut, dataset.samples.len()));
     }
-    Ok(Prepared { dataset, pad_id, batch, shape })
+    Ok(Prepared { dataset, tokenizer, pad_id, batch, shape })
 }
 
 /// The samples; what the user did not say and was chosen for him goes into the notes.

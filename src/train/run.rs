@@ -14,6 +14,7 @@ use super::prepare::{self, Prepared, open, prepare, source};
 use super::settings::{Chosen, Settings};
 use super::state::{self, Position};
 use super::store::{self, Store};
+use super::tokens::{Text, Tokens};
 use super::trainer::{Outcome, Trainer, shape_of};
 use crate::atomic;
 use crate::error::{Error, Problem, Result};
@@ -37,6 +38,9 @@ pub struct Summary {
     /// The mean loss of the first and of the last tenth of the steps.
     pub first_loss: f64,
     pub last_loss: f64,
+    /// The run's folder.
+    #[serde(skip)]
+    pub folder: Option<PathBuf>,
     /// Whether it was ended before its time, by Ctrl-C.
     pub interrupted: bool,
     /// The files written, in order.
@@ -115,7 +119,8 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
     }
     let mut log = Log::new(step, steps, args.quiet, args.out.as_deref(), args.tensorboard)?;
     notes.iter().chain(&plan.padding()).for_each(|n| log.say(n));
-    let mut summary = Summary { notes, ..Summary::default() };
+    let mut summary = Summary { notes, folder: args.out.clone(), ..Summary::default() };
+    let (mut seen, text) = (Tokens::default(), Text(prepared.tokenizer.as_ref()));
     let mut losses = Vec::new();
     let mut order = (u32::MAX, Vec::new());
     while step < steps {
@@ -130,11 +135,14 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
         }
         let batches = plan.batches(&order.1, epoch, step % per_epoch, Shape { pad_id: *pad_id, ..*shape })?;
         trainer.adamw.lr = args.lr * args.schedule.factor(step, steps, args.warmup);
-        let result = match trainer.step_on(&batches, false) {
+        let result = match trainer.step_on(&batches, args.out.is_some()) {
             Err(e) if trainer.diverged() => return Err(leave(e, &trainer, &good, store.as_ref())),
             other => other?,
         };
         step += 1;
+        if let Some(batch) = batches.last() {
+            seen.step(step, &result, batch, dataset, &text);
+        }
         let outcome = match result.outcome {
             Outcome::Updated => "updated",
             Outcome::Empty => "empty",
@@ -172,6 +180,7 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
             good = position;
         }
     }
+    args.out.iter().try_for_each(|out| seen.save(out))?;
     summary.steps = step;
     summary.seconds = log.finish();
     let tenth = losses.len().div_ceil(10);
