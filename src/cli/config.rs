@@ -6,6 +6,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use strsim::levenshtein;
 use toml::de::{DeTable, DeValue};
 
 /// Settings of the command line that are none of a file.
@@ -80,7 +81,7 @@ fn name(arg: &Arg) -> String {
 fn word(command: &Command, key: &str, value: &DeValue) -> std::result::Result<(Arg, Option<String>), Problem> {
     let known = || command.get_arguments().filter(|arg| !NOT_IN_A_FILE.contains(&arg.get_id().as_str()));
     let Some(arg) = known().find(|arg| name(arg) == key) else {
-        let near = known().map(name).min_by_key(|name| distance(name, key)).unwrap_or_default();
+        let near = known().map(name).min_by_key(|name| levenshtein(name, key)).unwrap_or_default();
         return Err(Problem::new("", format!("there is no setting {key}")).help(format!("did you mean {near}?")));
     };
     let switch = !arg.get_action().takes_values() && matches!(arg.get_action(), ArgAction::SetTrue);
@@ -100,21 +101,6 @@ fn word(command: &Command, key: &str, value: &DeValue) -> std::result::Result<(A
             Err(Problem::new("", why))
         }
     }
-}
-
-/// Levenshtein's distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut corner = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let swap = corner + usize::from(x != *y);
-            corner = row[j + 1];
-            row[j + 1] = swap.min(row[j] + 1).min(corner + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use crate::ir::{Dim, F64, Lit, Op, text};
 use crate::rules::builtin::{COMPUTED, GUARDS};
 use crate::rules::{Kind, Term, Var};
 use std::sync::Arc;
+use strsim::levenshtein;
 
 /// What a table says of a call: its name, how many arguments (`None`: any), its meaning.
 type Entry = (&'static str, Option<usize>, &'static str);
@@ -306,21 +307,6 @@ fn variable(atom: &str, span: &Span, errors: &mut Errors) -> Option<Arc<str>> {
 
 /// `did you mean ..?`, if one of the names is a slip of the finger away.
 pub fn suggest<'n>(word: &str, names: impl Iterator<Item = &'n str>) -> Option<String> {
-    let near = names.map(|n| (distance(word, n), n)).min_by_key(|(d, _)| *d)?;
+    let near = names.map(|n| (levenshtein(word, n), n)).min_by_key(|(d, _)| *d)?;
     (near.0 <= word.len().div_ceil(3)).then(|| format!("did you mean `{}`?", near.1))
-}
-
-/// Edit distance: insertions, deletions and replacements of letters.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
