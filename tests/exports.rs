@@ -2,10 +2,13 @@
 //!
 //! The exports of `models/` always, those of `../shared/models` where that folder is there.
 
+use candle_core::{Device, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use weftc::compile::{Options, Stage, compile, emit_ir};
-use weftc::ir::Op;
+use weftc::compile::{Options, Stage, compile, compile_watched, emit_ir};
+use weftc::interp;
+use weftc::ir::{Graph, Leaf, LeafKind, Op};
+use weftc::onnx::read;
 use weftc::rules::Target;
 use weftc::rules::parse::library;
 use weftc::runtime::HostTensor;
@@ -121,6 +124,44 @@ fn shared_exports_step_as_the_oracle_does() {
         for target in [Target::Portable, Target::Cpu] {
             step_beside_the_oracle(file, target);
         }
+    }
+}
+
+/// The logits of the graph as it was read and of the composites, in f64, where narrow types round nothing.
+#[test]
+fn lifting_changes_no_logits() {
+    for file in exports(OWN).iter().chain(&exports(SHARED)) {
+        let source = read(file).unwrap().graph;
+        let mut lifted = None;
+        compile_watched(&options(file, Target::Cpu), &mut |stage, graph| {
+            if stage == Stage::Lift {
+                lifted = Some(graph.clone());
+            }
+        })
+        .unwrap();
+        let (batch, length) = (2, 7);
+        let feed = |leaf: &Leaf| {
+            let value = |k: usize| match &*leaf.name {
+                name if name.contains("mask") => 1.0,
+                name if name.contains("position") => (k % length) as f64,
+                name if name.contains("type") => 0.0,
+                _ => ((k * 7 + 5) % 13) as f64,
+            };
+            let values: Vec<f64> = (0..batch * length).map(value).collect();
+            (leaf.name.clone(), Tensor::from_vec(values, (batch, length), &Device::Cpu).unwrap())
+        };
+        let feeds: BTreeMap<String, Tensor> =
+            source.leaves.iter().filter(|l| l.kind == LeafKind::Input).map(feed).collect();
+        let lifted = lifted.unwrap();
+        let logits = &lifted.outputs[0].0;
+        let values = |graph: &Graph| -> Vec<f64> {
+            interp::run(graph, &feeds).unwrap()[logits].flatten_all().unwrap().to_vec1().unwrap()
+        };
+        let (before, after) = (values(&source), values(&lifted));
+        let largest = before.iter().fold(0f64, |m, x| m.max(x.abs()));
+        let apart = before.iter().zip(&after).fold(0f64, |m, (a, b)| m.max((a - b).abs())) / largest;
+        println!("{:<32} {apart:.1e}", name(file));
+        assert!(before.len() == after.len() && apart < 1e-7, "{}: {apart:.1e}", name(file));
     }
 }
 
