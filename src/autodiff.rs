@@ -81,6 +81,25 @@ pub(crate) fn active_nodes(graph: &Graph, order: &[Id], wrt: &[Id]) -> Vec<bool>
     active
 }
 
+/// By node: whether a cotangent of `loss` reaches it by the rows, whatever is trained.
+pub(crate) fn carrying(graph: &Graph, loss: Id, rows: &[Rule]) -> Vec<bool> {
+    let mut carries = vec![false; graph.len()];
+    carries[usize::from(loss)] = true;
+    for &y in graph.reachable([loss]).iter().rev().filter(|y| graph.node(**y).op().is_some()) {
+        let Node::Op(op, children) = graph.node(y) else { continue };
+        if !carries[usize::from(y)] {
+            continue;
+        }
+        for row in rows.iter().filter(|r| row_op(r) == Some(*op)) {
+            for (k, x) in children[..op.operands(children.len())].iter().enumerate() {
+                let passes = row.right.get(if row.variadic { 0 } else { k }).is_some_and(Option::is_some);
+                carries[usize::from(*x)] |= passes;
+            }
+        }
+    }
+    carries
+}
+
 /// Lists every active operator that has no row, with its count and the first source node.
 fn refuse_missing_rows(graph: &Graph, order: &[Id], active: &[bool], rows: &[Rule]) -> Result<()> {
     let mut missing: BTreeMap<&str, (usize, String)> = BTreeMap::new();

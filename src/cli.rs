@@ -101,7 +101,7 @@ struct CompileArgs {
     /// the weights that training starts from)
     #[arg(long, default_value = "every-step", value_parser = str::parse::<Probe>)]
     probe: Probe,
-    /// Which weights are trained: full, an adapter (lora, rslora), or patterns over the weights' names, joined by
+    /// Which weights are trained: full, an adapter (lora, rslora, dora), or patterns over the weights' names, joined by
     /// commas (`*.norm*,transformer.blocks.1.*`)
     #[arg(long, default_value = "full", value_name = "WHAT", value_parser = str::parse::<Trainable>)]
     trainable: Trainable,
@@ -115,6 +115,9 @@ struct CompileArgs {
     /// head); or names (`q_proj`) and patterns (`*.0.*`)
     #[arg(long, default_value = "q,k,v", value_delimiter = ',')]
     lora_targets: Vec<String>,
+    /// Probability with which an element of an adapter's input is dropped, in the training pass only
+    #[arg(long, default_value_t = 0.0, value_name = "P", allow_negative_numbers = true)]
+    lora_dropout: f64,
     /// Seed of an adapter's first values
     #[arg(long, default_value_t = 0)]
     adapter_seed: u64,
@@ -223,6 +226,7 @@ impl CompileArgs {
                 rank: self.lora_rank,
                 alpha: self.lora_alpha.unwrap_or(2.0 * self.lora_rank as f64),
                 targets: self.lora_targets.clone(),
+                dropout: self.lora_dropout,
                 seed: self.adapter_seed,
             },
             target: self.target,

@@ -3,6 +3,7 @@
 //! `read -> lift -> precision -> objective -> differentiate -> optimise -> lower -> schedule -> write`; each stage
 //! takes the graph of the one before and never looks back.
 
+mod dropout;
 mod stages;
 mod tables;
 
@@ -310,7 +311,7 @@ impl<'a> Pipeline<'a> {
         let lifted = self.lift(&source.graph, &ports)?;
         self.done(Stage::Lift, &lifted, on_stage);
 
-        let (adapted, trainable, added) = self.adapt(lifted)?;
+        let (adapted, trainable, added) = self.adapt(lifted, &ports)?;
         if added.is_some() {
             self.done(Stage::Adapt, &adapted, on_stage);
         }
@@ -386,11 +387,13 @@ impl<'a> Pipeline<'a> {
     }
 
     /// The model with what is trained: adapters are added, weights are chosen.
-    fn adapt(&mut self, model: Graph) -> Result<(Graph, Vec<LeafId>, Option<Added>)> {
+    fn adapt(&mut self, model: Graph, ports: &Ports) -> Result<(Graph, Vec<LeafId>, Option<Added>)> {
         let leaves = weights(&model);
         let Trainable::Named(name) = &self.options.trainable else { return Ok((model, leaves, None)) };
         if let Some(definition) = self.library.adapters.get(name) {
-            let adapted = adapt::apply(&model, name, definition, &self.library.factor, &self.options.adapter)?;
+            let tokens = model.find_leaf(&ports.token_input).map(|leaf| model.leaf(leaf).ty.shape.clone());
+            let (factor, spec) = (&self.library.factor, &self.options.adapter);
+            let adapted = adapt::apply(&model, name, definition, factor, &tokens.unwrap_or_default(), spec)?;
             self.notes.push(adapted.note);
             rewrite::count(&mut self.fired, &adapted.saturated.fired);
             return Ok((adapted.saturated.graph, adapted.trainable, Some((adapted.adapter, adapted.parts))));
@@ -417,7 +420,8 @@ impl<'a> Pipeline<'a> {
 
     fn objective(&mut self, model: &Graph, ports: &Ports, method: &Method) -> Result<Graph> {
         let definition = self.library.methods.get(&method.name).map(Vec::as_slice).unwrap_or_default();
-        objective::build(model, ports, method, definition, &mut self.fired)
+        let step = objective::build(model, ports, method, definition, &mut self.fired)?;
+        dropout::training_pass_only(step, &self.library.grad)
     }
 
     /// Adds the outputs `grad/<parameter>`, times the input `loss_scale` where cotangents are f16.

@@ -11,6 +11,18 @@ pub const KEY: &str = "weft.manifest";
 /// The output that computes the input `beta`, where the entropy pass is not part of the step.
 pub const PROBE: &str = "probe/beta";
 
+/// The inputs of dropout, where an adapter has one: the rate [] f32 (0 evaluates), and whole numbers below
+/// [`DROPOUT_FIELD`] as f32: [`DROPOUT_NUMBERS`] for each token, [B, L, k], and for each input of an adapted layer,
+/// [B, k, n], one layer behind the other.  See `adapt::dropout`.
+pub const DROPOUT: [&str; 3] = ["lora_dropout", "lora_dropout_rows", "lora_dropout_columns"];
+
+/// A prime: sums of [`DROPOUT_NUMBERS`] products are exact in f32, the factors even where products of f32 are
+/// rounded to 11 bits (TF32).
+pub const DROPOUT_FIELD: i64 = 2039;
+
+/// How many numbers of the field a token and an input have.
+pub const DROPOUT_NUMBERS: i64 = 3;
+
 /// The version of this format; a reader refuses what is newer.
 pub const VERSION: u32 = 2;
 
@@ -146,7 +158,7 @@ pub struct Adapter {
 pub struct Part {
     /// The name of the frozen weight.
     pub base: String,
-    /// PEFT's name of the tensor in its module: `lora_A.weight`, `lora_B.weight`.
+    /// PEFT's name of the tensor in its module: `lora_A.weight`, `lora_B.weight`, `lora_magnitude_vector`.
     pub part: String,
     /// train.onnx stores the weight as [out in]; the adapter's product is [in out].
     #[serde(default)]

@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Problem, Result};
 use crate::ir::{Builder, DType, Dim, Graph, Id, Leaf, LeafKind, Lit, Node, Op};
-use crate::manifest::{Method, Probe};
+use crate::manifest::{self, Method, Probe};
 use crate::method;
 use crate::rewrite::{self, Options};
 use crate::rules::Rule;
@@ -49,7 +49,9 @@ pub fn find_ports(graph: &Graph, token_input: Option<&str>, logits_output: Optio
 /// Names of leaves that the training step gives to values of its own.
 fn check_names(graph: &Graph, problems: &mut Vec<Problem>) {
     let mut own: BTreeMap<String, &str> = BTreeMap::new();
-    own.extend(INPUTS.map(|n| (n.to_string(), "one of the training step's own inputs")));
+    own.extend(
+        INPUTS.into_iter().chain(manifest::DROPOUT).map(|n| (n.to_string(), "one of the training step's own inputs")),
+    );
     own.extend(OUTPUTS.iter().chain(&DIAGNOSTICS).map(|n| (n.to_string(), "one of the training step's own outputs")));
     for leaf in graph.leaves.iter().filter(|l| l.kind == LeafKind::Param) {
         own.insert(format!("grad/{}", leaf.name), "the gradient of another weight");

@@ -60,7 +60,7 @@ fn has_bf16(target: Target) -> bool {
 
 /// Operators that are computed in f32 whatever the compute type: they sum many elements, or have values
 /// or slopes beyond the range of 16 bits.
-const WIDE: [Op; 14] = [
+const WIDE: [Op; 15] = [
     Op::Softmax,
     Op::Sum,
     Op::Mean,
@@ -75,6 +75,7 @@ const WIDE: [Op; 14] = [
     Op::Sin,
     Op::Cos,
     Op::Softplus,
+    Op::WeightNorm,
 ];
 
 /// Operators that pick elements: their result has the type of what they pick from.
@@ -232,6 +233,8 @@ impl<'a> Policy<'a> {
             }
             _ => {}
         }
+        // Draws are whole numbers, beyond what 16 bits hold.
+        let operands = if op == Op::Dropout { 1 } else { operands };
         for c in &mut children[..operands] {
             *c = convert(graph, *c, to)?;
         }

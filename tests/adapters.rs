@@ -9,7 +9,10 @@ use weftc::interp;
 use weftc::ir::{Graph, text};
 use weftc::manifest::Role;
 use weftc::runtime::{self, HostTensor, Session};
-use weftc::train::{AdamW, RunArgs, Setup, Trainer};
+use weftc::train::batch::Batch;
+use weftc::train::data::Sample;
+use weftc::train::sampler::Sampler;
+use weftc::train::{AdamW, RunArgs, Setup, StepResult, Trainer};
 
 const MODELS: [&str; 4] =
     ["llada_micro_dynamo18", "llada_micro_native23", "llada_micro_legacy17", "dream_micro_dynamo18"];
@@ -24,7 +27,7 @@ fn options(name: &str, adapter: &str, targets: &[&str], rank: i64) -> Options {
     Options {
         mask_id: Some(31),
         trainable: adapter.parse().unwrap(),
-        adapter: Spec { rank, alpha: 2.0 * rank as f64, targets, seed: 5 },
+        adapter: Spec { rank, alpha: 2.0 * rank as f64, targets, seed: 5, ..Spec::default() },
         ..Options::new(model(name))
     }
 }
@@ -138,7 +141,7 @@ fn distance(ours: &[f64], theirs: &[f64]) -> f64 {
 /// The merged model's logits on ONNX Runtime are those of base and adapter.
 #[test]
 fn merged_logits_are_those_of_base_and_adapter() {
-    for (name, adapter) in MODELS.into_iter().zip(["lora", "rslora", "lora", "rslora"]) {
+    for (name, adapter) in MODELS.into_iter().zip(["lora", "rslora", "dora", "dora"]) {
         // Dream's head is its embedding: an adapter there is trained, but not merged.
         let targets = if name.starts_with("dream") { &EVERYWHERE[..7] } else { &EVERYWHERE[..] };
         let (trainer, folder, graph, feeds) = trained(&options(name, adapter, targets, 3));
@@ -153,6 +156,102 @@ fn merged_logits_are_those_of_base_and_adapter() {
         assert!(apart < 1e-5, "{name}, {adapter}: merged logits differ by {apart:.1e}");
         let moved = distance(&logits(&model(name)), &expected);
         assert!(moved > 1e-2, "{name}: training changed the logits by {moved:.1e} only");
+    }
+}
+
+/// One step on fixed draws: its outputs, and the gradients of its loss by name.
+fn step(options: &Options, numbers: Option<u64>) -> (StepResult, BTreeMap<String, Vec<f64>>) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("train.onnx");
+    compile(options).unwrap().write(&path).unwrap();
+    let mut trainer = Trainer::load(&path, Setup::default()).unwrap();
+    let sample = Sample { tokens: (0..12).map(|i| i * 5 % 31).collect(), prompt: 4, total: 12 };
+    let shape = trainer.shape();
+    let mut batch = Batch::new(&[(0, &sample), (1, &sample)], shape, Sampler::new(3), 0).unwrap();
+    batch.dropout = numbers
+        .and_then(|seed| Batch::new(&[(0, &sample), (1, &sample)], shape, Sampler::new(seed), 0).unwrap().dropout);
+    let result = trainer.step_on(&[batch], true).unwrap();
+    let gradients = trainer.parameters().map(|name| (name.to_string(), trainer.gradient(name).unwrap().to_f64()));
+    let gradients = gradients.collect();
+    (result, gradients)
+}
+
+/// DoRA starts at the base model, where its factors' gradients are LoRA's: the magnitude is the norm, which counts as
+/// a constant.
+#[test]
+fn dora_starts_as_lora() {
+    for name in MODELS {
+        let [lora, dora] = ["lora", "dora"].map(|adapter| step(&options(name, adapter, &EVERYWHERE[..7], 3), None));
+        let (ours, theirs) = (dora.0.loss, lora.0.loss);
+        assert!((ours - theirs).abs() < 1e-6 * theirs, "{name}: {ours} and {theirs}");
+        for (parameter, gradient) in &lora.1 {
+            let apart = distance(&dora.1[parameter], gradient);
+            assert!(apart < 1e-5, "{name}: {parameter} is {apart:.1e} off");
+        }
+        let magnitudes: Vec<_> = dora.1.iter().filter(|(n, _)| n.ends_with("lora_magnitude_vector")).collect();
+        assert_eq!(magnitudes.len() * 2, lora.1.len(), "{name}");
+        assert!(magnitudes.iter().all(|(_, g)| g.iter().any(|x| *x != 0.0)), "{name}: a magnitude is not trained");
+    }
+}
+
+/// A third of the adapters' inputs is dropped in the training pass; the entropy pass does not see it, and without
+/// numbers, as on held-out data, nothing is dropped.
+#[test]
+fn dropout_acts_on_the_training_pass_only() {
+    for adapter in ["lora", "dora"] {
+        let plain = Options { method: "weft".into(), ..options(MODELS[0], adapter, &EVERYWHERE, 3) };
+        let thin = Options { adapter: Spec { dropout: 1.0 / 3.0, ..plain.adapter.clone() }, ..plain.clone() };
+        let ((whole, all), (off, none)) = (step(&plain, None), step(&thin, None));
+        assert_eq!(off.loss, whole.loss);
+        for (name, gradient) in &all {
+            assert!(distance(&none[name], gradient) < 1e-6, "{adapter}: {name}");
+        }
+        let [(one, a), (_, b)] = [5, 6].map(|seed| step(&thin, Some(seed)));
+        assert_eq!(one.diagnostics["entropy"], whole.diagnostics["entropy"]);
+        // B starts as 0: the loss is that of the base, but what B learns comes through what is left of its input.
+        let apart = |x: &BTreeMap<String, Vec<f64>>, y: &BTreeMap<String, Vec<f64>>| {
+            x.iter().filter(|(n, _)| n.contains("lora_B")).map(|(n, g)| distance(g, &y[n])).fold(0.0, f64::max)
+        };
+        assert!(apart(&a, &all) > 0.05 && apart(&a, &b) > 0.05, "{adapter}: nothing was dropped");
+        assert_eq!(step(&thin, Some(5)).1, a, "{adapter}: the same numbers drop the same elements");
+    }
+}
+
+/// Over many draws the share that stays is the one asked for, in rows and in columns, and pairs are independent.
+#[test]
+fn the_share_that_is_dropped_is_the_rate() {
+    let graph = text::parse(
+        "(graph g (input x f32 [1 l n]) (input rate f32 []) (input r f32 [1 l 3]) (input c f32 [1 3 n])
+           (output y (dropout x rate r c 2039)))",
+    )
+    .unwrap();
+    let (l, n, rate) = (512usize, 768usize, 0.1);
+    let sampler = Sampler::new(11);
+    let tensor = |values: Vec<f64>, shape: &[usize]| Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
+    let draw = |columns, count| sampler.dropout(0, 0, columns, count, 2039).into_iter().map(f64::from).collect();
+    let feeds = BTreeMap::from([
+        ("x".to_string(), tensor(vec![1.0; l * n], &[1, l, n])),
+        ("rate".to_string(), tensor(vec![rate], &[])),
+        ("r".to_string(), tensor(draw(false, 3 * l), &[1, l, 3])),
+        ("c".to_string(), tensor(draw(true, 3 * n), &[1, 3, n])),
+    ]);
+    let y = interp::run(&graph, &feeds).unwrap()["y"].flatten_all().unwrap().to_vec1::<f64>().unwrap();
+    let kept: Vec<f64> = y.iter().map(|y| f64::from(*y != 0.0)).collect();
+    let stay = ((1.0 - rate) * 2039.0).ceil() / 2039.0;
+    let sigma = |count: usize| (stay * (1.0 - stay) / count as f64).sqrt();
+    let share = |of: &dyn Fn(usize) -> usize, count: usize| (0..count).map(|k| kept[of(k)]).sum::<f64>() / count as f64;
+    assert!((share(&|k| k, l * n) - stay).abs() < 4.0 * sigma(l * n));
+    for row in 0..l {
+        assert!((share(&|k| row * n + k, n) - stay).abs() < 5.0 * sigma(n), "row {row}");
+    }
+    for column in 0..n {
+        assert!((share(&|k| k * n + column, l) - stay).abs() < 5.0 * sigma(l), "column {column}");
+    }
+    // Neighbours in both directions and across: correlation below 4 standard errors.
+    for step in [1, n, n + 1] {
+        let count = l * n - step;
+        let both = (0..count).map(|k| (kept[k] - stay) * (kept[k + step] - stay)).sum::<f64>() / count as f64;
+        assert!((both / (stay * (1.0 - stay))).abs() < 4.0 / (count as f64).sqrt(), "step {step}: {both}");
     }
 }
 

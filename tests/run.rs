@@ -136,6 +136,7 @@ fn micro_batches_are_one_batch() {
             real: HostTensor::new(&shape, &DRAWS.answer[b]).unwrap(),
             samples: Vec::new(),
             epoch: 0,
+            dropout: None,
         }
     };
     for _ in 0..3 {

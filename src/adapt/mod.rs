@@ -4,10 +4,13 @@
 //! operator in the place of each chosen matrix product, lets the definition unfold, and chooses the cheaper order
 //! of the factors (`rules/factor.egg`): gradients, which are derived afterwards, are then cheap too.
 
+pub mod dropout;
 pub mod targets;
 
 use crate::error::{Error, Problem, Result};
-use crate::ir::{Builder, DType, Data, F64, Graph, Id, Leaf, LeafId, LeafKind, Lit, Node, Op, TensorType};
+use crate::ir::{
+    Builder, DType, Data, Dim, F64, Graph, Id, Leaf, LeafId, LeafKind, Lit, Matrix, Node, Op, Recipe, TensorType,
+};
 use crate::manifest::{Adapter, Part};
 use crate::rewrite::{self, Saturated};
 use crate::rng::SplitMix64;
@@ -16,6 +19,7 @@ use crate::rules::{Rule, Term};
 use rustc_hash::FxHashMap;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use targets::{Kind, Linear};
 
 /// What adapters to add, and where.
@@ -25,12 +29,14 @@ pub struct Spec {
     pub alpha: f64,
     /// `q`, `k`, `v`, `o`, `gate`, `up`, `down`, `head`, `all-linear`, or patterns over names.
     pub targets: Vec<String>,
+    /// Probability with which an element of the adapters' input is dropped, in the training pass only; from 0, below 1.
+    pub dropout: f64,
     pub seed: u64,
 }
 
 impl Default for Spec {
     fn default() -> Self {
-        Spec { rank: 8, alpha: 16.0, targets: ["q", "k", "v"].map(String::from).to_vec(), seed: 0 }
+        Spec { rank: 8, alpha: 16.0, targets: ["q", "k", "v"].map(String::from).to_vec(), dropout: 0.0, seed: 0 }
     }
 }
 
@@ -45,11 +51,19 @@ pub struct Adapted {
     pub note: String,
 }
 
-/// Adds the adapter `name`, whose definition is `definition`, to the first output of `model`.
+/// Adds the adapter `name`, whose definition is `definition`, to the first output of `model`, whose tokens are
+/// `[B, L]`.
 ///
 /// # Errors
 /// `Usage`: a rank or alpha out of range, targets that match nothing.
-pub fn apply(model: &Graph, name: &str, definition: &[Rule], factor: &[Rule], spec: &Spec) -> Result<Adapted> {
+pub fn apply(
+    model: &Graph,
+    name: &str,
+    definition: &[Rule],
+    factor: &[Rule],
+    tokens: &[Dim],
+    spec: &Spec,
+) -> Result<Adapted> {
     let internal = |m: String| Error::internal("adapt", m);
     let logits = model.outputs.first().map(|(_, id)| *id).ok_or_else(|| internal("the logits are gone".into()))?;
     let linears = targets::linears(model, logits);
@@ -57,9 +71,9 @@ pub fn apply(model: &Graph, name: &str, definition: &[Rule], factor: &[Rule], sp
     let mut graph = Graph::with_leaves_of(model);
     let mut parts = BTreeMap::new();
     let mut trainable = Vec::new();
-    let mut factors: BTreeMap<LeafId, [Id; 2]> = BTreeMap::new();
+    let mut parts_of: BTreeMap<LeafId, Vec<Id>> = BTreeMap::new();
     for linear in &chosen {
-        if factors.contains_key(&linear.weight) {
+        if parts_of.contains_key(&linear.weight) {
             continue;
         }
         let weight = model.leaf(linear.weight).clone();
@@ -70,34 +84,48 @@ pub fn apply(model: &Graph, name: &str, definition: &[Rule], factor: &[Rule], sp
         let module = module(&weight.name);
         let turned = model.as_leaf(linear.w).is_none();
         let shared = is_used_elsewhere(model, logits, linear.weight, &chosen);
-        let mut add = |part: &str, rows: i64, columns: i64, values: Vec<f32>| {
+        let mut add = |part: &str, shape: &[i64], data: Option<Data>| {
             let leaf_name = format!("{module}.{part}");
             parts.insert(leaf_name.clone(), Part { base: weight.name.clone(), part: part.into(), turned, shared });
-            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
             let id = graph.add_leaf(Leaf {
                 name: leaf_name,
-                ty: TensorType::new(DType::F32, vec![rows.into(), columns.into()]),
+                ty: TensorType::new(DType::F32, shape.iter().map(|n| Dim::from(*n)).collect::<Vec<_>>()),
                 kind: LeafKind::Param,
-                data: Some(Data::Inline(bytes.into())),
-                transposed: true,
+                data,
+                transposed: shape.len() == 2,
                 source_name: None,
             });
             trainable.extend(graph.as_leaf(id));
             id
         };
-        let a = add("lora_A.weight", inner, spec.rank, kaiming(spec.seed, module, inner, spec.rank));
-        let b = add("lora_B.weight", spec.rank, outer, vec![0.0; (spec.rank * outer) as usize]);
-        factors.insert(linear.weight, [a, b]);
+        let inline = |values: Vec<f32>| {
+            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            Some(Data::Inline(bytes.into()))
+        };
+        let first = inline(kaiming(spec.seed, module, inner, spec.rank));
+        let zeros = inline(vec![0.0; (spec.rank * outer) as usize]);
+        let mut own =
+            vec![add("lora_A.weight", &[inner, spec.rank], first), add("lora_B.weight", &[spec.rank, outer], zeros)];
+        if has_magnitude(definition) {
+            let from = weight.ty.dtype;
+            let matrix = Matrix { from, rows: inner as usize, columns: outer as usize, transposed: turned };
+            let norms = |data| Data::Derived { from: Arc::new(data), recipe: Recipe::ColumnNorms(matrix) };
+            own.push(add("lora_magnitude_vector", &[outer], weight.data.map(norms)));
+        }
+        parts_of.insert(linear.weight, own);
     }
+    let widths: Vec<(Id, i64)> = chosen.iter().filter_map(|l| Some((l.node, width(model, l)?))).collect();
+    let thinned = dropout::add(&mut graph, spec.dropout, tokens, &widths).map_err(internal)?;
     let products: FxHashMap<Id, &Linear> = chosen.iter().map(|l| (l.node, *l)).collect();
     let (rank, alpha) = (Lit::Int(spec.rank.into()), Lit::Float(F64(spec.alpha)));
     let roots: Vec<Id> = model.outputs.iter().map(|(_, id)| *id).collect();
     let ids = graph
         .copy_from(model, &roots, |g, old, node| match (products.get(&old), &node) {
             (Some(linear), Node::Op(_, c)) => {
-                let [a, b] = factors[&linear.weight];
-                let (alpha, rank) = (g.lit(alpha.clone())?, g.lit(rank.clone())?);
-                g.op(Op::Adapted, &[c[0], c[1], a, b, alpha, rank])
+                let mut children = vec![c[0], c[1], thinned.input(g, old, c[0])?];
+                children.extend(&parts_of[&linear.weight]);
+                children.extend([g.lit(alpha.clone())?, g.lit(rank.clone())?]);
+                g.op(Op::Adapted, &children)
             }
             _ => g.insert(node),
         })
@@ -117,7 +145,7 @@ pub fn apply(model: &Graph, name: &str, definition: &[Rule], factor: &[Rule], sp
         rank: spec.rank,
         alpha: spec.alpha,
         scale,
-        dropout: 0.0,
+        dropout: spec.dropout,
         seed: spec.seed,
         modules,
     };
@@ -172,6 +200,20 @@ fn counts(chosen: &[&Linear]) -> String {
     format!("{} layers ({})", chosen.len(), named.join(", "))
 }
 
+/// Whether the definition takes a magnitude behind the input, the weight, the adapter's input and two factors.
+fn has_magnitude(definition: &[Rule]) -> bool {
+    let operands = |rule: &Rule| match &rule.left {
+        Term::Op(op, children) => op.operands(children.len()),
+        _ => 0,
+    };
+    definition.iter().any(|rule| operands(rule) > 5)
+}
+
+/// The size of a layer's input.
+fn width(model: &Graph, linear: &Linear) -> Option<i64> {
+    model.tensor_type(linear.w)?.shape.first()?.known()
+}
+
 /// What the definition multiplies the product of the factors by.
 fn scale(definition: &[Rule], spec: &Spec) -> f64 {
     fn find(term: &Term, wanted: &str) -> bool {
@@ -193,6 +235,9 @@ fn choose<'l>(model: &Graph, linears: &'l [Linear], spec: &Spec) -> Result<Vec<&
     }
     if !spec.alpha.is_finite() || spec.alpha <= 0.0 {
         problems.push(Problem::new("--lora-alpha", format!("{} is not a number above 0", spec.alpha)));
+    }
+    if !(0.0..1.0).contains(&spec.dropout) {
+        problems.push(Problem::new("--lora-dropout", format!("{} is not a number from 0, below 1", spec.dropout)));
     }
     let fits = |target: &str, linear: &Linear| match (Kind::parse(target), target) {
         (Some(kind), _) => linear.kinds.contains(&kind),

@@ -128,6 +128,15 @@ pub fn loss_count(mask: &Tensor, answer: &Tensor, norm: &str) -> Result<Tensor> 
     Tensor::new(total as f64, &Device::Cpu)
 }
 
+/// `x` over the share that stays where the draw, an integer modulo `field`, stays; 0 elsewhere.
+pub fn dropout(x: &Tensor, rate: &Tensor, draws: &Tensor, field: i64) -> Result<Tensor> {
+    let field = field as f64;
+    let rate = host(rate)?.first().copied().unwrap_or_default();
+    let stay = ((1.0 - rate) * field).ceil();
+    let kept = |(x, draw): (f64, f64)| if draw.rem_euclid(field) < stay { x * (field / stay) } else { 0.0 };
+    like(host(x)?.into_iter().zip(host(draws)?).map(kept).collect(), x)
+}
+
 /// Rows where the weight is 0 are left out before anything is computed, so that they may hold anything.
 fn weighted_rows(logits: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let used = weight.unsqueeze(D::Minus1)?.ne(0.0)?.broadcast_as(logits.shape())?.contiguous()?;

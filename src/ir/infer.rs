@@ -462,6 +462,28 @@ pub fn per_token(args: &Args) -> Inferred {
     tensor(logits.dtype, tokens.to_vec())
 }
 
+/// `x` [.. n], of B L rows, thinned out at a rate [] by draws from rows [B L k] and columns [B k n].
+pub fn dropout(args: &Args) -> Inferred {
+    let (x, rate, rows, columns) = (args.tensor(0)?, args.tensor(1)?, args.tensor(2)?, args.tensor(3)?);
+    let ([b, l, k], [b2, k2, n], Some(last)) = (rows.shape.as_slice(), columns.shape.as_slice(), x.shape.last()) else {
+        return Err("needs rows [B L k] and columns [B k n]".into());
+    };
+    let fits = b == b2 && k == k2 && n == last && numel(&x.shape) == numel(&[b.clone(), l.clone(), n.clone()]);
+    if rate.rank() != 0 || !fits {
+        return Err(format!("rows {rows} and columns {columns} do not give one draw for each element of {x}"));
+    }
+    same(args)
+}
+
+/// The lengths [n] of the columns of w [k n] + a [k r] b [r n].
+pub fn weight_norm(args: &Args) -> Inferred {
+    let (w, a, b) = (args.tensor(0)?, args.tensor(1)?, args.tensor(2)?);
+    match (w.shape.as_slice(), a.shape.as_slice(), b.shape.as_slice()) {
+        ([k, n], [k2, r], [r2, n2]) if (k, n, r) == (k2, n2, r2) => tensor(w.dtype, vec![n.clone()]),
+        _ => Err(format!("{w} is not as large as the product of {a} and {b}")),
+    }
+}
+
 /// The reference of a sequence, `[B, L]` to `[B, 1]`.
 pub fn beta_ref(args: &Args) -> Inferred {
     match args.tensor(0)?.shape.as_slice() {

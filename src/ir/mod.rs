@@ -16,5 +16,5 @@ pub use blocks::Blocks;
 pub use dim::{Dim, Sym};
 pub use graph::{Builder, Data, Graph, Id, Leaf, LeafId, LeafKind, Node};
 pub use op::Op;
-pub use recipe::Recipe;
+pub use recipe::{Matrix, Recipe};
 pub use ty::{DType, F64, Lit, TensorType, Type};

@@ -240,8 +240,13 @@ ops! {
     SoftmaxGrad  "softmax_grad"  Fixed(2), [AXIS], i::same, Weft("SoftmaxGrad"), Fused;
     // The objective (METHOD.md): probe, per-token time, mask, weighted loss.
     Objective    "objective"     Fixed(6), [attr("mask_id", Kind::Int, Internal), attr("logits_shift", Kind::Int, Internal)], i::tuple, Expand, Fused;
-    // A matrix product whose weight an adapter changes: x, w, the adapter's factors.
-    Adapted      "adapted"       Fixed(4), [attr("alpha", Kind::Float, Internal), attr("rank", Kind::Int, Internal)], i::matmul, Expand, Matmul;
+    // A matrix product whose weight an adapter changes: x, w, the adapter's own input (x, thinned out by `dropout`), its
+    // factors, and a magnitude where its definition has one.
+    Adapted      "adapted"       AtLeast(5), [attr("alpha", Kind::Float, Internal), attr("rank", Kind::Int, Internal)], i::matmul, Expand, Matmul;
+    // x without the elements whose draw, rows times columns modulo the prime `field`, falls below the rate.
+    Dropout      "dropout"       Fixed(4), [attr("field", Kind::Int, Internal)], i::dropout, Weft("Dropout"), Fused;
+    // The length of each column of w + a b.
+    WeightNorm   "weight_norm"   Fixed(3), [], i::weight_norm, Weft("WeightNorm"), Fused;
     // A named result of the training step.
     Output       "output"        Fixed(1), [attr("name", Kind::Word, Internal)], i::same, Expand, Free;
     TokenEntropy "token_entropy" Fixed(2), [], i::per_token, Weft("TokenEntropy"), Fused;

@@ -16,6 +16,30 @@ pub enum Recipe {
     Codes(Blocks),
     /// Its scales.
     Scales(Blocks),
+    /// The length of each column of a matrix.
+    ColumnNorms(Matrix),
+}
+
+/// A matrix of floating-point numbers as it lies in the source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Matrix {
+    pub from: DType,
+    pub rows: usize,
+    pub columns: usize,
+    /// The source holds `columns` x `rows`.
+    pub transposed: bool,
+}
+
+impl Matrix {
+    /// The Euclidean length of each column, summed in f64.
+    fn column_norms(&self, source: &[u8]) -> Vec<f64> {
+        let mut sums = vec![0.0; self.columns];
+        let width = if self.transposed { self.rows } else { self.columns };
+        for (k, x) in decode(self.from, source).enumerate() {
+            sums[if self.transposed { k / width } else { k % width }] += x * x;
+        }
+        sums.iter().map(|sum| sum.sqrt()).collect()
+    }
 }
 
 impl Recipe {
@@ -25,6 +49,7 @@ impl Recipe {
             Recipe::Cast { from, to } => source / from.size().max(1) as u64 * to.size() as u64,
             Recipe::Codes(blocks) => blocks.code_bytes() as u64,
             Recipe::Scales(blocks) => blocks.scale_bytes() as u64,
+            Recipe::ColumnNorms(matrix) => (matrix.columns * DType::F32.size()) as u64,
         }
     }
 
@@ -34,6 +59,7 @@ impl Recipe {
             Recipe::Cast { from, to } => encode(*to, decode(*from, source)),
             Recipe::Codes(blocks) => blocks.codes(source),
             Recipe::Scales(blocks) => blocks.scales(source),
+            Recipe::ColumnNorms(matrix) => encode(DType::F32, matrix.column_norms(source).into_iter()),
         }
     }
 }
@@ -82,6 +108,19 @@ mod tests {
         let made = recipe.apply(&source);
         assert_eq!(made, [1.5f32.to_le_bytes(), (-2f32).to_le_bytes()].concat());
         assert_eq!(recipe.len(source.len() as u64), made.len() as u64);
+    }
+
+    #[test]
+    fn columns_are_measured_either_way_round() {
+        // [[3, 1], [4, 0], [0, 0]]
+        let (plain, turned) = ([3f32, 1.0, 4.0, 0.0, 0.0, 0.0], [3f32, 4.0, 0.0, 1.0, 0.0, 0.0]);
+        for (values, transposed) in [(plain, false), (turned, true)] {
+            let recipe = Recipe::ColumnNorms(Matrix { from: DType::F32, rows: 3, columns: 2, transposed });
+            let source: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            let norms: Vec<u8> = [5f32, 1.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+            assert_eq!(recipe.apply(&source), norms);
+            assert_eq!(recipe.len(24), 8);
+        }
     }
 
     #[test]

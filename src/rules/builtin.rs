@@ -147,9 +147,9 @@ pub static GUARDS: &[Guard] = &[
     Row { name: "narrow", arity: Some(1), doc: "x holds floating-point numbers of 16 bits", run: |a| Some(matches!(a[0].tensor()?.dtype, DType::F16 | DType::BF16)) },
     Row { name: "identity_perm", arity: Some(1), doc: "p moves no axis", run: |a| { let p = perm(a[0])?; Some(p.iter().enumerate().all(|(k, x)| k == *x)) } },
     Row { name: "swaps_last", arity: Some(1), doc: "p swaps the last two axes and moves no other", run: |a| { let p = perm(a[0])?; Some(swapped(p.len())? == p) } },
-    Row { name: "low_rank", arity: Some(3), doc: "w is [k n], a [k r], b [r n], and r (k + n) < k n",
-          run: |a| match (shape(a[0])?, shape(a[1])?, shape(a[2])?) {
-              ([k, n], [k2, r], [r2, n2]) if (k, n, r) == (k2, n2, r2) => { let (k, n, r) = (k.known()?, n.known()?, r.known()?); Some(r * (k + n) < k * n) }
+    Row { name: "low_rank", arity: Some(2), doc: "a is [k r], b [r n], and r (k + n) < k n",
+          run: |a| match (shape(a[0])?, shape(a[1])?) {
+              ([k, r], [r2, n]) if r == r2 => { let (k, n, r) = (k.known()?, n.known()?, r.known()?); Some(r * (k + n) < k * n) }
               _ => Some(false),
           } },
     Row { name: "last_axis", arity: Some(2), doc: "axis k is the last of x", run: |a| { let n = shape(a[0])?.len(); Some(index(a[1], n)? + 1 == n) } },

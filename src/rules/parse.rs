@@ -40,7 +40,8 @@ const FAMILIES: [(&str, &str); 6] = [
 ];
 
 /// To add an adapter: its file in `rules/adapters/` and its line here.
-const ADAPTERS: [(&str, &str, &str); 2] = [
+const ADAPTERS: [(&str, &str, &str); 3] = [
+    ("dora", "rules/adapters/dora.egg", include_str!("../../rules/adapters/dora.egg")),
     ("lora", "rules/adapters/lora.egg", include_str!("../../rules/adapters/lora.egg")),
     ("rslora", "rules/adapters/rslora.egg", include_str!("../../rules/adapters/rslora.egg")),
 ];

@@ -78,8 +78,9 @@ fn factor<'t>(trainer: &'t Trainer, base: &Parameter, part: &str) -> Option<(&'t
     Some((found, found.part.as_ref()?))
 }
 
-/// `w + s A B` of a weight with an adapter, of the values `w` that are given in train.onnx's orientation; summed in
-/// f64 and rounded once.  `None` where the weight has no adapter that can be merged.
+/// `w + s A B` of a weight with an adapter, of the values `w` that are given in train.onnx's orientation, each output's
+/// column brought to the length of its magnitude where the adapter has one; summed in f64 and rounded once.  `None`
+/// where the weight has no adapter that can be merged.
 pub fn merged(trainer: &Trainer, base: &Parameter, w: &HostTensor) -> Result<Option<HostTensor>> {
     let (Some((a, part)), Some((b, _)), Some(adapter)) =
         (factor(trainer, base, "lora_A.weight"), factor(trainer, base, "lora_B.weight"), &trainer.manifest().adapter)
@@ -105,6 +106,14 @@ pub fn merged(trainer: &Trainer, base: &Parameter, w: &HostTensor) -> Result<Opt
         for (j, sum) in row.iter().enumerate() {
             values[if part.turned { j * inner + i } else { i * outer + j }] += adapter.scale * sum;
         }
+    }
+    if let Some((magnitude, _)) = factor(trainer, base, "lora_magnitude_vector") {
+        let column = |k: usize| if part.turned { k / inner } else { k % outer };
+        let mut lengths = vec![0.0; outer];
+        values.iter().enumerate().for_each(|(k, w)| lengths[column(k)] += w * w);
+        let magnitudes = trainer.parameter(&magnitude.name)?.to_f64();
+        let scales: Vec<f64> = magnitudes.iter().zip(&lengths).map(|(m, squared)| m / squared.sqrt()).collect();
+        values.iter_mut().enumerate().for_each(|(k, w)| *w *= scales[column(k)]);
     }
     HostTensor::from_f64(w.dtype(), w.shape(), &values).map(Some)
 }

@@ -3,6 +3,7 @@
 use super::data::Sample;
 use super::sampler::Sampler;
 use crate::error::Result;
+use crate::manifest::DROPOUT_FIELD;
 use crate::runtime::HostTensor;
 
 /// The inputs of one step, B sequences padded to L tokens.
@@ -21,6 +22,8 @@ pub struct Batch {
     /// Which samples of the data the rows are; empty where they are of no data.
     pub samples: Vec<usize>,
     pub epoch: u32,
+    /// Numbers for dropout, [B, L, k] and [B, k, n] f32 (`manifest::DROPOUT`); without them nothing is dropped.
+    pub dropout: Option<[HostTensor; 2]>,
 }
 
 /// What shape batches must have.
@@ -31,6 +34,8 @@ pub struct Shape {
     /// The length of a graph that was exported for one.
     pub length: Option<usize>,
     pub pad_id: i64,
+    /// k and n of the numbers for dropout, where the graph has one.
+    pub dropout: Option<[usize; 2]>,
 }
 
 impl Batch {
@@ -51,6 +56,7 @@ impl Batch {
             u[at..at + length].copy_from_slice(&sampler.tokens(epoch, *index, length));
             t[row] = sampler.time(epoch, *index);
         }
+        let dropout = shape.dropout.map(|[k, n]| dropout(samples, [rows, length], [k, n], sampler, epoch));
         let shape = [rows as i64, length as i64];
         Ok(Batch {
             tokens: HostTensor::new(&shape, &tokens)?,
@@ -60,6 +66,7 @@ impl Batch {
             real: HostTensor::new(&shape, &real)?,
             samples: samples.iter().map(|(index, _)| *index).collect(),
             epoch,
+            dropout: dropout.transpose()?,
         })
     }
 
@@ -85,6 +92,28 @@ impl Batch {
         };
         Some(HostTensor::from_f64(dtype, shape, &values))
     }
+}
+
+/// The numbers for dropout of samples padded to [B, L]: 0 for rows without a sample.
+fn dropout(
+    samples: &[(usize, &Sample)],
+    [rows, length]: [usize; 2],
+    [k, n]: [usize; 2],
+    sampler: Sampler,
+    epoch: u32,
+) -> Result<[HostTensor; 2]> {
+    let draw = |columns: bool, each: usize| {
+        let mut numbers = Vec::with_capacity(rows * each);
+        for (index, _) in samples {
+            numbers.extend(sampler.dropout(epoch, *index, columns, each, DROPOUT_FIELD as u32));
+        }
+        numbers.resize(rows * each, 0.0);
+        numbers
+    };
+    let (rows, length, k, n) = (rows as i64, length as i64, k as i64, n as i64);
+    let tokens = draw(false, (length * k) as usize);
+    let inputs = draw(true, (k * n) as usize);
+    Ok([HostTensor::new(&[rows, length, k], &tokens)?, HostTensor::new(&[rows, k, n], &inputs)?])
 }
 
 enum Extra {
@@ -122,7 +151,7 @@ mod tests {
     #[test]
     fn padding_is_never_an_answer() {
         let (a, b) = (sample(2), sample(4));
-        let shape = Shape { rows: Some(3), length: Some(5), pad_id: 7 };
+        let shape = Shape { rows: Some(3), length: Some(5), pad_id: 7, dropout: None };
         let batch = Batch::new(&[(0, &a), (1, &b)], shape, Sampler::new(0), 0).unwrap();
         assert_eq!(batch.tokens.values::<i64>().unwrap(), [1, 2, 7, 7, 7, 1, 2, 3, 4, 7, 7, 7, 7, 7, 7]);
         assert_eq!(batch.answer.bytes(), [0, 1, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0]);

@@ -26,7 +26,7 @@ impl HeldOut {
                 let batch = Batch::new(part, shape, Sampler::new(0), k)?;
                 let t = HostTensor::new(batch.t.shape(), &vec![t; batch.t.len()])?;
                 // They are no samples of the training data: nothing is to be kept for them.
-                batches.push(Batch { t, samples: Vec::new(), ..batch });
+                batches.push(Batch { t, samples: Vec::new(), dropout: None, ..batch });
             }
         }
         Ok(HeldOut { batches })

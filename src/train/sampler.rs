@@ -15,6 +15,7 @@ enum Stream {
     Shuffle = 0,
     Time = 1,
     Token = 2,
+    Dropout = 3,
 }
 
 impl Sampler {
@@ -42,6 +43,15 @@ impl Sampler {
     pub fn tokens(&self, epoch: u32, sample: usize, length: usize) -> Vec<f32> {
         let blocks = (0..length.div_ceil(4)).flat_map(|k| self.block(Stream::Token, epoch, sample, k as u32));
         blocks.take(length).map(unit).collect()
+    }
+
+    /// `n` whole numbers below `field`, uniform but for one part in 10^6, as f32: those of a sequence's tokens, or of
+    /// the `columns` that its elements are crossed with.
+    pub fn dropout(&self, epoch: u32, sample: usize, columns: bool, n: usize, field: u32) -> Vec<f32> {
+        // The two kinds count from far apart: a sequence has fewer than 2^31 blocks of numbers.
+        let first = u32::from(columns) << 31;
+        let blocks = (0..n.div_ceil(4)).flat_map(|k| self.block(Stream::Dropout, epoch, sample, first | k as u32));
+        blocks.take(n).map(|bits| (u64::from(bits) * u64::from(field) >> 32) as f32).collect()
     }
 
     fn block(&self, stream: Stream, epoch: u32, sample: usize, position: u32) -> [u32; 4] {

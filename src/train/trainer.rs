@@ -9,7 +9,7 @@ use super::optimizer::{AdamW, Decay};
 use super::probe::Cache;
 use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
-use crate::manifest::{Manifest, Role};
+use crate::manifest::{DROPOUT, Manifest, Role};
 use crate::onnx::train_file::{Port, TrainFile};
 use crate::runtime::{HostTensor, Options};
 use indexmap::IndexMap;
@@ -158,6 +158,7 @@ impl Trainer {
                 || DRAWS.contains(&i.name.as_str())
                 || (i.name == BETA && cache.is_some())
                 || file.has_default(&i.name)
+                || DROPOUT.contains(&i.name.as_str())
         };
         let mut extras = Vec::new();
         for input in inputs.iter().filter(|i| !ours(i)) {
@@ -229,7 +230,7 @@ impl Trainer {
     ) -> Result<StepResult> {
         let real = HostTensor::from_bytes(DType::Bool, tokens.shape(), vec![1; tokens.len()])?;
         let (samples, epoch) = (Vec::new(), 0);
-        self.step_on(&[Batch { tokens, answer: answer_mask, t, u, real, samples, epoch }], true)
+        self.step_on(&[Batch { tokens, answer: answer_mask, t, u, real, samples, epoch, dropout: None }], true)
     }
 
     /// One step on micro-batches, whose numerators and denominators are summed and divided once.
@@ -367,6 +368,21 @@ impl Trainer {
         if self.loss_scale.is_some() {
             feeds.push((LOSS_SCALE.into(), HostTensor::scalar(self.applied_scale as f32)));
         }
+        if let Some([k, n]) = self.shape.dropout {
+            let rate = self.file.manifest.adapter.as_ref().map_or(0.0, |a| a.dropout);
+            let numbers = match &batch.dropout {
+                Some(numbers) => numbers.clone(),
+                None => {
+                    let [rows, length] = [0, 1].map(|axis| batch.tokens.shape().get(axis).copied().unwrap_or(0));
+                    let zeros =
+                        |shape: [i64; 3]| HostTensor::new(&shape, &vec![0f32; shape.iter().product::<i64>() as usize]);
+                    [zeros([rows, length, k as i64])?, zeros([rows, k as i64, n as i64])?]
+                }
+            };
+            let rate = if batch.dropout.is_some() { rate } else { 0.0 };
+            let values = [HostTensor::scalar(rate as f32)].into_iter().chain(numbers);
+            feeds.extend(DROPOUT.map(String::from).into_iter().zip(values));
+        }
         for (name, dtype) in &self.extras {
             if let Some(value) = batch.extra(name, *dtype) {
                 feeds.push((name.clone(), value?));
@@ -381,5 +397,8 @@ pub(super) fn shape_of(file: &TrainFile) -> Shape {
     let inputs = file.inputs();
     let tokens = inputs.iter().find(|i| i.name == file.manifest.token_input);
     let size = |axis: usize| tokens.and_then(|i| i.shape.get(axis).copied().flatten()).and_then(|n| n.try_into().ok());
-    Shape { rows: size(0), length: size(1), pad_id: 0 }
+    let columns = inputs.iter().find(|i| i.name == DROPOUT[2]);
+    let known = |axis: usize| columns?.shape.get(axis).copied().flatten()?.try_into().ok();
+    let dropout = known(1).zip(known(2)).map(|(k, n)| [k, n]);
+    Shape { rows: size(0), length: size(1), pad_id: 0, dropout }
 }
