@@ -51,7 +51,7 @@ impl Sampler {
         // The two kinds count from far apart: a sequence has fewer than 2^31 blocks of numbers.
         let first = u32::from(columns) << 31;
         let blocks = (0..n.div_ceil(4)).flat_map(|k| self.block(Stream::Dropout, epoch, sample, first | k as u32));
-        blocks.take(n).map(|bits| (u64::from(bits) * u64::from(field) >> 32) as f32).collect()
+        blocks.take(n).map(|bits| ((u64::from(bits) * u64::from(field)) >> 32) as f32).collect()
     }
 
     fn block(&self, stream: Stream, epoch: u32, sample: usize, position: u32) -> [u32; 4] {
