@@ -1,15 +1,18 @@
-"""Loads an adapter that weftc trained in PEFT, and compares it with the merged ONNX model.
+"""Loads an adapter that weftc trained in PEFT, and compares it with the merged ONNX model; then lets weftc merge what
+PEFT itself writes.
 
     weftc compile models/llada_micro_dynamo18.onnx --mask-id 31 --trainable lora -o train.onnx
     weftc run train.onnx --data data.jsonl --out trained
-    python examples/peft_roundtrip.py trained
+    python examples/peft_roundtrip.py trained models/llada_micro_dynamo18.onnx
 
 Needs torch, peft, onnx, onnxscript, onnxruntime, numpy and safetensors.
 """
 
 import json
 import pathlib
+import subprocess
 import sys
+import tempfile
 import warnings
 
 import onnxruntime
@@ -26,7 +29,7 @@ def base():
     return export.seeded(kind(shape), seed=0)
 
 
-def main(folder):
+def main(folder, source):
     config = json.loads((folder / "adapter_config.json").read_text())
     model = get_peft_model(base(), LoraConfig.from_pretrained(folder))
     own = {name for name in model.state_dict() if "lora_" in name}
@@ -50,8 +53,15 @@ def main(folder):
     print(f"PEFT against model.onnx         {apart(onnx, adapted):.1e}")
     print(f"PEFT against model.safetensors  {apart(merged, adapted):.1e}")
     print(f"the adapter changed the logits by {apart(adapted, plain):.1e}")
+    with tempfile.TemporaryDirectory() as own:
+        model.save_pretrained(own)
+        subprocess.run(["weftc", "merge", source, own, "-o", f"{own}/merged.onnx"], check=True)
+        session = onnxruntime.InferenceSession(f"{own}/merged.onnx")
+        back = torch.from_numpy(session.run(None, {"input_ids": ids.numpy()})[0])
+    print(f"PEFT against its own files merged by weftc  {apart(back, adapted):.1e}")
+    assert apart(back, adapted) < 1e-5
     assert max(apart(onnx, adapted), apart(merged, adapted)) < 1e-5 < apart(adapted, plain)
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]))
+    main(pathlib.Path(sys.argv[1]), sys.argv[2])

@@ -13,6 +13,7 @@ use crate::generate::command::{GenerateArgs, generate};
 use crate::generate::language;
 use crate::manifest::Probe;
 use crate::onnx::write;
+use crate::peft;
 use crate::precision::Compute;
 use crate::quantize::Quantization;
 use crate::report::{self, ReportArgs};
@@ -42,6 +43,8 @@ enum Command {
     Compile(CompileArgs),
     /// Train: run train.onnx over a data file
     Run(RunArgs),
+    /// Merge an adapter into a model
+    Merge(peft::merge::MergeArgs),
     /// Generate text with a model
     Generate(Box<GenerateArgs>),
     /// Evaluate a model: puzzles, mathematics, likelihood, multiple choice
@@ -256,6 +259,7 @@ pub fn main() -> ExitCode {
             },
             Err(error) => Err(error),
         },
+        Command::Merge(args) => merge(&args),
         Command::Generate(args) => generate(&args),
         Command::Eval(args) => eval(&args),
         Command::Data(args) => data::data(&args),
@@ -275,6 +279,11 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
+}
+
+fn merge(args: &peft::merge::MergeArgs) -> Result<()> {
+    let merged = peft::merge::merge(args)?;
+    crate::stdout::print(&format!("merged {merged} modules\nwrote {}\n", args.output.display()))
 }
 
 fn failed(error: &Error) -> ExitCode {

@@ -26,7 +26,7 @@
 //! [`compile`] strings the stages together; each takes the graph of the one before and never looks back.
 //! [`train`] runs what was written: it knows [`runtime`] and the [`manifest`], not the compiler.
 //! [`kernels`] holds native forms of `ai.weft` functions, [`generate`] decodes with a trained model, [`eval`] scores it,
-//! [`profile`] knows the published families of models, [`report`] draws runs.
+//! [`peft`] reads adapters and merges them, [`profile`] knows the published families of models, [`report`] draws runs.
 //! [`tools`] uses the stages for other ends: to show a model, to explain a rule, to write plain gradients.
 //!
 //! # Where to start
@@ -82,6 +82,7 @@ pub mod manifest;
 pub mod method;
 pub mod objective;
 pub mod onnx;
+pub mod peft;
 pub mod precision;
 pub mod profile;
 pub mod quantize;

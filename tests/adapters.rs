@@ -8,7 +8,9 @@ use weftc::compile::{Options, Stage, compile, emit_ir};
 use weftc::interp;
 use weftc::ir::{Graph, text};
 use weftc::manifest::Role;
+use weftc::peft::merge::{MergeArgs, merge};
 use weftc::runtime::{self, HostTensor, Session};
+use weftc::train::adapter;
 use weftc::train::batch::Batch;
 use weftc::train::data::Sample;
 use weftc::train::sampler::Sampler;
@@ -288,4 +290,70 @@ fn a_run_leaves_an_adapter_for_peft() {
         names("adapter_model.safetensors"),
         names("model.safetensors")
     ));
+}
+
+/// An adapter that a run left is merged as the run itself merged it, byte for byte, and training goes on from it.
+#[test]
+fn an_adapter_comes_back() {
+    for (name, adapter) in MODELS.into_iter().zip(["lora", "rslora", "dora", "dora"]) {
+        let targets = if name.starts_with("dream") { &EVERYWHERE[..7] } else { &EVERYWHERE[..] };
+        let options = options(name, adapter, targets, 3);
+        let (trainer, folder, ..) = trained(&options);
+        let own = trainer.save(folder.path()).unwrap();
+        let manifest = trainer.manifest().adapter.clone().unwrap();
+        adapter::save(&trainer, &manifest, folder.path()).unwrap();
+        let output = folder.path().join("merged.onnx");
+        let args = MergeArgs { model: model(name), adapter: folder.path().into(), output: output.clone() };
+        assert_eq!(merge(&args).unwrap(), manifest.modules.len(), "{name}");
+        assert!(std::fs::read(&own).unwrap() == std::fs::read(&output).unwrap(), "{name}: merged otherwise");
+
+        let mut again = Trainer::load(&folder.path().join("train.onnx"), Setup::default()).unwrap();
+        adapter::load(&mut again, folder.path()).unwrap();
+        for parameter in trainer.parameters() {
+            assert_eq!(again.parameter(parameter).unwrap(), trainer.parameter(parameter).unwrap(), "{parameter}");
+        }
+    }
+}
+
+/// Everything that stands in the way is named at once.
+#[test]
+fn what_does_not_fit_is_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (trainer, from, ..) = trained(&options(MODELS[0], "lora", &["q", "head"], 2));
+    let manifest = trainer.manifest().adapter.clone().unwrap();
+    adapter::save(&trainer, &manifest, from.path()).unwrap();
+    let mut out = String::new();
+    let mut show = |what: &str, error: String| {
+        let error = error.replace(&from.path().display().to_string(), "DIR");
+        out += &format!("{what}\n{}\n", error.replace(env!("CARGO_MANIFEST_DIR"), "."));
+    };
+    // Another kind, rank and set of modules.
+    let train = folder.path().join("train.onnx");
+    compile(&options(MODELS[0], "dora", &["q", "k"], 4)).unwrap().write(&train).unwrap();
+    let mut other = Trainer::load(&train, Setup::default()).unwrap();
+    show("init", adapter::load(&mut other, from.path()).unwrap_err().to_string());
+    compile(&Options { trainable: "full".parse().unwrap(), ..options(MODELS[0], "lora", &["q"], 2) })
+        .unwrap()
+        .write(&train)
+        .unwrap();
+    let mut full = Trainer::load(&train, Setup::default()).unwrap();
+    show("init without an adapter", adapter::load(&mut full, from.path()).unwrap_err().to_string());
+    // Dream's modules have other names and sizes.
+    let args = |name: &str, output: &Path| MergeArgs {
+        model: model(name),
+        adapter: from.path().into(),
+        output: output.into(),
+    };
+    let output = folder.path().join("merged.onnx");
+    show("merge into another model", merge(&args(MODELS[3], &output)).unwrap_err().to_string());
+    assert!(!output.exists());
+    show("merge onto the model", merge(&args(MODELS[0], &model(MODELS[0]))).unwrap_err().to_string());
+    let config = from.path().join("adapter_config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let text = text
+        .replace("\"bias\": \"none\"", "\"bias\": \"all\"")
+        .replace("\"modules_to_save\": null", "\"modules_to_save\": [\"lm_head\"]");
+    std::fs::write(&config, text.replace("\"use_dora\": false", "\"use_dora\": true")).unwrap();
+    show("what PEFT has beyond factors", merge(&args(MODELS[0], &output)).unwrap_err().to_string());
+    insta::assert_snapshot!(out);
 }

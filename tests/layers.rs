@@ -41,13 +41,14 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ),
     ("runtime", &["runtime", "ir", "error", "atomic"]),
     ("kernels", &["kernels", "ir", "error"]),
+    ("peft", &["peft", "onnx", "runtime", "ir", "error"]),
     ("profile.rs", &["error"]),
     ("report", &["report", "error", "atomic", "stdout"]),
     (
         "train",
         &[
-            "train", "profile", "rng", "runtime", "kernels", "manifest", "onnx", "ir", "interp", "error", "atomic",
-            "stdout",
+            "train", "peft", "profile", "rng", "runtime", "kernels", "manifest", "onnx", "ir", "interp", "error",
+            "atomic", "stdout",
         ],
     ),
 ];

@@ -1,35 +1,33 @@
 //! Adapters as a run leaves them: in PEFT's format, and merged into the weights that they belong to.
 
-use super::checkpoint::{Read, write_tensors};
+use super::checkpoint::{Read, Weights, write_tensors};
 use super::trainer::Trainer;
 use crate::atomic;
-use crate::error::{Error, Result};
+use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
-use crate::manifest::{Adapter, Parameter, Part};
+use crate::manifest::{Adapter, Parameter, Part, Probe};
+use crate::peft::{self, Module};
 use crate::runtime::HostTensor;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// PEFT's names of its two files.
-pub const WEIGHTS: &str = "adapter_model.safetensors";
-pub const CONFIG: &str = "adapter_config.json";
-
 /// Writes `adapter_model.safetensors` and `adapter_config.json` into `folder`; returns their paths.
-pub fn save(trainer: &Trainer, adapter: &Adapter, folder: &Path) -> Result<[PathBuf; 2]> {
-    let (weights, config) = (folder.join(WEIGHTS), folder.join(CONFIG));
-    let tensors = trainer.manifest().parameters.iter().filter(|p| p.part.is_some()).map(|p| {
+pub fn save(trainer: &dyn Weights, adapter: &Adapter, folder: &Path) -> Result<[PathBuf; 2]> {
+    let (weights, config) = (folder.join(peft::WEIGHTS), folder.join(peft::CONFIG));
+    let tensors = trainer.file().manifest.parameters.iter().filter(|p| p.part.is_some()).map(|p| {
         let mut shape = p.shape.clone();
         if p.transposed {
             shape.reverse();
         }
         let read = move || {
-            let value = trainer.parameter(&p.name)?;
+            let value = trainer.value(&p.name)?;
             if p.transposed { value.transposed() } else { Ok(value) }
         };
-        (format!("base_model.model.{}", p.name), DType::F32, shape, Box::new(read) as Read<'_>)
+        (format!("{}{}", peft::PREFIX, p.name), DType::F32, shape, Box::new(read) as Read<'_>)
     });
     write_tensors(&weights, tensors.collect(), ("format", "pt".into()))?;
-    let source = trainer.file.source();
+    let source = trainer.file().source();
     let source = source.file_stem().map(|s| s.to_string_lossy().into_owned());
     let json = serde_json::to_string_pretty(&configuration(adapter, source.as_deref()));
     let json = json.map_err(|e| Error::internal("adapter", e.to_string()))?;
@@ -62,58 +60,115 @@ fn configuration(adapter: &Adapter, base: Option<&str>) -> serde_json::Value {
 }
 
 /// Whether a weight is the base of an adapter that can be merged into it.
-pub fn is_merged(trainer: &Trainer, base: &Parameter) -> bool {
+pub fn is_merged(trainer: &dyn Weights, base: &Parameter) -> bool {
     factor(trainer, base, "lora_A.weight").is_some_and(|(_, part)| !part.shared)
 }
 
 /// The weights whose adapters cannot be merged, since the model uses them elsewhere too.
-pub fn shared(trainer: &Trainer) -> Vec<&str> {
-    let parts = trainer.manifest().parameters.iter().filter_map(|p| p.part.as_ref());
+pub fn shared(trainer: &dyn Weights) -> Vec<&str> {
+    let parts = trainer.file().manifest.parameters.iter().filter_map(|p| p.part.as_ref());
     parts.filter(|p| p.shared && p.part == "lora_A.weight").map(|p| p.base.as_str()).collect()
 }
 
-fn factor<'t>(trainer: &'t Trainer, base: &Parameter, part: &str) -> Option<(&'t Parameter, &'t Part)> {
+fn factor<'t>(trainer: &'t dyn Weights, base: &Parameter, part: &str) -> Option<(&'t Parameter, &'t Part)> {
     let own = |p: &&Parameter| p.part.as_ref().is_some_and(|q| q.base == base.name && q.part == part);
-    let found = trainer.manifest().parameters.iter().find(own)?;
+    let found = trainer.file().manifest.parameters.iter().find(own)?;
     Some((found, found.part.as_ref()?))
 }
 
-/// `w + s A B` of a weight with an adapter, of the values `w` that are given in train.onnx's orientation, each output's
-/// column brought to the length of its magnitude where the adapter has one; summed in f64 and rounded once.  `None`
-/// where the weight has no adapter that can be merged.
-pub fn merged(trainer: &Trainer, base: &Parameter, w: &HostTensor) -> Result<Option<HostTensor>> {
-    let (Some((a, part)), Some((b, _)), Some(adapter)) =
-        (factor(trainer, base, "lora_A.weight"), factor(trainer, base, "lora_B.weight"), &trainer.manifest().adapter)
+/// `w` merged with its adapter (`peft::Module::merge`), of the values `w` that are given in train.onnx's orientation.
+/// `None` where the weight has no adapter that can be merged.
+pub fn merged(trainer: &dyn Weights, base: &Parameter, w: &HostTensor) -> Result<Option<HostTensor>> {
+    let part = |name: &str| factor(trainer, base, name);
+    let (Some((a, part_a)), Some((b, _)), Some(adapter)) =
+        (part("lora_A.weight"), part("lora_B.weight"), &trainer.file().manifest.adapter)
     else {
         return Ok(None);
     };
-    if part.shared {
+    if part_a.shared {
         return Ok(None);
     }
-    let (a, b) = (trainer.parameter(&a.name)?, trainer.parameter(&b.name)?);
-    let size = |t: &HostTensor, axis: usize| t.shape().get(axis).map_or(0, |n| *n as usize);
-    let (inner, rank, outer) = (size(&a, 0), size(&a, 1), size(&b, 1));
-    let (a, b, mut values) = (a.to_f64(), b.to_f64(), w.to_f64());
-    if values.len() != inner * outer {
-        return Err(Error::internal("adapter", format!("{w:?} does not fit an adapter of [{inner}, {outer}]")));
+    let module = Module {
+        a: trainer.value(&a.name)?.transposed()?,
+        b: trainer.value(&b.name)?.transposed()?,
+        magnitude: part("lora_magnitude_vector").map(|(m, _)| trainer.value(&m.name)).transpose()?,
+        scale: adapter.scale,
+    };
+    module.merge(w, !part_a.turned).map(Some)
+}
+
+/// Sets the factors of `trainer` to those of a PEFT adapter.
+///
+/// # Errors
+/// `Io`; `Usage` with everything in which the two differ.
+pub fn load(trainer: &mut Trainer, folder: &Path) -> Result<()> {
+    let read = peft::read(folder)?;
+    let manifest = trainer.manifest().clone();
+    let Some(own) = &manifest.adapter else {
+        let problem = Problem::new("--init-adapter", "train.onnx trains no adapter");
+        return Err(Error::usage(problem.help("compile it with --trainable lora, rslora or dora")));
+    };
+    let mut problems = Vec::new();
+    if manifest.method.probe == Probe::Reference {
+        problems.push(
+            Problem::new(
+                "--init-adapter",
+                "train.onnx takes its entropies from the weights that are in it, not from these",
+            )
+            .help("compile with --probe every-step or every:K, or with the merged model (weftc merge)"),
+        );
     }
-    let mut row = vec![0.0; outer];
-    for i in 0..inner {
-        row.fill(0.0);
-        for (k, a) in a[i * rank..(i + 1) * rank].iter().enumerate() {
-            row.iter_mut().zip(&b[k * outer..(k + 1) * outer]).for_each(|(sum, b)| *sum += a * b);
+    let mut differ = |what: &str, theirs: String, ours: String, flag: &str| {
+        if theirs != ours {
+            let message = format!("its {what} is {theirs}, that of train.onnx {ours}");
+            problems.push(
+                Problem::new(folder.display().to_string(), message).help(format!("compile with {flag} {theirs}")),
+            );
         }
-        for (j, sum) in row.iter().enumerate() {
-            values[if part.turned { j * inner + i } else { i * outer + j }] += adapter.scale * sum;
+    };
+    if ["lora", "rslora", "dora"].contains(&own.name.as_str()) {
+        differ("kind", read.kind.into(), own.name.clone(), "--trainable");
+    }
+    differ("rank", read.rank.to_string(), own.rank.to_string(), "--lora-rank");
+    differ("alpha", read.alpha.to_string(), own.alpha.to_string(), "--lora-alpha");
+    let names = || read.modules.keys().map(String::as_str);
+    let mut found: BTreeMap<&str, &Module> = BTreeMap::new();
+    for module in &own.modules {
+        match peft::find(module, names()).and_then(|name| read.modules.get_key_value(name)) {
+            Some((name, theirs)) => drop(found.insert(name, theirs)),
+            None => problems.push(Problem::new(module, "the adapter has nothing for this module")),
         }
     }
-    if let Some((magnitude, _)) = factor(trainer, base, "lora_magnitude_vector") {
-        let column = |k: usize| if part.turned { k / inner } else { k % outer };
-        let mut lengths = vec![0.0; outer];
-        values.iter().enumerate().for_each(|(k, w)| lengths[column(k)] += w * w);
-        let magnitudes = trainer.parameter(&magnitude.name)?.to_f64();
-        let scales: Vec<f64> = magnitudes.iter().zip(&lengths).map(|(m, squared)| m / squared.sqrt()).collect();
-        values.iter_mut().enumerate().for_each(|(k, w)| *w *= scales[column(k)]);
+    for name in names().filter(|n| !found.contains_key(n)) {
+        problems
+            .push(Problem::new(name, "train.onnx has no adapter there").help("see --lora-targets of weftc compile"));
     }
-    HostTensor::from_f64(w.dtype(), w.shape(), &values).map(Some)
+    if !problems.is_empty() {
+        return Err(Error::Usage { problems });
+    }
+    let mut values = Vec::new();
+    for p in manifest.parameters.iter() {
+        let Some(part) = &p.part else { continue };
+        let module = part.base.strip_suffix(".weight").unwrap_or(&part.base);
+        let Some(theirs) = peft::find(module, names()).and_then(|name| found.get(name)) else { continue };
+        let value = match part.part.as_str() {
+            "lora_A.weight" => theirs.a.clone(),
+            "lora_B.weight" => theirs.b.clone(),
+            _ => theirs.magnitude.clone().unwrap_or_else(|| theirs.b.clone()),
+        };
+        let value = if p.transposed { value.transposed()? } else { value };
+        if value.shape() != p.shape {
+            problems.push(Problem::new(&p.name, format!("the adapter's is {:?}, not {:?}", value.shape(), p.shape)));
+            continue;
+        }
+        values.push((&p.name, value));
+    }
+    if !problems.is_empty() {
+        return Err(Error::Usage { problems });
+    }
+    for (name, value) in values {
+        let dtype = trainer.parameter(name)?.dtype();
+        trainer.set_parameter(name, &HostTensor::from_f64(dtype, value.shape(), &value.to_f64())?)?;
+    }
+    Ok(())
 }

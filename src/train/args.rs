@@ -28,6 +28,9 @@ pub struct RunArgs {
     /// "prompt_len": N}, {"prompt": "..", "answer": ".."}, {"messages": [..]}, or those of s1K
     #[arg(long, value_name = "DATA")]
     pub data: String,
+    /// Start from this adapter, in PEFT's format, of the kind, rank, alpha and modules that train.onnx was compiled with
+    #[arg(long, value_name = "DIR")]
+    pub init_adapter: Option<PathBuf>,
     /// Held-out data, as --data: the loss on them, over fixed times and draws, is logged as eval_loss
     #[arg(long, value_name = "DATA")]
     pub eval_data: Option<String>,

@@ -3,13 +3,12 @@
 //! Every file is complete or absent: it is written under another name, synced, and renamed.
 
 use super::adapter;
-use super::trainer::Trainer;
 use crate::atomic;
 use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
 use crate::manifest::{Parameter, Role};
 use crate::onnx::replace::replace;
-use crate::onnx::train_file::Weight;
+use crate::onnx::train_file::{TrainFile, Weight};
 use crate::onnx::weights;
 use crate::runtime::{HostTensor, tensor};
 use std::io::{BufWriter, Write};
@@ -19,10 +18,21 @@ use std::path::Path;
 pub const WEIGHTS: &str = "model.safetensors";
 pub const MODEL: &str = "model.onnx";
 
+/// A train.onnx and the present values of what it trains.
+pub trait Weights {
+    fn file(&self) -> &TrainFile;
+
+    /// The value of a trained parameter, in train.onnx's orientation.
+    ///
+    /// # Errors
+    /// Where there is no parameter of this name, or it cannot be read.
+    fn value(&self, name: &str) -> Result<HostTensor>;
+}
+
 /// Writes every weight of the source model, trained or frozen, as the framework knows it; frozen ones that
 /// train.onnx holds in few bits only are left to the source.  Adapters are merged into their weights.
-pub fn save_weights(trainer: &Trainer, path: &Path) -> Result<()> {
-    let whole = trainer.manifest().parameters.iter().filter(|p| p.quantized.is_none() && p.part.is_none());
+pub fn save_weights(trainer: &dyn Weights, path: &Path) -> Result<()> {
+    let whole = trainer.file().manifest.parameters.iter().filter(|p| p.quantized.is_none() && p.part.is_none());
     let tensors = whole.map(|p| {
         let mut shape = p.shape.clone();
         if p.transposed {
@@ -30,8 +40,8 @@ pub fn save_weights(trainer: &Trainer, path: &Path) -> Result<()> {
         }
         let read = move || {
             let value = match p.role {
-                Role::Trainable => trainer.parameter(&p.name)?,
-                Role::Frozen => host(trainer.file.initial(&p.name)?)?,
+                Role::Trainable => trainer.value(&p.name)?,
+                Role::Frozen => host(trainer.file().initial(&p.name)?)?,
             };
             let value = adapter::merged(trainer, p, &value)?.unwrap_or(value);
             if p.transposed { value.transposed() } else { Ok(value) }
@@ -43,8 +53,8 @@ pub fn save_weights(trainer: &Trainer, path: &Path) -> Result<()> {
 }
 
 /// Writes the source model with the trained weights in place of its own; returns how many it replaced.
-pub fn save_model(trainer: &Trainer, source: &Path, path: &Path) -> Result<usize> {
-    let parameters = &trainer.manifest().parameters;
+pub fn save_model(trainer: &dyn Weights, source: &Path, path: &Path) -> Result<usize> {
+    let parameters = &trainer.file().manifest.parameters;
     let by_source = |name: &str| parameters.iter().find(|p| p.source_name.as_deref().unwrap_or(&p.name) == name);
     let by_name = |name: &str| parameters.iter().find(|p| p.name == name);
     replace(source, path, &mut |name, old| {
@@ -61,7 +71,7 @@ pub fn save_model(trainer: &Trainer, source: &Path, path: &Path) -> Result<usize
             if !(same || turned) || old.shape.len() != 2 {
                 continue;
             }
-            let initial = of_type(host(trainer.file.initial(&p.name)?)?, old.dtype)?;
+            let initial = of_type(host(trainer.file().initial(&p.name)?)?, old.dtype)?;
             if same && initial.bytes() == old.bytes {
                 return new_bytes(trainer, p, false, old);
             }
@@ -74,9 +84,9 @@ pub fn save_model(trainer: &Trainer, source: &Path, path: &Path) -> Result<usize
 }
 
 /// What replaces `old` of the source: the trained value, or itself with its adapter merged into it.
-fn new_bytes(trainer: &Trainer, p: &Parameter, transpose: bool, old: &Weight) -> Result<Option<Vec<u8>>> {
+fn new_bytes(trainer: &dyn Weights, p: &Parameter, transpose: bool, old: &Weight) -> Result<Option<Vec<u8>>> {
     let value = if p.role == Role::Trainable {
-        of_type(trainer.parameter(&p.name)?, old.dtype)?
+        of_type(trainer.value(&p.name)?, old.dtype)?
     } else if adapter::is_merged(trainer, p) {
         let old = host(old.clone())?;
         let old = if transpose { old.transposed()? } else { old };
@@ -90,9 +100,9 @@ fn new_bytes(trainer: &Trainer, p: &Parameter, transpose: bool, old: &Weight) ->
 }
 
 /// Checks that `source` is the file that the manifest names.
-pub fn check_source(trainer: &Trainer, source: &Path) -> Result<()> {
+pub fn check_source(trainer: &dyn Weights, source: &Path) -> Result<()> {
     let sha256 = weights::sha256(source)?;
-    let expected = &trainer.manifest().source;
+    let expected = &trainer.file().manifest.source;
     if sha256 == expected.sha256 {
         return Ok(());
     }

@@ -91,6 +91,9 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
         std::fs::create_dir_all(out).map_err(|e| Error::io("create", out, e))?;
     }
 
+    if let (Some(folder), None) = (&args.init_adapter, &found) {
+        adapter::load(&mut trainer, folder)?;
+    }
     let plan = prepared.plan(args);
     let (per_epoch, steps) = (plan.steps_per_epoch(), steps(args, &plan));
     let chosen = Chosen {

@@ -6,6 +6,7 @@ use super::optimizer::Schedule;
 use crate::error::{Error, Problem, Result};
 use crate::manifest::Manifest;
 use crate::onnx::weights;
+use crate::peft;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,6 +48,9 @@ impl Settings {
         set("the compute type", manifest.compute.clone());
         if let Some(a) = &manifest.adapter {
             set("the adapter", format!("{} of rank {}, alpha {}, seed {}", a.name, a.rank, a.alpha, a.seed));
+        }
+        if let Some(folder) = &args.init_adapter {
+            set("--init-adapter", format!("factors of SHA-256 {}", weights::sha256(&folder.join(peft::WEIGHTS))?));
         }
         set("--data", format!("{} samples of SHA-256 {}", dataset.samples.len(), fingerprint(dataset)));
         set("--batch-size", batch.to_string());

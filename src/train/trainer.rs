@@ -1,7 +1,7 @@
 //! The training step: forward, skip or clip, update.
 
 use super::batch::{self, Batch, Shape};
-use super::checkpoint;
+use super::checkpoint::{self, Weights};
 use super::engine::{Engine, OnnxRuntime, Update};
 use super::interpreter::Interpreter;
 use super::loss_scale::LossScale;
@@ -389,6 +389,16 @@ impl Trainer {
             }
         }
         Ok(feeds)
+    }
+}
+
+impl Weights for Trainer {
+    fn file(&self) -> &TrainFile {
+        &self.file
+    }
+
+    fn value(&self, name: &str) -> Result<HostTensor> {
+        self.parameter(name)
     }
 }
 
