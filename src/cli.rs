@@ -9,6 +9,7 @@ use crate::adapt;
 use crate::compile::{self, Compiled, Options, Stage, Trainable};
 use crate::error::{Error, Result};
 use crate::eval::command::{EvalArgs, eval};
+use crate::export::{ExportArgs, export};
 use crate::generate::command::{GenerateArgs, generate};
 use crate::generate::language;
 use crate::manifest::Probe;
@@ -43,6 +44,8 @@ enum Command {
     Compile(CompileArgs),
     /// Train: run train.onnx over a data file
     Run(RunArgs),
+    /// Write what a run learnt in the formats that other tools read
+    Export(ExportArgs),
     /// Merge an adapter into a model
     Merge(peft::merge::MergeArgs),
     /// Generate text with a model
@@ -259,6 +262,10 @@ pub fn main() -> ExitCode {
             },
             Err(error) => Err(error),
         },
+        Command::Export(args) => export(&args).and_then(|files| {
+            let lines: String = files.iter().map(|f| format!("wrote {}\n", f.display())).collect();
+            crate::stdout::print(&lines)
+        }),
         Command::Merge(args) => merge(&args),
         Command::Generate(args) => generate(&args),
         Command::Eval(args) => eval(&args),

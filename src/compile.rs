@@ -179,45 +179,57 @@ const INLINE_LIMIT: u64 = 1 << 30;
 impl Compiled {
     /// The bytes of train.onnx.  `folder` is where it will lie: the manifest names the source relative to it.
     pub fn encode(&self, folder: &Path) -> Result<Vec<u8>> {
-        self.encode_with(folder, None)
+        encode_with(&self.parts(Some(&self.manifest_for(folder))), None)
     }
 
-    fn encode_with(&self, folder: &Path, file: Option<&mut DataFile>) -> Result<Vec<u8>> {
+    /// The manifest of a file in `folder`.
+    fn manifest_for(&self, folder: &Path) -> Manifest {
         let mut manifest = self.manifest.clone();
         manifest.source.file = relative(&self.source, folder);
-        let of_source = self.source.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let beside = file.map(|file| Beside { file, with_source: same_file(of_source, folder) });
-        let parts = Parts {
+        manifest
+    }
+
+    fn parts<'a>(&'a self, manifest: Option<&'a Manifest>) -> Parts<'a> {
+        Parts {
             graph: &self.graph,
             order: &self.order,
             trainable: &self.trainable,
             rules: &self.lower_rules,
-            manifest: Some(&manifest),
+            manifest,
             source: &self.source,
-        };
-        encode_with(&parts, beside)
+        }
     }
 
     /// Writes train.onnx, whole or not at all, and `<path>.data` where its weights are many; returns their size in
     /// bytes.
     pub fn write(&self, path: &Path) -> Result<usize> {
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         if same_file(&self.source, path) {
             let problem = Problem::new(path.display().to_string(), "is the source model itself")
                 .help("write the training graph under another name with -o");
             return Err(Error::usage(problem));
         }
-        let large = inline_bytes(&self.graph, &self.source) > self.inline_limit;
-        let mut data = if large { Some(DataFile::new(path)?) } else { None };
-        let bytes = self.encode_with(folder, data.as_mut())?;
-        let mut size = bytes.len();
-        if let Some(data) = data {
-            size += data.size() as usize;
-            data.finish()?;
-        }
-        atomic::write(path, |out| out.write_all(&bytes))?;
-        Ok(size)
+        save(&self.parts(Some(&self.manifest_for(folder_of(path)))), path, self.inline_limit)
     }
+}
+
+/// Writes a file, whole or not at all, and `<path>.data` where its weights are more than `inline_limit` bytes; returns
+/// their size in bytes.
+fn save(parts: &Parts, path: &Path, inline_limit: u64) -> Result<usize> {
+    let large = inline_bytes(parts.graph, parts.source) > inline_limit;
+    let mut data = if large { Some(DataFile::new(path)?) } else { None };
+    let with_source = same_file(folder_of(parts.source), folder_of(path));
+    let bytes = encode_with(parts, data.as_mut().map(|file| Beside { file, with_source }))?;
+    let mut size = bytes.len();
+    if let Some(data) = data {
+        size += data.size() as usize;
+        data.finish()?;
+    }
+    atomic::write(path, |out| out.write_all(&bytes))?;
+    Ok(size)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn same_file(a: &Path, b: &Path) -> bool {
@@ -242,6 +254,14 @@ fn relative(path: &Path, folder: &Path) -> String {
 /// Runs the whole pipeline.
 pub fn compile(options: &Options) -> Result<Compiled> {
     compile_watched(options, &mut |_, _| {})
+}
+
+/// Writes the model with its adapters, for inference: their factors are inputs whose defaults change nothing.
+///
+/// # Errors
+/// As [`compile`].
+pub fn adapted_model(options: &Options, path: &Path) -> Result<()> {
+    Pipeline::new(options)?.adapted_model(path).map_err(|e| of_model(e, &options.model))
 }
 
 /// Stages know the graph; the user knows the file.
@@ -315,14 +335,7 @@ impl<'a> Pipeline<'a> {
         if added.is_some() {
             self.done(Stage::Adapt, &adapted, on_stage);
         }
-        let (compute, note) = self.options.compute.resolve(self.options.target);
-        self.notes.extend(note);
-        let mut typed = precision::apply(&adapted, &trainable, compute)?;
-        let mut quantized = Quantized::default();
-        if let Some(how) = self.options.quantize {
-            (typed, quantized) = quantize::apply(&typed, &trainable, how, compute)?;
-            self.notes.push(quantized.line(how));
-        }
+        let (typed, quantized, compute) = self.typed(&adapted, &trainable)?;
         self.done(Stage::Precision, &typed, on_stage);
 
         let step = self.objective(&typed, &ports, &method)?;
@@ -361,6 +374,38 @@ impl<'a> Pipeline<'a> {
             source: self.options.model.clone(),
             lower_rules: self.library.lower.clone(),
         })
+    }
+
+    fn adapted_model(&mut self, path: &Path) -> Result<()> {
+        let source = read(&self.options.model)?;
+        let (tokens, logits) = (&self.options.token_input, &self.options.logits_output);
+        let ports = objective::find_ports(&source.graph, tokens.as_deref(), logits.as_deref())?;
+        let lifted = self.lift(&source.graph, &ports)?;
+        let (adapted, trainable, _) = self.adapt(lifted, &ports)?;
+        let typed = self.typed(&adapted, &trainable)?.0;
+        let optimised = optimise(&typed, &self.library, self.options.target)?;
+        let optimised = self.counted(optimised);
+        let lowered = lower_for(&optimised, &self.library, self.options.target, &mut self.fired)?;
+        let parts = Parts {
+            order: &schedule::order(&lowered),
+            graph: &lowered,
+            trainable: &trainable,
+            rules: &self.library.lower,
+            manifest: None,
+            source: &self.options.model,
+        };
+        save(&parts, path, INLINE_LIMIT).map(drop)
+    }
+
+    /// Every value in its type, frozen matrices in few bits where asked for; and the compute type.
+    fn typed(&mut self, adapted: &Graph, trainable: &[LeafId]) -> Result<(Graph, Quantized, DType)> {
+        let (compute, note) = self.options.compute.resolve(self.options.target);
+        self.notes.extend(note);
+        let typed = precision::apply(adapted, trainable, compute)?;
+        let Some(how) = self.options.quantize else { return Ok((typed, Quantized::default(), compute)) };
+        let (typed, quantized) = quantize::apply(&typed, trainable, how, compute)?;
+        self.notes.push(quantized.line(how));
+        Ok((typed, quantized, compute))
     }
 
     fn done(&mut self, stage: Stage, graph: &Graph, on_stage: &mut dyn FnMut(Stage, &Graph)) {

@@ -27,6 +27,7 @@
 //! [`train`] runs what was written: it knows [`runtime`] and the [`manifest`], not the compiler.
 //! [`kernels`] holds native forms of `ai.weft` functions, [`generate`] decodes with a trained model, [`eval`] scores it,
 //! [`peft`] reads adapters and merges them, [`profile`] knows the published families of models, [`report`] draws runs.
+//! [`export`] writes what a run learnt in the formats of others.
 //! [`tools`] uses the stages for other ends: to show a model, to explain a rule, to write plain gradients.
 //!
 //! # Where to start
@@ -73,6 +74,7 @@ pub mod cli;
 pub mod compile;
 pub mod error;
 pub mod eval;
+pub mod export;
 pub mod generate;
 pub mod interp;
 pub mod ir;

@@ -1,5 +1,6 @@
 //! ONNX files in and out: the only place that knows protobuf, operator names, opsets and exporters.
 
+pub mod adapter_file;
 mod build;
 mod call;
 pub mod data_file;

@@ -20,6 +20,7 @@ pub mod prepare;
 pub mod probe;
 pub mod run;
 pub mod sampler;
+pub mod saved;
 pub mod settings;
 pub mod state;
 pub mod store;

@@ -29,6 +29,11 @@ pub struct Chosen {
 }
 
 impl Settings {
+    /// Whether they are of a run of the train.onnx with this SHA-256.
+    pub fn is_of(&self, sha256: &str) -> bool {
+        self.0.get("TRAIN_ONNX").is_some_and(|file| file.ends_with(sha256))
+    }
+
     /// The settings of a run.
     ///
     /// # Errors
