@@ -17,7 +17,7 @@ use weftc::rng::SplitMix64;
 use weftc::runtime::session;
 use weftc::train::batch::{Batch, Shape};
 use weftc::train::data::Sample;
-use weftc::train::optimizer::AdamW;
+use weftc::train::optimizer::Optimizer;
 use weftc::train::sampler::Sampler;
 use weftc::train::trainer::{Setup, Trainer};
 
@@ -68,8 +68,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
     let session = session::Options { threads: arguments.threads, ..session::Options::default() };
     let source = arguments.model.parent().map(PathBuf::from);
-    let adamw = AdamW { lr: 1e-4, ..AdamW::default() };
-    let mut trainer = Trainer::load(&train_onnx, Setup { folder: source, adamw, session, ..Setup::default() })?;
+    let optimizer = Optimizer { lr: 1e-4, ..Optimizer::default() };
+    let mut trainer = Trainer::load(&train_onnx, Setup { folder: source, optimizer, session, ..Setup::default() })?;
     let load_s = started.elapsed().as_secs_f64();
 
     let samples = samples(&arguments, vocabulary);

@@ -18,7 +18,7 @@ use weftc::eval::sudoku::{LEN, MASK, PROMPT_LEN, Split, World};
 use weftc::runtime::{HostTensor, session};
 use weftc::train::batch::{Batch, Shape};
 use weftc::train::data::Sample;
-use weftc::train::optimizer::AdamW;
+use weftc::train::optimizer::Optimizer;
 use weftc::train::sampler::Sampler;
 use weftc::train::trainer::{Outcome, Setup, Trainer};
 
@@ -121,9 +121,9 @@ fn trainer(arguments: &Arguments, transform: &str, lr: f64) -> Result<Trainer, B
         .with("t_floor", arguments.t_floor)
         .with("loss_norm", &arguments.loss_norm);
     compile(&options)?.write(&path)?;
-    let adamw = AdamW { lr, weight_decay: 0.01, ..AdamW::default() };
+    let optimizer = Optimizer { lr, weight_decay: 0.01, ..Optimizer::default() };
     let session = session::Options { threads: arguments.threads, ..session::Options::default() };
-    Ok(Trainer::load(&path, Setup { adamw, session, ..Setup::default() })?)
+    Ok(Trainer::load(&path, Setup { optimizer, session, ..Setup::default() })?)
 }
 
 /// What a run of steps showed.

@@ -15,7 +15,7 @@ use weftc::runtime::session;
 use weftc::train::batch::{Batch, Shape};
 use weftc::train::checkpoint;
 use weftc::train::data::Sample;
-use weftc::train::optimizer::AdamW;
+use weftc::train::optimizer::Optimizer;
 use weftc::train::sampler::Sampler;
 use weftc::train::trainer::{Setup, Trainer};
 
@@ -45,8 +45,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 
     let samples: Vec<Sample> = world.puzzles(Split::Train, PUZZLES, 1).iter().map(sample).collect();
-    let adamw = AdamW { lr: 2e-3, weight_decay: 0.01, ..AdamW::default() };
-    let mut trainer = Trainer::load(&train_onnx, Setup { adamw, session: one_thread(), ..Setup::default() })?;
+    let optimizer = Optimizer { lr: 2e-3, weight_decay: 0.01, ..Optimizer::default() };
+    let mut trainer = Trainer::load(&train_onnx, Setup { optimizer, session: one_thread(), ..Setup::default() })?;
     println!("\nTraining: {steps} steps of {BATCH} puzzles");
     train(&mut trainer, &samples, steps)?;
     let trained = out.join("model.onnx");

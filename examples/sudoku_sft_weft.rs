@@ -14,7 +14,7 @@ use weftc::runtime::session;
 use weftc::train::batch::{Batch, Shape};
 use weftc::train::checkpoint;
 use weftc::train::data::Sample;
-use weftc::train::optimizer::AdamW;
+use weftc::train::optimizer::Optimizer;
 use weftc::train::sampler::Sampler;
 use weftc::train::trainer::{Setup, Trainer};
 
@@ -70,8 +70,8 @@ fn run(method: &str, seed: u64, steps: usize, samples: &[Sample], unseen: &[Puzz
     let compiled = compile(&Options { mask_id: Some(MASK), method: method.into(), ..Options::new(&source) })?;
     let train_onnx = folder.join("train.onnx");
     compiled.write(&train_onnx)?;
-    let adamw = AdamW { lr: 2e-3, weight_decay: 0.01, ..AdamW::default() };
-    let mut trainer = Trainer::load(&train_onnx, Setup { adamw, session: one_thread(), ..Setup::default() })?;
+    let optimizer = Optimizer { lr: 2e-3, weight_decay: 0.01, ..Optimizer::default() };
+    let mut trainer = Trainer::load(&train_onnx, Setup { optimizer, session: one_thread(), ..Setup::default() })?;
     let sampler = Sampler::new(seed);
     let per_epoch = samples.len() / BATCH;
     let mut order = Vec::new();

@@ -14,7 +14,7 @@ use weftc::train::adapter;
 use weftc::train::batch::Batch;
 use weftc::train::data::Sample;
 use weftc::train::sampler::Sampler;
-use weftc::train::{AdamW, RunArgs, Setup, StepResult, Trainer};
+use weftc::train::{Optimizer, RunArgs, Setup, StepResult, Trainer};
 
 const MODELS: [&str; 4] =
     ["llada_micro_dynamo18", "llada_micro_native23", "llada_micro_legacy17", "dream_micro_dynamo18"];
@@ -107,8 +107,8 @@ fn trained(options: &Options) -> (Trainer, tempfile::TempDir, Graph, BTreeMap<St
     let path = folder.path().join("train.onnx");
     let compiled = compile(options).unwrap();
     compiled.write(&path).unwrap();
-    let adamw = AdamW { lr: 0.02, ..AdamW::default() };
-    let mut trainer = Trainer::load(&path, Setup { adamw, ..Setup::default() }).unwrap();
+    let optimizer = Optimizer { lr: 0.02, ..Optimizer::default() };
+    let mut trainer = Trainer::load(&path, Setup { optimizer, ..Setup::default() }).unwrap();
     for k in 0..6 {
         let (t, u) = ([0.7f32, 0.6], (0..24).map(|i| ((i * 5 + k * 3) % 24) as f32 / 24.0).collect::<Vec<_>>());
         trainer

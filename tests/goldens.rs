@@ -10,7 +10,7 @@ use weftc::manifest::{Parameter, Role};
 use weftc::rules::Target;
 use weftc::runtime::HostTensor;
 use weftc::train::optimizer::Decay;
-use weftc::train::{AdamW, Setup, Trainer};
+use weftc::train::{Optimizer, Setup, Trainer};
 
 /// A golden file's tensors as f64 with their shapes, and its metadata.
 struct Golden {
@@ -108,8 +108,8 @@ fn check(model: &Path, golden: &Golden, target: Target, method: &str, trainable:
     let file = folder.path().join("train.onnx");
     compiled.write(&file).unwrap();
 
-    let adamw = AdamW { lr: 1e-3, weight_decay: 0.1, clip: golden.clip, ..AdamW::default() };
-    let mut trainer = Trainer::load(&file, Setup { adamw, decay: Decay::All, ..Setup::default() }).unwrap();
+    let optimizer = Optimizer { lr: 1e-3, weight_decay: 0.1, clip: golden.clip, ..Optimizer::default() };
+    let mut trainer = Trainer::load(&file, Setup { optimizer, decay: Decay::All, ..Setup::default() }).unwrap();
     let parameters: Vec<Parameter> = trainer.manifest().parameters.clone();
     let mut names: Vec<String> = parameters.iter().map(|p| golden.name(p)).collect();
     let mut expected: Vec<&str> = golden.tensors.keys().filter_map(|k| k.strip_prefix("init.")).collect();

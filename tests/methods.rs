@@ -318,8 +318,8 @@ fn a_cached_probe_is_the_probe_of_its_moment() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("train.onnx");
         compile(&options).unwrap().write(&path).unwrap();
-        let adamw = weftc::train::AdamW { lr: 0.05, ..Default::default() };
-        let setup = Setup { adamw, ..Setup::default() };
+        let optimizer = weftc::train::Optimizer { lr: 0.05, ..Default::default() };
+        let setup = Setup { optimizer, ..Setup::default() };
         let mut trainer =
             if interpreted { Trainer::load_interpreted(&path, setup) } else { Trainer::load(&path, setup) }.unwrap();
         let tokens: Vec<weftc::train::data::Sample> = (0..3)

@@ -4,14 +4,21 @@ mod toy;
 
 use std::path::Path;
 use weftc::runtime::{HostTensor, Options, Session};
+use weftc::train::optimizer::Algorithm;
 use weftc::train::optimizer::Decay;
-use weftc::train::{AdamW, Outcome, RunArgs, Setup, Trainer, run};
+use weftc::train::{Optimizer, Outcome, RunArgs, Setup, Trainer, run};
 
-const ADAMW: AdamW = AdamW { lr: 0.05, weight_decay: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, clip: Some(1.0) };
+const ADAMW: Optimizer = Optimizer {
+    algorithm: Algorithm::AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8 },
+    lr: 0.05,
+    weight_decay: 0.1,
+    clip: Some(1.0),
+};
 
 fn trainer(train: &Path, accumulate: usize) -> Trainer {
     let session = Options { threads: 1, ..Options::default() };
-    Trainer::load(train, Setup { adamw: ADAMW, decay: Decay::All, accumulate, session, ..Setup::default() }).unwrap()
+    Trainer::load(train, Setup { optimizer: ADAMW, decay: Decay::All, accumulate, session, ..Setup::default() })
+        .unwrap()
 }
 
 /// Tokens, answers, times and draws of two sequences of four.
@@ -357,7 +364,7 @@ fn the_kernel_is_its_function_to_the_bit() {
     let after = |portable: bool| {
         let session = Options { threads: 1, ..Options::default() };
         let mut trainer =
-            Trainer::load(&train, Setup { adamw: ADAMW, decay: Decay::All, session, portable, ..Setup::default() })
+            Trainer::load(&train, Setup { optimizer: ADAMW, decay: Decay::All, session, portable, ..Setup::default() })
                 .unwrap();
         // The sudoku model was exported for 33 tokens.
         let tokens: Vec<i64> = (0..66).map(|k| k % 7).collect();
@@ -382,7 +389,7 @@ fn the_interpreter_trains_alike() {
     let options = weftc::compile::Options { mask_id: Some(31), ..weftc::compile::Options::new(&model) };
     let train = folder.path().join("train.onnx");
     weftc::compile::compile(&options).unwrap().write(&train).unwrap();
-    let setup = || Setup { adamw: ADAMW, decay: Decay::All, ..Setup::default() };
+    let setup = || Setup { optimizer: ADAMW, decay: Decay::All, ..Setup::default() };
     let mut fast = Trainer::load(&train, setup()).unwrap();
     let mut exact = Trainer::load_interpreted(&train, setup()).unwrap();
     for step in 0..3 {
@@ -446,8 +453,8 @@ fn only_matrices_decay_by_default() {
         (tensor(8), answer, HostTensor::new(&[1], &[0.9f32]).unwrap(), u)
     };
     let after = |decay: Decay, weight_decay: f64, engine: usize| {
-        let adamw = AdamW { weight_decay, ..ADAMW };
-        let setup = Setup { adamw, decay, portable: engine == 1, ..Setup::default() };
+        let optimizer = Optimizer { weight_decay, ..ADAMW };
+        let setup = Setup { optimizer, decay, portable: engine == 1, ..Setup::default() };
         let open = if engine == 2 { Trainer::load_interpreted } else { Trainer::load };
         let mut trainer = open(&train, setup).unwrap();
         let (tokens, answer, t, u) = draws();

@@ -124,7 +124,7 @@ fn arm(a: &Args) -> Result<Tensor> {
         Op::ShiftLogitsGrad => o::shift_logits_grad(x()?, a.int("by")?),
         Op::Dropout => o::dropout(x()?, a.x(1)?, &l::matmul(a.x(2)?, a.x(3)?)?, a.int("field")?),
         Op::WeightNorm => (x()? + l::matmul(a.x(1)?, a.x(2)?)?)?.sqr()?.sum(0)?.sqrt(),
-        Op::AdamW | Op::Tuple => bail!("has several values, not one"),
+        Op::AdamW | Op::Sgd | Op::Tuple => bail!("has several values, not one"),
         Op::Objective | Op::Adapted => bail!("has no value: a `define` must unfold it first"),
     }
 }

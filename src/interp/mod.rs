@@ -18,7 +18,7 @@ mod objective;
 
 pub use eval::eval;
 pub use feed::Symbols;
-pub use objective::adamw;
+pub use objective::{adamw, sgd};
 
 use crate::error::Error;
 use crate::ir::{Builder, DType, Graph, Id, Lit, Node, Op, TensorType, Type, recipe};
@@ -130,6 +130,7 @@ fn node(
     match op {
         Op::Tuple => return Ok(operands),
         Op::AdamW => return adamw(&operands).map(Vec::from),
+        Op::Sgd => return sgd(&operands).map(Vec::from),
         _ => {}
     }
     let attrs: Result<Vec<Lit>, String> = children[first..]

@@ -207,3 +207,24 @@ pub fn adamw(operands: &[Tensor]) -> std::result::Result<[Tensor; 3], String> {
     };
     update().map_err(|e| format!("adamw: {e}"))
 }
+
+/// SGD as PyTorch computes it, of `p g m lr weight_decay momentum nesterov grad_scale`: the new `p m`.  The last five
+/// are scalars; `nesterov` counts from 0.5.
+///
+/// # Errors
+/// Operands that are missing, do not fit, or are no scalars.
+pub fn sgd(operands: &[Tensor]) -> std::result::Result<[Tensor; 2], String> {
+    let [p, g, m, scalars @ ..] = operands else { return Err("sgd takes 8 operands".into()) };
+    let update = || -> Result<[Tensor; 2]> {
+        let mut numbers = Vec::new();
+        for s in scalars {
+            numbers.extend(host(s)?);
+        }
+        let [lr, decay, momentum, nesterov, scale] = numbers[..] else { bail!("needs five scalars") };
+        let g = (g.affine(scale, 0.0)? + p.affine(decay, 0.0)?)?;
+        let m = (m.affine(momentum, 0.0)? + &g)?;
+        let step = if nesterov > 0.5 { (g + m.affine(momentum, 0.0)?)? } else { m.clone() };
+        Ok([(p - step.affine(lr, 0.0)?)?, m])
+    };
+    update().map_err(|e| format!("sgd: {e}"))
+}

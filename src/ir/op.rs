@@ -263,6 +263,7 @@ ops! {
     ShiftLogitsGrad "shift_logits_grad" Fixed(1), [attr("by", Kind::Int, Internal)], i::same, Expand, Move;
     // The optimizer.  Scalars (learning rate and so on) are f64, so that 1 - beta is exact.
     AdamW        "adamw"         Fixed(11), [], i::tuple, Weft("AdamW"), Fused;
+    Sgd          "sgd"           Fixed(8), [], i::tuple, Weft("Sgd"), Fused;
     // Several results under one root.
     Tuple        "tuple"         AtLeast(0), [], i::tuple, Custom, Free;
 }

@@ -198,49 +198,46 @@ impl TrainFile {
         })
     }
 
-    /// The graph of one AdamW update of every parameter: `p/N`, `g/N`, `m/N`, `v/N` (N the index in
-    /// `parameters`) and the scalars `HYPER` to `p2/N`, `m2/N`, `v2/N`.
+    /// The graph of one update of every parameter by `own`: `p/N`, `g/N`, `STATE/N` (N the index in `parameters`) and
+    /// the scalars to `p2/N`, `STATE2/N`.
     ///
     /// Parameters that do not decay read the scalar `NO_DECAY` instead of `weight_decay`.
     ///
     /// Each result may be bound to the buffer that it updates: this is checked against the function's body.
-    pub fn adamw_model(&self, parameters: &[Port], decays: &dyn Fn(&Port) -> bool) -> Result<Vec<u8>> {
-        let function = self.function("AdamW")?;
+    pub fn update_model(&self, own: &Function, parameters: &[Port], decays: &dyn Fn(&Port) -> bool) -> Result<Vec<u8>> {
+        let function = self.function(own.name)?;
         let arity = (function.input.len(), function.output.len());
-        if arity != (4 + HYPER.len(), 3) {
-            let why = format!(
-                "its {DOMAIN}.AdamW has {} inputs and {} outputs, not {} and 3",
-                arity.0,
-                arity.1,
-                4 + HYPER.len()
-            );
+        let expected = (2 + own.state.len() + own.scalars.len(), 1 + own.state.len());
+        if arity != expected {
+            let why = format!("its {DOMAIN}.{} has {arity:?} inputs and outputs, not {expected:?}", own.name);
             return Err(Error::Model { model: self.path.clone(), problems: vec![Problem::new("", why)] });
         }
-        // Inputs p, g, m, v; outputs p, m, v.
-        for (input, output) in [(0, 0), (2, 1), (3, 2)] {
-            if !writes_after_reads(function, &function.input[input], &function.output[output]) {
-                return Err(Error::internal(
-                    "AdamW",
-                    format!("{} is still read when it is written", function.input[input]),
-                ));
+        // Inputs p, g, the state; outputs p, the state.
+        for output in 0..expected.1 {
+            let input = &function.input[if output == 0 { 0 } else { output + 1 }];
+            if !writes_after_reads(function, input, &function.output[output]) {
+                return Err(Error::internal(own.name, format!("{input} is still read when it is written")));
             }
         }
-        let mut graph = GraphProto { name: "adamw".into(), ..GraphProto::default() };
-        let scalar = |name: &str| value_info(name, DType::F64, &[]);
-        graph.input.extend(HYPER.iter().chain([&NO_DECAY]).map(|h| scalar(h)));
+        let mut graph = GraphProto { name: "update".into(), ..GraphProto::default() };
+        let scalar = |name: &&str| value_info(name, DType::F64, &[]);
+        graph.input.extend(own.scalars.iter().chain([&NO_DECAY]).map(scalar));
+        let changed = || ["p"].iter().chain(own.state);
+        let read = || ["p", "g"].iter().chain(own.state);
         for (n, parameter) in parameters.iter().enumerate() {
-            let name = |prefix: &str| format!("{prefix}/{n}");
-            let same = |prefix: &str| value_info(&name(prefix), parameter.dtype, &parameter.shape);
-            graph.input.extend(["p", "g", "m", "v"].map(same));
-            graph.output.extend(["p2", "m2", "v2"].map(same));
-            let hyper = HYPER.map(|h| if h == "weight_decay" && !decays(parameter) { NO_DECAY } else { h });
+            let name = |prefix: &&str| format!("{prefix}/{n}");
+            let name2 = |prefix: &&str| format!("{prefix}2/{n}");
+            let same = |name: String| value_info(&name, parameter.dtype, &parameter.shape);
+            graph.input.extend(read().map(name).map(same));
+            graph.output.extend(changed().map(name2).map(same));
+            let hyper = |h: &&'static str| if *h == "weight_decay" && !decays(parameter) { NO_DECAY } else { *h };
             graph.node.push(NodeProto {
                 domain: DOMAIN.into(),
-                op_type: "AdamW".into(),
+                op_type: own.name.into(),
                 overload: function.overload.clone(),
-                name: name("adamw"),
-                input: ["p", "g", "m", "v"].map(name).into_iter().chain(hyper.map(String::from)).collect(),
-                output: ["p2", "m2", "v2"].map(name).into(),
+                name: name(&"update"),
+                input: read().map(name).chain(own.scalars.iter().map(|h| hyper(h).to_string())).collect(),
+                output: changed().map(name2).collect(),
                 ..NodeProto::default()
             });
         }
@@ -322,8 +319,26 @@ fn beside(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The scalar inputs of `ai.weft.AdamW`, all f64, in order.
-pub const HYPER: [&str; 7] = ["lr", "weight_decay", "beta1", "beta2", "eps", "step", "grad_scale"];
+/// An optimizer as train.onnx holds it: a function of our domain from `p`, `g`, the state and scalars to `p` and the
+/// state.
+#[derive(Clone, Copy, Debug)]
+pub struct Function {
+    pub name: &'static str,
+    /// What is kept for each parameter, of its shape; 0 at the start.
+    pub state: &'static [&'static str],
+    /// The scalar inputs, all f64, in order.
+    pub scalars: &'static [&'static str],
+}
+
+impl Function {
+    pub const ADAMW: Function = Function {
+        name: "AdamW",
+        state: &["m", "v"],
+        scalars: &["lr", "weight_decay", "beta1", "beta2", "eps", "step", "grad_scale"],
+    };
+    pub const SGD: Function =
+        Function { name: "Sgd", state: &["m"], scalars: &["lr", "weight_decay", "momentum", "nesterov", "grad_scale"] };
+}
 
 /// The weight decay of parameters that have none: an input, always 0.
 pub const NO_DECAY: &str = "no_decay";

@@ -6,6 +6,7 @@ use super::functions::Functions;
 use super::proto::{
     GraphProto, ModelProto, OperatorSetIdProto, StringStringEntryProto, TensorProto, ValueInfoProto, tensor_proto,
 };
+use super::train_file::Function;
 use super::weights;
 use crate::error::{Error, Result};
 use crate::ir::{DType, Data, Dim, Graph, Id, Leaf, LeafId, LeafKind, Node, Op, TensorType, Type};
@@ -149,8 +150,12 @@ fn value_info(name: &str, ty: &TensorType) -> ValueInfoProto {
 fn add_optimizer(functions: &mut Functions, rules: &[Rule]) -> Result<()> {
     let tensor = Type::Tensor(TensorType::new(DType::F32, vec![Dim::sym("n")]));
     let scalar = Type::Tensor(TensorType::new(DType::F64, vec![]));
-    let types: Vec<&Type> = (0..11).map(|k| if k < 4 { &tensor } else { &scalar }).collect();
-    functions.name(Op::AdamW, &types, rules).map(drop)
+    for (op, function) in [(Op::AdamW, Function::ADAMW), (Op::Sgd, Function::SGD)] {
+        let tensors = std::iter::repeat_n(&tensor, 2 + function.state.len());
+        let types: Vec<&Type> = tensors.chain(function.scalars.iter().map(|_| &scalar)).collect();
+        functions.name(op, &types, rules)?;
+    }
+    Ok(())
 }
 
 /// How many bytes of weights [`encode`] would put into the file itself.

@@ -1,7 +1,7 @@
 //! The flags of `weftc run`.
 
 use super::data;
-use super::optimizer::{AdamW, Decay, Schedule};
+use super::optimizer::{Algorithm, Decay, Kind, Optimizer, Schedule};
 use crate::error::{Error, Problem, Result};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -75,7 +75,11 @@ pub struct RunArgs {
     /// Micro-batches a step; their losses are summed and divided once
     #[arg(long, value_name = "K", default_value_t = 1)]
     pub accumulate: usize,
-    /// Peak learning rate of AdamW
+    /// What turns gradients into updates: adamw (decoupled weight decay), sgd (momentum; weight decay is part of the
+    /// gradient); both as PyTorch has them
+    #[arg(long, value_enum, default_value_t)]
+    pub optimizer: Kind,
+    /// Peak learning rate
     #[arg(long, default_value_t = 1e-5)]
     pub lr: f64,
     /// How the learning rate falls after the warm-up
@@ -84,17 +88,25 @@ pub struct RunArgs {
     /// Steps over which the learning rate rises
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub warmup: u64,
-    /// Decoupled weight decay
+    /// Weight decay
     #[arg(long, default_value_t = 0.1)]
     pub weight_decay: f64,
     /// Which parameters decay: weights (matrices: neither norms nor biases), all
     #[arg(long, value_enum, default_value_t)]
     pub decay: Decay,
+    /// Of adamw: decay of the first moment
     #[arg(long, default_value_t = 0.9)]
     pub beta1: f64,
+    /// Of adamw: decay of the second moment
     #[arg(long, default_value_t = 0.999)]
     pub beta2: f64,
-    /// Added to the root of the second moment
+    /// Of sgd
+    #[arg(long, default_value_t = 0.9, value_name = "MU")]
+    pub momentum: f64,
+    /// Of sgd: look ahead by the momentum
+    #[arg(long)]
+    pub nesterov: bool,
+    /// Of adamw: added to the root of the second moment
     #[arg(long, default_value_t = 1e-8)]
     pub adam_eps: f64,
     /// Clip the gradient to this Euclidean norm; 0 turns clipping off
@@ -149,13 +161,14 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    pub(super) fn adamw(&self) -> AdamW {
-        AdamW {
+    pub(super) fn optimizer(&self) -> Optimizer {
+        Optimizer {
+            algorithm: match self.optimizer {
+                Kind::AdamW => Algorithm::AdamW { beta1: self.beta1, beta2: self.beta2, eps: self.adam_eps },
+                Kind::Sgd => Algorithm::Sgd { momentum: self.momentum, nesterov: self.nesterov },
+            },
             lr: self.lr,
             weight_decay: self.weight_decay,
-            beta1: self.beta1,
-            beta2: self.beta2,
-            eps: self.adam_eps,
             clip: (self.clip != 0.0).then_some(self.clip),
         }
     }

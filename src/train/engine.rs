@@ -1,30 +1,22 @@
 //! What a training step runs on.
 
-use super::optimizer::{AdamW, Decay};
+use super::optimizer::{Decay, Optimizer};
 use crate::error::{Error, Result};
 use crate::ir::DType;
 use crate::kernels;
 use crate::manifest::PROBE;
-use crate::onnx::train_file::{HYPER, NO_DECAY, Port, TrainFile};
+use crate::onnx::train_file::{Function, NO_DECAY, Port, TrainFile};
 use crate::runtime::{Bound, Buffer, HostTensor, Options, Session};
 use indexmap::IndexMap;
 
 /// The numbers of one update.
 #[derive(Clone, Copy, Debug)]
 pub struct Update {
-    pub adamw: AdamW,
+    pub optimizer: Optimizer,
     /// From 1.
     pub step: u64,
     /// What gradients are multiplied by.
     pub grad_scale: f64,
-}
-
-impl Update {
-    /// The scalars of `ai.weft.AdamW`, in the order of `HYPER`.
-    fn scalars(&self) -> [f64; HYPER.len()] {
-        let a = &self.adamw;
-        [a.lr, a.weight_decay, a.beta1, a.beta2, a.eps, self.step as f64, self.grad_scale]
-    }
 }
 
 /// Holds the parameters, their gradients and the optimizer's state; parameters are numbered in the
@@ -52,9 +44,9 @@ pub trait Engine {
     fn parameter(&self, index: usize) -> Result<HostTensor>;
     fn set_parameter(&mut self, index: usize, value: &HostTensor) -> Result<()>;
     fn gradient(&self, index: usize) -> Result<HostTensor>;
-    /// First and second moment.
-    fn moments(&self, index: usize) -> Result<(HostTensor, HostTensor)>;
-    fn set_moments(&mut self, index: usize, m: &HostTensor, v: &HostTensor) -> Result<()>;
+    /// What the optimizer keeps of a parameter, in the order of its function's state.
+    fn state(&self, index: usize) -> Result<Vec<HostTensor>>;
+    fn set_state(&mut self, index: usize, state: &[HostTensor]) -> Result<()>;
 }
 
 /// ONNX Runtime: parameters, gradients and state stay in buffers that the sessions read and write in place.
@@ -72,18 +64,22 @@ pub struct OnnxRuntime {
     parameters: Vec<Buffer>,
     gradients: Vec<Buffer>,
     sums: Vec<Buffer>,
-    moments: Vec<(Buffer, Buffer)>,
+    /// By parameter, what the optimizer keeps.
+    states: Vec<Vec<Buffer>>,
+    function: &'static Function,
 }
 
 impl OnnxRuntime {
     /// Opens the sessions; `trainable` are the parameters in order.  `accumulate` keeps sums of gradients;
-    /// `portable` runs the update's function instead of our kernel; `decay` says which parameters decay.
+    /// `portable` runs the update's function instead of our kernel, where there is one; `decay` says which parameters
+    /// decay.
     pub fn new(
         file: &TrainFile,
         trainable: &[Port],
         options: &Options,
         accumulate: bool,
         portable: bool,
+        function: &'static Function,
         decay: Decay,
     ) -> Result<Self> {
         let options = Options { folder: Some(file.folder().to_path_buf()), ..options.clone() };
@@ -93,7 +89,7 @@ impl OnnxRuntime {
             probe = Some((Session::from_bytes(&bytes, &options)?.bind()?, inputs));
         }
         let mut parameters = Vec::new();
-        let (mut gradients, mut sums, mut moments) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut gradients, mut sums, mut states) = (Vec::new(), Vec::new(), Vec::new());
         for port in trainable {
             let initial = file.initial(&port.name)?;
             let value = HostTensor::from_bytes(initial.dtype, &initial.shape, initial.bytes)?;
@@ -106,7 +102,7 @@ impl OnnxRuntime {
             }
             parameters.push(buffer);
             gradients.push(gradient);
-            moments.push((zeros()?, zeros()?));
+            states.push(function.state.iter().map(|_| zeros()).collect::<Result<Vec<Buffer>>>()?);
             if accumulate {
                 sums.push(zeros()?);
             }
@@ -120,8 +116,8 @@ impl OnnxRuntime {
         if !portable && trainable.iter().all(|p| p.dtype == DType::F32) {
             kernels.operators.push(kernels::optimizer()?);
         }
-        let mut update =
-            Session::from_bytes(&file.adamw_model(trainable, &|p| decay.includes(&p.shape))?, &kernels)?.bind()?;
+        let update = file.update_model(function, trainable, &|p| decay.includes(&p.shape))?;
+        let mut update = Session::from_bytes(&update, &kernels)?.bind()?;
         norm.fetch("norm");
         for k in 0..trainable.len() {
             let name = |prefix: &str| format!("{prefix}/{k}");
@@ -133,16 +129,16 @@ impl OnnxRuntime {
             let gradient = if accumulate { &sums[k] } else { &gradients[k] };
             norm.input(&name("g"), gradient)?;
             update.input(&name("g"), gradient)?;
-            let (m, v) = &mut moments[k];
-            for (input, output, buffer) in [("p", "p2", &mut parameters[k]), ("m", "m2", m), ("v", "v2", v)] {
-                update.input(&name(input), buffer)?;
-                update.output(&name(output), buffer)?;
+            let buffers = std::iter::once(&mut parameters[k]).chain(&mut states[k]);
+            for (prefix, buffer) in ["p"].iter().chain(function.state).zip(buffers) {
+                update.input(&name(prefix), buffer)?;
+                update.output(&name(&format!("{prefix}2")), buffer)?;
             }
         }
         if let Some((probe, _)) = &mut probe {
             probe.fetch(PROBE);
         }
-        Ok(OnnxRuntime { step, probe, norm, update, sum, parameters, gradients, sums, moments })
+        Ok(OnnxRuntime { step, probe, norm, update, sum, parameters, gradients, sums, states, function })
     }
 }
 
@@ -181,7 +177,8 @@ impl Engine for OnnxRuntime {
     }
 
     fn update(&mut self, update: &Update) -> Result<()> {
-        for (name, value) in HYPER.iter().zip(update.scalars()).chain([(&NO_DECAY, 0.0)]) {
+        let scalars = update.optimizer.scalars(update.step, update.grad_scale);
+        for (name, value) in self.function.scalars.iter().zip(scalars).chain([(&NO_DECAY, 0.0)]) {
             self.update.input(name, &Buffer::from_host(&HostTensor::scalar(value))?)?;
         }
         self.update.run().map(drop)
@@ -199,14 +196,11 @@ impl Engine for OnnxRuntime {
         if self.sum.is_some() { self.sums[index].read() } else { self.gradients[index].read() }
     }
 
-    fn moments(&self, index: usize) -> Result<(HostTensor, HostTensor)> {
-        let (m, v) = &self.moments[index];
-        Ok((m.read()?, v.read()?))
+    fn state(&self, index: usize) -> Result<Vec<HostTensor>> {
+        self.states[index].iter().map(Buffer::read).collect()
     }
 
-    fn set_moments(&mut self, index: usize, m: &HostTensor, v: &HostTensor) -> Result<()> {
-        let (to_m, to_v) = &mut self.moments[index];
-        to_m.write(m)?;
-        to_v.write(v)
+    fn set_state(&mut self, index: usize, state: &[HostTensor]) -> Result<()> {
+        self.states[index].iter_mut().zip(state).try_for_each(|(buffer, value)| buffer.write(value))
     }
 }

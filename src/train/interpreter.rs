@@ -1,15 +1,15 @@
-//! Training without ONNX Runtime: the reference interpreter in f64, and AdamW in plain Rust.
+//! Training without ONNX Runtime: the reference interpreter in f64, and the optimizers in plain Rust.
 //!
 //! A second opinion on every number of a run, for small models; several times slower.
 
 use super::engine::{Engine, Update};
-use super::optimizer::Decay;
+use super::optimizer::{Algorithm, Decay};
 use crate::error::{Error, Result};
 use crate::interp;
 use crate::ir::{DType, Graph};
 use crate::manifest::{PROBE, Probe};
 use crate::onnx::read::read;
-use crate::onnx::train_file::{Port, TrainFile};
+use crate::onnx::train_file::{Function, Port, TrainFile};
 use crate::runtime::HostTensor;
 use candle_core::{Device, Tensor};
 use indexmap::IndexMap;
@@ -22,8 +22,8 @@ struct State {
     shape: Vec<i64>,
     value: Vec<f64>,
     gradient: Vec<f64>,
-    m: Vec<f64>,
-    v: Vec<f64>,
+    /// What the optimizer keeps.
+    kept: Vec<Vec<f64>>,
     decays: bool,
 }
 
@@ -39,7 +39,7 @@ pub struct Interpreter {
 
 impl Interpreter {
     /// Reads the graph of `file` back; `trainable` are the parameters in order.
-    pub fn new(file: &TrainFile, trainable: &[Port], decay: Decay) -> Result<Self> {
+    pub fn new(file: &TrainFile, trainable: &[Port], function: &Function, decay: Decay) -> Result<Self> {
         let mut graph = read(file.path())?.graph;
         let mut probe = graph.clone();
         probe.outputs.retain(|(name, _)| name == PROBE);
@@ -57,8 +57,7 @@ impl Interpreter {
                 shape: host.shape().to_vec(),
                 value: host.to_f64(),
                 gradient: zeros.clone(),
-                m: zeros.clone(),
-                v: zeros,
+                kept: vec![zeros; function.state.len()],
                 decays: decay.includes(&port.shape),
             })
         };
@@ -126,17 +125,28 @@ impl Engine for Interpreter {
     }
 
     fn update(&mut self, update: &Update) -> Result<()> {
-        let a = &update.adamw;
+        let o = &update.optimizer;
         let corrected = |beta: f64| 1.0 - beta.powf(update.step as f64);
-        let (c1, c2) = (corrected(a.beta1), corrected(a.beta2));
         for s in &mut self.states {
-            let decay = if s.decays { a.weight_decay } else { 0.0 };
-            let moments = s.m.iter_mut().zip(&mut s.v);
-            for ((p, g), (m, v)) in s.value.iter_mut().zip(&s.gradient).zip(moments) {
-                let g = g * update.grad_scale;
-                *m = a.beta1 * *m + (1.0 - a.beta1) * g;
-                *v = a.beta2 * *v + (1.0 - a.beta2) * g * g;
-                *p = (1.0 - a.lr * decay) * *p - a.lr * (*m / c1) / ((*v / c2).sqrt() + a.eps);
+            let decay = if s.decays { o.weight_decay } else { 0.0 };
+            let gradient = s.gradient.iter().map(|g| g * update.grad_scale);
+            match (o.algorithm, s.kept.as_mut_slice()) {
+                (Algorithm::AdamW { beta1, beta2, eps }, [m, v]) => {
+                    let (c1, c2) = (corrected(beta1), corrected(beta2));
+                    for ((p, g), (m, v)) in s.value.iter_mut().zip(gradient).zip(m.iter_mut().zip(v)) {
+                        *m = beta1 * *m + (1.0 - beta1) * g;
+                        *v = beta2 * *v + (1.0 - beta2) * g * g;
+                        *p = (1.0 - o.lr * decay) * *p - o.lr * (*m / c1) / ((*v / c2).sqrt() + eps);
+                    }
+                }
+                (Algorithm::Sgd { momentum, nesterov }, [m]) => {
+                    for ((p, g), m) in s.value.iter_mut().zip(gradient).zip(m) {
+                        let g = g + decay * *p;
+                        *m = momentum * *m + g;
+                        *p -= o.lr * if nesterov { g + momentum * *m } else { *m };
+                    }
+                }
+                _ => return Err(Error::internal("the interpreter", "another optimizer's state")),
             }
         }
         Ok(())
@@ -158,14 +168,14 @@ impl Engine for Interpreter {
         HostTensor::from_f64(DType::F64, &s.shape, &s.gradient)
     }
 
-    fn moments(&self, index: usize) -> Result<(HostTensor, HostTensor)> {
+    fn state(&self, index: usize) -> Result<Vec<HostTensor>> {
         let s = &self.states[index];
-        Ok((HostTensor::from_f64(s.dtype, &s.shape, &s.m)?, HostTensor::from_f64(s.dtype, &s.shape, &s.v)?))
+        s.kept.iter().map(|values| HostTensor::from_f64(s.dtype, &s.shape, values)).collect()
     }
 
-    fn set_moments(&mut self, index: usize, m: &HostTensor, v: &HostTensor) -> Result<()> {
+    fn set_state(&mut self, index: usize, state: &[HostTensor]) -> Result<()> {
         let s = &mut self.states[index];
-        (s.m, s.v) = (fitting(m, &s.shape)?, fitting(v, &s.shape)?);
+        s.kept = state.iter().map(|value| fitting(value, &s.shape)).collect::<Result<_>>()?;
         Ok(())
     }
 }

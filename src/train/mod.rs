@@ -29,6 +29,6 @@ pub mod tokens;
 pub mod trainer;
 
 pub use args::{RunArgs, RuntimeKind};
-pub use optimizer::AdamW;
+pub use optimizer::Optimizer;
 pub use run::{Summary, run};
 pub use trainer::{Outcome, Setup, StepResult, Trainer};

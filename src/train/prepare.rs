@@ -127,7 +127,7 @@ pub fn open(args: &RunArgs, notes: &mut Vec<String>) -> Result<Trainer> {
     let session = Options { threads: args.threads, ..Options::default() };
     let setup = Setup {
         folder: folder(args),
-        adamw: args.adamw(),
+        optimizer: args.optimizer(),
         decay: args.decay,
         accumulate: args.accumulate,
         session,

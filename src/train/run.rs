@@ -137,7 +137,7 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
             order = (epoch, plan.order(epoch));
         }
         let batches = plan.batches(&order.1, epoch, step % per_epoch, Shape { pad_id: *pad_id, ..*shape })?;
-        trainer.adamw.lr = args.lr * args.schedule.factor(step, steps, args.warmup);
+        trainer.optimizer.lr = args.lr * args.schedule.factor(step, steps, args.warmup);
         let result = match trainer.step_on(&batches, args.out.is_some()) {
             Err(e) if trainer.diverged() => return Err(leave(e, &trainer, &good, store.as_ref())),
             other => other?,
@@ -168,7 +168,7 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
             loss_sum: result.loss_sum,
             loss_count: result.loss_count,
             grad_norm: result.grad_norm,
-            lr: trainer.adamw.lr,
+            lr: trainer.optimizer.lr,
             tokens,
             masked: result.masked,
             eval_loss: eval_loss.filter(|loss| loss.is_finite()),
@@ -229,7 +229,7 @@ fn steps(args: &RunArgs, plan: &Plan) -> u64 {
 
 /// Prints what a run would do.
 fn dry_run(args: &RunArgs) -> Result<Summary> {
-    args.adamw().check()?;
+    args.optimizer().check()?;
     let file = TrainFile::read(&args.train_onnx, prepare::folder(args).as_deref())?;
     let mut notes = Vec::new();
     let prepared = prepare(args, &file.manifest, shape_of(&file), &mut notes)?;

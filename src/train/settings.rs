@@ -2,7 +2,7 @@
 
 use super::args::RunArgs;
 use super::data::Dataset;
-use super::optimizer::Schedule;
+use super::optimizer::{Kind, Schedule};
 use crate::error::{Error, Problem, Result};
 use crate::manifest::Manifest;
 use crate::onnx::weights;
@@ -68,9 +68,18 @@ impl Settings {
         set("--warmup", args.warmup.to_string());
         set("--weight-decay", args.weight_decay.to_string());
         set("--decay", json(&args.decay)?);
-        set("--beta1", args.beta1.to_string());
-        set("--beta2", args.beta2.to_string());
-        set("--adam-eps", args.adam_eps.to_string());
+        set("--optimizer", json(&args.optimizer)?);
+        match args.optimizer {
+            Kind::AdamW => {
+                set("--beta1", args.beta1.to_string());
+                set("--beta2", args.beta2.to_string());
+                set("--adam-eps", args.adam_eps.to_string());
+            }
+            Kind::Sgd => {
+                set("--momentum", args.momentum.to_string());
+                set("--nesterov", args.nesterov.to_string());
+            }
+        }
         set("--clip", args.clip.to_string());
         set("--runtime", if interpreted { "the interpreter" } else { "ONNX Runtime" }.into());
         // Only a schedule that falls knows where the run ends.

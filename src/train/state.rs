@@ -1,4 +1,4 @@
-//! The state of a run between two steps: parameters, moments, what a probe gave, and where the run stands.
+//! The state of a run between two steps: parameters, the optimizer's state, what a probe gave, and where the run stands.
 
 use super::checkpoint::{Read, write_tensors};
 use super::loss_scale::LossScale;
@@ -20,7 +20,7 @@ pub const STATE: &str = "state.safetensors";
 pub struct Position {
     /// Steps done, skipped ones included.
     pub step: u64,
-    /// Updates made: AdamW's step number.
+    /// Updates made: the optimizer's step number.
     pub updates: u64,
     /// Of a graph that computes in f16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -44,7 +44,7 @@ impl Position {
     }
 }
 
-/// Writes parameters, moments and the position, from which `load` goes on exactly.
+/// Writes parameters, the optimizer's state and the position, from which `load` goes on exactly.
 ///
 /// # Errors
 /// `Io`, and `Runtime` where a number is not finite: such a state is never written.
@@ -53,12 +53,13 @@ pub fn save(trainer: &Trainer, position: &Position, path: &Path) -> Result<()> {
     for (k, name) in trainer.parameters().enumerate() {
         let value = trainer.engine.parameter(k)?;
         let (dtype, shape) = (value.dtype(), value.shape().to_vec());
-        let reads: [(&str, Read<'_>); 3] = [
-            ("p", Box::new(move || finite(name, trainer.engine.parameter(k)?))),
-            ("m", Box::new(move || finite(name, trainer.engine.moments(k)?.0))),
-            ("v", Box::new(move || finite(name, trainer.engine.moments(k)?.1))),
-        ];
-        tensors.extend(reads.map(|(prefix, read)| (format!("{prefix}/{name}"), dtype, shape.clone(), read)));
+        let mut reads: Vec<(&str, Read<'_>)> =
+            vec![("p", Box::new(move || finite(name, trainer.engine.parameter(k)?)))];
+        for (slot, prefix) in trainer.optimizer.function().state.iter().enumerate() {
+            reads.push((prefix, Box::new(move || finite(name, trainer.engine.state(k)?.swap_remove(slot)))));
+        }
+        tensors
+            .extend(reads.into_iter().map(|(prefix, read)| (format!("{prefix}/{name}"), dtype, shape.clone(), read)));
     }
     if let Some(cache) = &trainer.cache {
         for (name, tensor) in probe::NAMES.iter().zip(cache.tensors()?) {
@@ -94,9 +95,11 @@ pub fn load(trainer: &mut Trainer, path: &Path, settings: &Settings) -> Result<P
             HostTensor::from_bytes(like.dtype(), like.shape(), view.data().to_vec())
                 .map_err(|e| refuse(format!("{prefix}/{name}: {e}")))
         };
-        let (p, m, v) = (read("p")?, read("m")?, read("v")?);
-        trainer.engine.set_parameter(k, &p)?;
-        trainer.engine.set_moments(k, &m, &v)?;
+        let kept: Vec<HostTensor> =
+            trainer.optimizer.function().state.iter().map(|p| read(p)).collect::<Result<_>>()?;
+        let value = read("p")?;
+        trainer.engine.set_parameter(k, &value)?;
+        trainer.engine.set_state(k, &kept)?;
     }
     if let Some(cache) = &mut trainer.cache {
         let mut parts = Vec::new();

@@ -5,7 +5,7 @@ use super::checkpoint::{self, Weights};
 use super::engine::{Engine, OnnxRuntime, Update};
 use super::interpreter::Interpreter;
 use super::loss_scale::LossScale;
-use super::optimizer::{AdamW, Decay};
+use super::optimizer::{Decay, Optimizer};
 use super::probe::Cache;
 use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
@@ -34,7 +34,7 @@ const LOSS_SCALE: &str = "loss_scale";
 pub struct Setup {
     /// The folder of the source model's weights; beside train.onnx where `None`.
     pub folder: Option<PathBuf>,
-    pub adamw: AdamW,
+    pub optimizer: Optimizer,
     pub decay: Decay,
     /// Micro-batches a step; 0 and 1 mean one.
     pub accumulate: usize,
@@ -81,7 +81,7 @@ pub struct Trainer {
     diagnostics: Vec<String>,
     /// What the probe gave, where it is not part of the step.
     pub(super) cache: Option<Cache>,
-    pub adamw: AdamW,
+    pub optimizer: Optimizer,
     /// How many updates were made.
     pub(super) updates: u64,
     pub(super) skipped_in_a_row: u32,
@@ -98,13 +98,14 @@ impl Trainer {
         let file = TrainFile::read(train_onnx, setup.folder.as_deref())?;
         // Packed copies of frozen weights would double the memory and save nothing measurable.
         let options = Options { prepack: false, ..setup.session };
-        Self::with(file, setup.adamw, |file, trainable| {
+        Self::with(file, setup.optimizer, |file, trainable| {
             Ok(Box::new(OnnxRuntime::new(
                 file,
                 trainable,
                 &options,
                 setup.accumulate > 1,
                 setup.portable,
+                setup.optimizer.function(),
                 setup.decay,
             )?))
         })
@@ -114,19 +115,19 @@ impl Trainer {
     pub fn load_interpreted(train_onnx: &Path, setup: Setup) -> Result<Self> {
         let file = TrainFile::read(train_onnx, setup.folder.as_deref())?;
         let interpreted = |file: &TrainFile, trainable: &[Port]| -> Result<Box<dyn Engine>> {
-            Ok(Box::new(Interpreter::new(file, trainable, setup.decay)?))
+            Ok(Box::new(Interpreter::new(file, trainable, setup.optimizer.function(), setup.decay)?))
         };
         // In f64 nothing under- or overflows: the scale keeps its default, 1.
-        Ok(Trainer { loss_scale: None, ..Self::with(file, setup.adamw, interpreted)? })
+        Ok(Trainer { loss_scale: None, ..Self::with(file, setup.optimizer, interpreted)? })
     }
 
     /// Checks the contract of train.onnx and opens it on an engine.
     pub(super) fn with(
         file: TrainFile,
-        adamw: AdamW,
+        optimizer: Optimizer,
         engine: impl FnOnce(&TrainFile, &[Port]) -> Result<Box<dyn Engine>>,
     ) -> Result<Self> {
-        adamw.check()?;
+        optimizer.check()?;
         let (inputs, outputs) = (file.inputs(), file.step_outputs());
         let cache = Cache::new(file.manifest.method.probe);
         let mut problems = Vec::new();
@@ -185,7 +186,7 @@ impl Trainer {
             draws,
             diagnostics,
             cache,
-            adamw,
+            optimizer,
             updates: 0,
             skipped_in_a_row: 0,
             loss_scale: inputs.iter().any(|i| i.name == LOSS_SCALE).then(LossScale::default),
@@ -270,8 +271,8 @@ impl Trainer {
         } else if empty {
             Outcome::Empty
         } else {
-            let grad_scale = self.adamw.grad_scale(norm, loss_count) / self.applied_scale;
-            self.engine.update(&Update { adamw: self.adamw, step: self.updates + 1, grad_scale })?;
+            let grad_scale = self.optimizer.grad_scale(norm, loss_count) / self.applied_scale;
+            self.engine.update(&Update { optimizer: self.optimizer, step: self.updates + 1, grad_scale })?;
             self.updates += 1;
             self.skipped_in_a_row = 0;
             if let Some(scale) = &mut self.loss_scale {

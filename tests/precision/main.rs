@@ -15,7 +15,7 @@ use weftc::precision::{Compute, apply};
 use weftc::rules::Target;
 use weftc::rules::parse::library;
 use weftc::runtime::HostTensor;
-use weftc::train::{AdamW, Outcome, Setup, Trainer};
+use weftc::train::{Optimizer, Outcome, Setup, Trainer};
 use weftc::{interp, objective};
 
 const MODELS: [&str; 5] =
@@ -305,8 +305,8 @@ fn an_overflow_halves_the_loss_scale() {
     let train = folder.path().join("train.onnx");
     let options = Options { mask_id: Some(3), compute: Compute::F16, ..Options::new(model("llada_micro_dynamo18")) };
     compile(&options).unwrap().write(&train).unwrap();
-    let adamw = AdamW { lr: 0.0, weight_decay: 0.0, ..AdamW::default() };
-    let mut trainer = Trainer::load(&train, Setup { adamw, ..Setup::default() }).unwrap();
+    let optimizer = Optimizer { lr: 0.0, weight_decay: 0.0, ..Optimizer::default() };
+    let mut trainer = Trainer::load(&train, Setup { optimizer, ..Setup::default() }).unwrap();
     let draws = Draws::new(trainer.manifest().vocab_size);
     let names: Vec<String> = trainer.parameters().map(str::to_string).collect();
     let first = draws.step(&mut trainer);
@@ -337,8 +337,8 @@ fn a_narrow_source_is_saved_in_its_own_type() {
     let file = narrowed("llada_micro_dynamo18", Narrow::F16, folder.path());
     let train = folder.path().join("train.onnx");
     compile(&Options { mask_id: Some(3), ..Options::new(&file) }).unwrap().write(&train).unwrap();
-    let adamw = AdamW { lr: 1e-2, ..AdamW::default() };
-    let mut trainer = Trainer::load(&train, Setup { adamw, ..Setup::default() }).unwrap();
+    let optimizer = Optimizer { lr: 1e-2, ..Optimizer::default() };
+    let mut trainer = Trainer::load(&train, Setup { optimizer, ..Setup::default() }).unwrap();
     assert!(trainer.manifest().parameters.iter().all(|p| p.role == Role::Trainable && p.dtype == "f32"));
     Draws::new(trainer.manifest().vocab_size).step(&mut trainer);
     let out = folder.path().join("out");

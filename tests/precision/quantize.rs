@@ -16,7 +16,7 @@ use weftc::quantize::{self, BLOCK, Quantization};
 use weftc::rules::Target;
 use weftc::rules::parse::library;
 use weftc::runtime::{HostTensor, Options as Runtime, Session};
-use weftc::train::{AdamW, Setup, Trainer};
+use weftc::train::{Optimizer, Setup, Trainer};
 use weftc::{interp, objective, precision};
 
 const BOTH: [Quantization; 2] = [Quantization::Int8, Quantization::Int4];
@@ -218,8 +218,8 @@ fn adapters_train_over_a_quantised_base() {
         let options =
             Options { mask_id: Some(15), trainable, quantize: Some(how), compute, ..Options::new(model("sudoku")) };
         compile(&options).unwrap().write(&train).unwrap();
-        let adamw = AdamW { lr: 1e-2, ..AdamW::default() };
-        let mut ours = Trainer::load(&train, Setup { adamw, ..Setup::default() }).unwrap();
+        let optimizer = Optimizer { lr: 1e-2, ..Optimizer::default() };
+        let mut ours = Trainer::load(&train, Setup { optimizer, ..Setup::default() }).unwrap();
         let mut exact = Trainer::load_interpreted(&train, Setup::default()).unwrap();
         assert!(ours.manifest().parameters.iter().any(|p| p.quantized == Some(how)));
         let draws = Draws::new(ours.manifest().vocab_size);

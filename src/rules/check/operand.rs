@@ -135,6 +135,9 @@ pub fn draw(
         (Op::BetaRef | Op::MaskRate | Op::SampleMask | Op::LossWeight | Op::LossCount, _, Some(s)) => {
             tensor(DType::Bool, s)
         }
+        (Op::Sgd, 0, _) => tensor(float, free(random, 1, 2)),
+        (Op::Sgd, 1..=2, Some(s)) => tensor(float, s),
+        (Op::Sgd, ..) => tensor(DType::F64, vec![]),
         (Op::AdamW, 0, _) => tensor(float, free(random, 1, 2)),
         (Op::AdamW, 1..=3, Some(s)) => tensor(float, s),
         (Op::AdamW, ..) => tensor(DType::F64, vec![]),
@@ -259,7 +262,7 @@ pub fn fill(graph: &Graph, op: Op, k: usize, children: &[Id]) -> Option<Fill> {
         (Op::MaskRate | Op::SampleMask, 2) | (Op::SampleMask | Op::LossWeight, 0) => Some(Fill::Unit),
         (Op::AdamW, 3) => Some(Fill::Positive),
         (Op::AdamW, 9) => Some(Fill::Step),
-        (Op::AdamW, 4..=8) => Some(Fill::Unit),
+        (Op::Sgd, 3..=7) | (Op::AdamW, 4..=8) => Some(Fill::Unit),
         _ => None,
     }
 }
