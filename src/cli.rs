@@ -62,7 +62,12 @@ enum Command {
         shell: completions::Shell,
     },
     /// Show which ONNX Runtime is used, and what to do where there is none
-    Doctor,
+    Doctor {
+        /// First download what training on a GPU needs beside the driver: ONNX Runtime for CUDA 13 and NVIDIA's
+        /// libraries (740 MB), also where no GPU is, as when an image is built
+        #[arg(long)]
+        install_cuda: bool,
+    },
     /// Show a model: weights, inputs, structure, what can be trained, memory of a step
     Inspect(tools::InspectArgs),
     /// Show where a rule fired in a model, and why it did not elsewhere
@@ -127,10 +132,11 @@ struct CompileArgs {
     /// Seed of an adapter's first values
     #[arg(long, default_value_t = 0)]
     adapter_seed: u64,
-    /// portable: standard ONNX operators only; cpu: also ONNX Runtime's own fused operators
+    /// portable: standard ONNX operators only; cpu: also ONNX Runtime's own fused operators; cuda: the same, and bf16
+    /// unless --compute says otherwise
     #[arg(long, value_enum, default_value_t = Target::Cpu)]
     target: Target,
-    /// Type that values are computed in; trained weights stay f32. auto: f32 on a CPU. bf16 needs a target with
+    /// Type that values are computed in; trained weights stay f32. auto: f32, for cuda bf16. bf16 needs a target with
     /// kernels for it; f16 trains with dynamic loss scaling
     #[arg(long, value_enum, default_value_t = Compute::Auto)]
     compute: Compute,
@@ -276,7 +282,10 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => tools::explain(&args),
         Command::Grad(args) => tools::grad(&args),
         Command::CheckRules(args) => tools::check_rules(&args),
-        Command::Doctor => {
+        Command::Doctor { install_cuda } => {
+            if install_cuda && let Err(error) = doctor::install_cuda(&mut |line| eprintln!("{line}")) {
+                return failed(&error);
+            }
             let report = doctor::doctor();
             println!("{report}");
             return if report.healthy() { ExitCode::SUCCESS } else { ExitCode::from(5) };

@@ -55,7 +55,7 @@ impl Compute {
 
 /// Whether every device that runs files for this target multiplies in bf16.
 fn has_bf16(target: Target) -> bool {
-    !matches!(target, Target::Cpu | Target::Portable)
+    target == Target::Cuda
 }
 
 /// Operators that are computed in f32 whatever the compute type: they sum many elements, or have values

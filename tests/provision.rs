@@ -16,7 +16,7 @@ fn case(name: &str, variables: &[(&str, &Path)]) -> (bool, String) {
 #[test]
 #[ignore = "run by the tests below, in a process of its own"]
 fn print_libraries() {
-    match locate::find_or_install(&mut |line| println!("say: {line}")) {
+    match locate::find_or_install(false, &mut |line| println!("say: {line}")) {
         Ok(libraries) => println!("found: {libraries:?}"),
         Err(why) => println!("error: {why}"),
     }

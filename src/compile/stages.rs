@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 /// The rules of `families` that are used for `target`: no search rules.
 pub fn usable<'r>(families: &[&'r [Rule]], target: Target) -> Vec<&'r Rule> {
     let all = families.iter().flat_map(|f| f.iter());
-    all.filter(|r| !r.search && r.target.is_none_or(|t| t == target)).collect()
+    all.filter(|r| !r.search && target.takes(r.target)).collect()
 }
 
 /// Composites for exporters' idioms; only what the outputs need is kept.

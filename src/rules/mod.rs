@@ -37,6 +37,15 @@ pub enum Target {
     Portable,
     /// Also the operators of ONNX Runtime's CPU build in domain `com.microsoft`.
     Cpu,
+    /// The same operators, which have CUDA kernels too; and bf16, which the CPU cannot multiply.
+    Cuda,
+}
+
+impl Target {
+    /// Whether a rule that is marked for `marked` may be used.
+    pub fn takes(self, marked: Option<Target>) -> bool {
+        marked.is_none_or(|t| t == self || (t == Target::Cpu && self == Target::Cuda))
+    }
 }
 
 /// A variable's name, without the question mark.

@@ -1,5 +1,6 @@
 //! `weftc doctor`: what is installed here, and what to do about what is not.
 
+use super::cuda;
 use super::locate::{self, Origin};
 use super::session;
 use std::fmt;
@@ -57,6 +58,15 @@ impl fmt::Display for Report {
     }
 }
 
+/// Downloads ONNX Runtime with its CUDA provider and the libraries that it needs, where they are not here.
+///
+/// # Errors
+/// `Runtime` with what keeps them from being downloaded.
+pub fn install_cuda(say: &mut dyn FnMut(&str)) -> Result<(), crate::error::Error> {
+    session::environment_for(true, say)?;
+    cuda::install_libraries(say).map_err(crate::error::Error::runtime)
+}
+
 /// Looks for everything weftc needs to run a training graph; downloads nothing.
 pub fn doctor() -> Report {
     let mut report = Report::default();
@@ -98,6 +108,13 @@ pub fn doctor() -> Report {
             match session::providers() {
                 Ok(names) => report.add("providers", State::Good, names.join(", ")),
                 Err(why) => report.add("providers", State::Bad, why.to_string()),
+            }
+            let missing = cuda::missing(0, &library.path);
+            let list: Vec<&str> = missing.iter().map(|(what, _)| what.as_str()).collect();
+            match (list.is_empty(), cuda::devices()) {
+                (true, _) => report.add("CUDA", State::Good, "a GPU can be used (--device cuda)"),
+                (false, Ok(_)) => report.add("CUDA", State::Absent, format!("a GPU is there, but {}", list.join("; "))),
+                (false, Err(why)) => report.add("CUDA", State::Absent, why),
             }
         }
         Err(why) => {

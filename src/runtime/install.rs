@@ -1,4 +1,4 @@
-//! Downloads the pinned ONNX Runtime with pip and unpacks its library into the cache folder.
+//! Downloads pinned libraries with pip, ONNX Runtime and those of CUDA, and unpacks them into the cache folder.
 //!
 //! The wheel of a Python package is a zip archive that holds the plain C library; Python is only the
 //! courier, so any wheel for this system will do, whatever Python it was built for.
@@ -12,7 +12,58 @@ use std::path::{Path, PathBuf};
 
 type Outcome<T> = Result<T, String>;
 
-/// SHA-256 of the wheels of `PINNED`, as the package index published them.
+/// A Python package whose wheel brings libraries.
+pub struct Package {
+    pub name: &'static str,
+    pub version: &'static str,
+    /// About so many bytes are downloaded, in MB.
+    megabytes: u32,
+    /// SHA-256 of its wheels by their tags, as the package index published them.
+    wheels: &'static [(&'static str, &'static str)],
+}
+
+/// ONNX Runtime for the CPU.
+pub const ONNX_RUNTIME: Package = Package { name: "onnxruntime", version: PINNED, megabytes: 25, wheels: &WHEELS };
+
+/// ONNX Runtime with its CUDA provider, for CUDA 13.
+pub const ONNX_RUNTIME_GPU: Package = Package {
+    name: "onnxruntime-gpu",
+    version: "1.31.1",
+    megabytes: 256,
+    wheels: &[
+        ("cp311-cp311-manylinux_2_28_x86_64", "e26c475fe361b2015f45b4b824bd13f0bb20204e59b62814e6f0acd5f3d491a6"),
+        ("cp312-cp312-manylinux_2_28_x86_64", "05d548956197b9d01f59b625de740e0d6be3593f874e241a12dc0362650ecdf7"),
+        ("cp313-cp313-manylinux_2_28_x86_64", "f659529e07c21ec6b6179fd1bfaf82ffb7c3dc9c0916e18f6f313f9a690891be"),
+        ("cp314-cp314-manylinux_2_28_x86_64", "52a9ec263f331678e8fcb4f71a6fa44e5f901f0aac0b61fbe5a61517f2b4cc7d"),
+    ],
+};
+
+/// What the provider is linked with: CUDA's runtime, its linear algebra, its random numbers.
+pub const CUDA_RUNTIME: Package = Package {
+    name: "nvidia-cuda-runtime",
+    version: "13.5.37",
+    megabytes: 3,
+    wheels: &[(
+        "py3-none-manylinux2014_x86_64.manylinux_2_17_x86_64",
+        "df2b79a8852f10d1fef8c848489c49eebb5754051bf870202a862831412b179d",
+    )],
+};
+pub const CUBLAS: Package = Package {
+    name: "nvidia-cublas",
+    version: "13.10.0.20",
+    megabytes: 400,
+    wheels: &[(
+        "py3-none-manylinux1_x86_64.manylinux_2_5_x86_64",
+        "dcc6d63884c53d07e267ce7e6feac17b2538cebaafec5db865736c3e28e4dc84",
+    )],
+};
+pub const CURAND: Package = Package {
+    name: "nvidia-curand",
+    version: "10.4.5.25",
+    megabytes: 77,
+    wheels: &[("py3-none-manylinux_2_27_x86_64", "22bb226a857e5888fe6b54ae465fc4371296bcff13a35f79e19691bcf454f529")],
+};
+
 const WHEELS: [(&str, &str); 16] = [
     ("cp311-cp311-macosx_14_0_arm64", "366b9e53d07812cc5c92822cecf7563b76a8a0f32ba3bb8dd232a206ac3bcb6c"),
     ("cp311-cp311-manylinux_2_28_aarch64", "2303372a85299b6757b0e11e1cbf13e410ddf7e10c37f4b37e99d1c90e7daf7c"),
@@ -32,42 +83,86 @@ const WHEELS: [(&str, &str); 16] = [
     ("cp314-cp314-win_amd64", "2b08ee990d00ab2ee129c5e039f7339963335a4d76f5bd22bfb4f896ae1cec0a"),
 ];
 
-/// Downloads and unpacks the library, unless another process has done so while we waited for its lock.
+impl Package {
+    /// `name==version`
+    pub fn requirement(&self) -> String {
+        format!("{}=={}", self.name, self.version)
+    }
+
+    /// Where in the cache its libraries lie.
+    pub fn folder(&self, cache: &Path) -> PathBuf {
+        cache.join(self.name).join(self.version)
+    }
+
+    /// The checksum of a wheel, where it is known.
+    fn listed(&self, wheel: &str) -> Option<&'static str> {
+        let tags = wheel.strip_prefix(&self.name.replace('-', "_"))?.strip_prefix('-')?;
+        let tags = tags.strip_prefix(self.version)?.strip_prefix('-')?.strip_suffix(".whl")?;
+        self.wheels.iter().find(|(t, _)| *t == tags).map(|(_, sha256)| *sha256)
+    }
+
+    /// The name under which a file of its wheel is unpacked, without separators, so that it cannot leave the folder;
+    /// `None` for what is no library.
+    fn keeps<'n>(&self, path: &'n str) -> Option<&'n str> {
+        let is_shared = |name: &str| name.contains(".so") || name.ends_with(".dll") || name.ends_with(".dylib");
+        if path.split('/').any(|part| part == "..") {
+            return None;
+        }
+        let (folder, name) = path.rsplit_once('/')?;
+        let kept = match folder {
+            "onnxruntime/capi" => locate::is_library(name) || name.contains("onnxruntime_providers"),
+            _ => self.name.starts_with("nvidia-") && folder.starts_with("nvidia/") && folder.ends_with("/lib"),
+        };
+        (kept && is_shared(name) && !name.contains('\\')).then_some(name)
+    }
+}
+
+/// Downloads and unpacks the library for the CPU, unless another process has done so while we waited for its lock.
 pub fn install(cache: &Path, say: &mut dyn FnMut(&str)) -> Outcome<Library> {
-    let folder = locate::library_folder(cache);
-    let parent = folder.parent().ok_or("the cache folder has no parent")?;
-    fs::create_dir_all(parent).map_err(|e| format!("cannot create {}: {e}", parent.display()))?;
-    let lock_path = parent.join(format!("{PINNED}.lock"));
-    let lock = File::create(&lock_path).map_err(|e| format!("cannot create {}: {e}", lock_path.display()))?;
-    lock.lock().map_err(|e| format!("cannot lock {}: {e}", lock_path.display()))?;
-    if let Ok(library) = locate::from_cache(cache) {
-        return Ok(library);
-    }
-    let scratch = tempfile::Builder::new()
-        .prefix(".download-")
-        .tempdir_in(parent)
-        .map_err(|e| format!("cannot create a folder in {}: {e}", parent.display()))?;
-    say(&format!("downloading onnxruntime {PINNED} with pip (about 25 MB, once)"));
-    let wheel = download(scratch.path())?;
-    verify(&wheel, scratch.path(), say)?;
-    let unpacked = scratch.path().join("unpacked");
-    unpack(&wheel, &unpacked)?;
-    // Only an interrupted copy by hand can have left a folder without a library here.
-    if folder.exists() {
-        fs::remove_dir_all(&folder).map_err(|e| format!("cannot replace {}: {e}", folder.display()))?;
-    }
-    fs::rename(&unpacked, &folder).map_err(|e| format!("cannot move the library to {}: {e}", folder.display()))?;
+    place(&ONNX_RUNTIME, cache, &|| locate::from_cache(cache).is_ok(), say)?;
     let library = locate::from_cache(cache)?;
     say(&format!("unpacked {}", library.path.display()));
     Ok(Library { origin: Origin::Downloaded, ..library })
 }
 
+/// Downloads and unpacks what is not in the cache yet.
+pub fn add(package: &Package, cache: &Path, say: &mut dyn FnMut(&str)) -> Outcome<()> {
+    place(package, cache, &|| package.folder(cache).is_dir(), say)
+}
+
+/// Fills the package's folder unless it is `there` already; whole or not at all.
+fn place(package: &Package, cache: &Path, there: &dyn Fn() -> bool, say: &mut dyn FnMut(&str)) -> Outcome<()> {
+    let folder = package.folder(cache);
+    let parent = folder.parent().ok_or("the cache folder has no parent")?;
+    fs::create_dir_all(parent).map_err(|e| format!("cannot create {}: {e}", parent.display()))?;
+    let lock_path = parent.join(format!("{}.lock", package.version));
+    let lock = File::create(&lock_path).map_err(|e| format!("cannot create {}: {e}", lock_path.display()))?;
+    lock.lock().map_err(|e| format!("cannot lock {}: {e}", lock_path.display()))?;
+    if there() {
+        return Ok(());
+    }
+    let scratch = tempfile::Builder::new()
+        .prefix(".download-")
+        .tempdir_in(parent)
+        .map_err(|e| format!("cannot create a folder in {}: {e}", parent.display()))?;
+    say(&format!("downloading {} {} with pip (about {} MB, once)", package.name, package.version, package.megabytes));
+    let wheel = download(package, scratch.path())?;
+    verify(package, &wheel, scratch.path(), say)?;
+    let unpacked = scratch.path().join("unpacked");
+    unpack(package, &wheel, &unpacked)?;
+    // Only an interrupted copy by hand can have left a folder without a library here.
+    if folder.exists() {
+        fs::remove_dir_all(&folder).map_err(|e| format!("cannot replace {}: {e}", folder.display()))?;
+    }
+    fs::rename(&unpacked, &folder).map_err(|e| format!("cannot move the library to {}: {e}", folder.display()))
+}
+
 /// The wheel, as pip chooses it for this Python, else for a Python that the package supports.
-fn download(folder: &Path) -> Outcome<PathBuf> {
+fn download(package: &Package, folder: &Path) -> Outcome<PathBuf> {
     let mut reasons = Vec::new();
     for python in locate::pythons() {
         for target in [&[][..], &fallback_target()[..]] {
-            let requirement = format!("onnxruntime=={PINNED}");
+            let requirement = package.requirement();
             let mut arguments: Vec<&OsStr> = ["-m", "pip", "download", "--quiet", "--no-deps"].map(OsStr::new).to_vec();
             arguments.extend(["--only-binary", ":all:", "--disable-pip-version-check", "-d"].map(OsStr::new));
             arguments.push(folder.as_os_str());
@@ -85,7 +180,7 @@ fn download(folder: &Path) -> Outcome<PathBuf> {
         }
     }
     reasons.dedup();
-    Err(format!("pip download onnxruntime=={PINNED}: {}", reasons.join("; ")))
+    Err(format!("pip download {}: {}", package.requirement(), reasons.join("; ")))
 }
 
 /// pip's options for a wheel that fits this system but another Python.
@@ -107,17 +202,17 @@ fn wheel_in(folder: &Path) -> Option<PathBuf> {
 
 /// Compares the wheel with the checksum recorded here; for a wheel that is not listed, with the one that
 /// the package index reports to pip.
-fn verify(wheel: &Path, scratch: &Path, say: &mut dyn FnMut(&str)) -> Outcome<()> {
+fn verify(package: &Package, wheel: &Path, scratch: &Path, say: &mut dyn FnMut(&str)) -> Outcome<()> {
     let name = wheel.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let mut hasher = Sha256::new();
     let mut file = File::open(wheel).map_err(|e| format!("cannot open {}: {e}", wheel.display()))?;
     io::copy(&mut file, &mut HashWriter(&mut hasher)).map_err(|e| format!("cannot read {}: {e}", wheel.display()))?;
     let actual = hex(&hasher.finalize());
-    let expected = match listed(&name) {
+    let expected = match package.listed(&name) {
         Some(sha256) => sha256.to_string(),
         None => {
             say(&format!("{name} is not among the wheels whose checksum weftc knows; comparing with the index's"));
-            reported(scratch, &name)?
+            reported(package, scratch, &name)?
         }
     };
     if actual == expected {
@@ -126,14 +221,9 @@ fn verify(wheel: &Path, scratch: &Path, say: &mut dyn FnMut(&str)) -> Outcome<()
     Err(format!("{name} has SHA-256 {actual}, expected {expected}: the download is damaged or was tampered with"))
 }
 
-fn listed(name: &str) -> Option<&'static str> {
-    let tags = name.strip_prefix("onnxruntime-")?.strip_prefix(PINNED)?.strip_prefix('-')?.strip_suffix(".whl")?;
-    WHEELS.iter().find(|(t, _)| *t == tags).map(|(_, sha256)| *sha256)
-}
-
 /// The checksum of `name` in pip's installation report.
-fn reported(scratch: &Path, name: &str) -> Outcome<String> {
-    let requirement = format!("onnxruntime=={PINNED}");
+fn reported(package: &Package, scratch: &Path, name: &str) -> Outcome<String> {
+    let requirement = package.requirement();
     let mut reasons = Vec::new();
     for python in locate::pythons() {
         let mut arguments: Vec<&OsStr> =
@@ -163,7 +253,7 @@ fn checksum_in_report(json: &str, name: &str) -> Outcome<String> {
 }
 
 /// Unpacks the library and its providers, by base name, into `folder`.
-fn unpack(wheel: &Path, folder: &Path) -> Outcome<()> {
+fn unpack(package: &Package, wheel: &Path, folder: &Path) -> Outcome<()> {
     let bad = |e: &dyn std::fmt::Display| format!("cannot unpack {}: {e}", wheel.display());
     let file = File::open(wheel).map_err(|e| bad(&e))?;
     let mut archive = zip::ZipArchive::new(io::BufReader::new(file)).map_err(|e| bad(&e))?;
@@ -172,18 +262,12 @@ fn unpack(wheel: &Path, folder: &Path) -> Outcome<()> {
     for index in 0..archive.len() {
         let mut entry = archive.by_index(index).map_err(|e| bad(&e))?;
         let path = entry.name().map_err(|e| bad(&e))?.into_owned();
-        // The base name has no separators, so the entry cannot leave the folder.
-        let Some(name) = path.strip_prefix("onnxruntime/capi/").filter(|n| !n.contains(['/', '\\'])) else { continue };
-        let provider =
-            name.contains("onnxruntime_providers") && [".so", ".dll", ".dylib"].iter().any(|x| name.ends_with(x));
-        if !locate::is_library(name) && !provider {
-            continue;
-        }
-        found |= locate::is_library(name);
+        let Some(name) = package.keeps(&path) else { continue };
+        found = true;
         let mut out = File::create(folder.join(name)).map_err(|e| bad(&e))?;
         io::copy(&mut entry, &mut out).and_then(|_| out.sync_all()).map_err(|e| bad(&e))?;
     }
-    if found { Ok(()) } else { Err(bad(&"it holds no ONNX Runtime library")) }
+    if found { Ok(()) } else { Err(bad(&"it holds no library")) }
 }
 
 struct HashWriter<'a>(&'a mut Sha256);
@@ -227,18 +311,30 @@ mod tests {
             ("onnxruntime/capi/../../libonnxruntime.so.9.9.9", "escape"),
             ("onnxruntime/__init__.py", "python"),
         ];
-        unpack(&wheel(folder.path(), &entries), &out).unwrap();
+        unpack(&ONNX_RUNTIME, &wheel(folder.path(), &entries), &out).unwrap();
         let mut names: Vec<_> = fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, ["libonnxruntime.so.1.32.0", "libonnxruntime_providers_shared.so"]);
-        assert!(unpack(&wheel(folder.path(), &entries[3..]), &out).unwrap_err().contains("holds no ONNX Runtime"));
+        assert!(
+            unpack(&ONNX_RUNTIME, &wheel(folder.path(), &entries[3..]), &out).unwrap_err().contains("holds no library")
+        );
+    }
+
+    #[test]
+    fn libraries_of_cuda_are_kept() {
+        assert_eq!(CUBLAS.keeps("nvidia/cu13/lib/libcublas.so.13"), Some("libcublas.so.13"));
+        for path in ["nvidia/cu13/include/cublas.h", "nvidia/../lib/libx.so", "other/lib/libx.so", "libx.so"] {
+            assert_eq!(CUBLAS.keeps(path), None, "{path}");
+        }
+        let name = "onnxruntime_gpu-1.31.1-cp312-cp312-manylinux_2_28_x86_64.whl";
+        assert!(ONNX_RUNTIME_GPU.listed(name).is_some_and(|sha256| sha256.starts_with("05d54895")));
     }
 
     #[test]
     fn a_tampered_wheel_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = wheel(folder.path(), &[("onnxruntime/capi/libonnxruntime.so", "evil")]);
-        let why = verify(&path, folder.path(), &mut |_| {}).unwrap_err();
+        let why = verify(&ONNX_RUNTIME, &path, folder.path(), &mut |_| {}).unwrap_err();
         assert!(why.contains("99e1074c4b2197ac") && why.contains("tampered"), "{why}");
     }
 

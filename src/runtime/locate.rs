@@ -3,7 +3,7 @@
 //! The order: `ORT_DYLIB_PATH`, our cache folder, an installed Python package, and last `pip download`
 //! into the cache folder (`install.rs`).  Python packages are found, never imported.
 
-use super::install;
+use super::{cuda, install};
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -81,12 +81,22 @@ pub fn explicit() -> Option<PathBuf> {
 }
 
 /// The libraries to try, best first; downloads one into the cache folder where there is none.
-/// `say` hears what is being done.
+/// `say` hears what is being done.  With `gpu` those with a CUDA provider come first, and one is downloaded where there
+/// is none.
 ///
 /// # Errors
 /// One `Error::Runtime` that lists every place searched and every way to get a library.
-pub fn find_or_install(say: &mut dyn FnMut(&str)) -> Result<Vec<Library>> {
+pub fn find_or_install(gpu: bool, say: &mut dyn FnMut(&str)) -> Result<Vec<Library>> {
     let mut search = search();
+    if gpu && explicit().is_none() && !search.found.iter().any(|library| cuda::has_provider(&library.path)) {
+        let installed = cache_folder().and_then(|cache| {
+            install::add(&install::ONNX_RUNTIME_GPU, &cache, say)?;
+            gpu_from_cache(&cache)
+        });
+        search.take(installed);
+    }
+    // Of equal libraries the first is best.
+    search.found.sort_by_key(|library| gpu && !cuda::has_provider(&library.path));
     if search.found.is_empty() && explicit().is_none() {
         search.take(cache_folder().and_then(|folder| install::install(&folder, say)));
     }
@@ -172,6 +182,13 @@ pub(super) fn from_cache(cache: &Path) -> std::result::Result<Library, String> {
     let folder = library_folder(cache);
     let path = library_in(&folder).ok_or_else(|| format!("no library in {}", folder.display()))?;
     Ok(Library { version: version_of(&path).or_else(|| Some(PINNED.into())), path, origin: Origin::Cache })
+}
+
+/// The library with a CUDA provider in the cache folder.
+fn gpu_from_cache(cache: &Path) -> std::result::Result<Library, String> {
+    let folder = install::ONNX_RUNTIME_GPU.folder(cache);
+    let path = library_in(&folder).ok_or_else(|| format!("no library in {}", folder.display()))?;
+    Ok(Library { version: Some(install::ONNX_RUNTIME_GPU.version.into()), path, origin: Origin::Cache })
 }
 
 fn from_python() -> std::result::Result<Library, String> {

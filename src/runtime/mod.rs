@@ -2,6 +2,8 @@
 //!
 //! Outside this module and `kernels` nothing names a type of the `ort` crate; nothing here knows about
 //! training.
+pub mod cuda;
+pub mod device;
 pub mod doctor;
 pub mod install;
 pub mod locate;

@@ -1,15 +1,19 @@
 //! Sessions of ONNX Runtime: open a model, run it on host tensors, or bind it to buffers that stay.
 
+use super::device::Device;
 use super::locate::{self, Library};
 use super::tensor::{HostTensor, count};
 use crate::error::{Error, Result};
 use crate::ir::ty::DType;
 use indexmap::IndexMap;
+use ort::AsPointer;
+use ort::ep::{self, ArenaExtendStrategy};
 use ort::logging::LogLevel;
-use ort::memory::{Allocator, MemoryInfo};
+use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{IoBinding, SessionInputValue};
 use ort::value::{DynTensor, Outlet, TensorElementType, ValueType};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -23,13 +27,18 @@ static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
 
 /// Loads ONNX Runtime, once in a process; downloads it where there is none (`say` hears of it).
 pub fn environment(say: &mut dyn FnMut(&str)) -> Result<&'static Environment> {
+    environment_for(false, say)
+}
+
+/// The same; with `gpu` a library with a CUDA provider where there is one, or one can be had.
+pub fn environment_for(gpu: bool, say: &mut dyn FnMut(&str)) -> Result<&'static Environment> {
     static LOADING: Mutex<()> = Mutex::new(());
     let _loading = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(environment) = ENVIRONMENT.get() {
         return Ok(environment);
     }
     let mut refused = Vec::new();
-    for library in locate::find_or_install(say)? {
+    for library in locate::find_or_install(gpu, say)? {
         match ort::init_from(&library.path) {
             Ok(builder) => {
                 let inner = builder.with_name("weftc").with_telemetry(false).build().map_err(failed("start"))?;
@@ -57,11 +66,23 @@ pub struct Options {
     pub folder: Option<PathBuf>,
     /// Kernels, by domain and name; they replace the functions of the same name.
     pub operators: Vec<Arc<ort::operator::OperatorDomain>>,
+    pub device: Device,
+    /// Whether [`Session::assignment`] is noted.
+    pub assignment: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { threads: 0, spinning: false, prepack: true, optimize: true, folder: None, operators: Vec::new() }
+        Options {
+            threads: 0,
+            spinning: false,
+            prepack: true,
+            optimize: true,
+            folder: None,
+            operators: Vec::new(),
+            device: Device::Cpu,
+            assignment: false,
+        }
     }
 }
 
@@ -77,6 +98,7 @@ pub struct Port {
 /// A loaded model.
 pub struct Session {
     inner: ort::session::Session,
+    device: Device,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
 }
@@ -122,6 +144,19 @@ impl Session {
                 let key = "session.model_external_initializers_file_folder_path";
                 builder = builder.with_config_entry(key, folder.to_string_lossy())?;
             }
+            if let Device::Cuda(id) = options.device {
+                let provider = ep::CUDA::default()
+                    .with_device_id(id as i32)
+                    .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
+                    // As PyTorch has it: products of f32 are not rounded to 11 bits.
+                    .with_tf32(false);
+                builder = builder
+                    .with_execution_providers([provider.build().error_on_failure()])?
+                    .with_config_entry("session.use_device_allocator_for_initializers", "1")?;
+            }
+            if options.assignment {
+                builder = builder.with_config_entry("session.record_ep_graph_assignment_info", "1")?;
+            }
             for domain in &options.operators {
                 builder = builder.with_operators(domain.clone())?;
             }
@@ -129,7 +164,7 @@ impl Session {
         })();
         let inner = session.map_err(failed("load the model"))?;
         let (inputs, outputs) = (ports(inner.inputs()), ports(inner.outputs()));
-        Ok(Session { inner, inputs, outputs })
+        Ok(Session { inner, device: options.device, inputs, outputs })
     }
 
     /// The inputs that have no default, in order.
@@ -139,6 +174,54 @@ impl Session {
 
     pub fn outputs(&self) -> &[Port] {
         &self.outputs
+    }
+
+    /// The memory of the session's device.
+    ///
+    /// # Errors
+    /// Where the device has no allocator.
+    pub fn memory(&self) -> Result<Memory> {
+        let Device::Cuda(id) = self.device else { return Ok(Memory::default()) };
+        let info = MemoryInfo::new(AllocationDevice::CUDA, id as i32, AllocatorType::Device, MemoryType::Default);
+        let allocator = info.and_then(|info| Allocator::new(&self.inner, info));
+        allocator.map(|a| Memory(Some(a))).map_err(failed("find the device's memory"))
+    }
+
+    /// How many nodes each execution provider computes, by operator.  Noted where `Options::assignment` asks for it.
+    ///
+    /// # Errors
+    /// Where it was not noted.
+    pub fn assignment(&self) -> Result<BTreeMap<String, BTreeMap<String, usize>>> {
+        let api = ort::api();
+        let check = |status| {
+            // SAFETY: the status is that of a call just made.
+            unsafe { ort::Error::result_from_status(status) }.map_err(failed("tell which nodes run where"))
+        };
+        let text = |name: *const std::ffi::c_char| {
+            // SAFETY: names are zero-terminated and live as long as the session.
+            unsafe { std::ffi::CStr::from_ptr(name) }.to_string_lossy().into_owned()
+        };
+        let mut found: BTreeMap<String, BTreeMap<String, usize>> = BTreeMap::new();
+        let (mut graphs, mut graph_count) = (std::ptr::null(), 0);
+        // SAFETY: the session is alive, both out-pointers are valid.
+        check(unsafe { (api.Session_GetEpGraphAssignmentInfo)(self.inner.ptr(), &mut graphs, &mut graph_count) })?;
+        for g in 0..graph_count {
+            let (mut name, mut nodes, mut node_count) = (std::ptr::null(), std::ptr::null(), 0);
+            // SAFETY: ONNX Runtime filled `graphs` with `graph_count` pointers that live as long as the session.
+            let graph = unsafe { *graphs.add(g) };
+            // SAFETY: as above; the out-pointers are valid.
+            check(unsafe { (api.EpAssignedSubgraph_GetEpName)(graph, &mut name) })?;
+            // SAFETY: as above.
+            check(unsafe { (api.EpAssignedSubgraph_GetNodes)(graph, &mut nodes, &mut node_count) })?;
+            let own = found.entry(text(name).trim_end_matches("ExecutionProvider").to_string()).or_default();
+            for n in 0..node_count {
+                let mut operator = std::ptr::null();
+                // SAFETY: `nodes` has `node_count` pointers that live as long as the session.
+                check(unsafe { (api.EpAssignedNode_GetOperatorType)(*nodes.add(n), &mut operator) })?;
+                *own.entry(text(operator)).or_default() += 1;
+            }
+        }
+        Ok(found)
     }
 
     /// Runs the model once on `feeds` and returns every output, in the model's order.
@@ -215,6 +298,10 @@ impl Bound {
     }
 }
 
+/// Where buffers lie: on the host, or on a device.
+#[derive(Default)]
+pub struct Memory(Option<Allocator>);
+
 /// A tensor in ONNX Runtime's own memory, which a session can read and write in place.
 pub struct Buffer {
     inner: DynTensor,
@@ -222,7 +309,7 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// A tensor of zeros.
+    /// A tensor of zeros on the host.
     pub fn zeros(dtype: DType, shape: &[i64]) -> Result<Self> {
         if count(shape).is_none() {
             return Err(Error::runtime(format!("a tensor cannot have shape {shape:?}")));
@@ -230,6 +317,16 @@ impl Buffer {
         let inner =
             DynTensor::new(&Allocator::default(), element_type(dtype), shape).map_err(failed("make a tensor"))?;
         Ok(Buffer { inner, dtype })
+    }
+
+    /// A tensor of these values in `memory`.
+    pub fn in_memory(memory: &Memory, tensor: &HostTensor) -> Result<Self> {
+        let Some(allocator) = &memory.0 else { return Self::from_host(tensor) };
+        let dtype = tensor.dtype();
+        let inner = DynTensor::new(allocator, element_type(dtype), tensor.shape());
+        let mut buffer = Buffer { inner: inner.map_err(failed("make a tensor on the device"))?, dtype };
+        buffer.write(tensor)?;
+        Ok(buffer)
     }
 
     pub fn from_host(tensor: &HostTensor) -> Result<Self> {
@@ -252,6 +349,10 @@ impl Buffer {
             let message = format!("{tensor:?} does not fit a buffer of {}{:?}", self.dtype.name(), self.shape());
             return Err(Error::runtime(message));
         }
+        if !self.inner.memory_info().is_cpu_accessible() {
+            let host = Self::from_host(tensor)?;
+            return host.inner.copy_into(&mut self.inner).map_err(failed("copy a tensor to the device"));
+        }
         if !tensor.is_empty() {
             // SAFETY: the buffer was allocated for this type and shape, so it has as many bytes as the
             // tensor, and the two cannot overlap: one is a Vec, the other ONNX Runtime's.
@@ -264,16 +365,27 @@ impl Buffer {
     }
 
     /// Sets every value to zero.
-    pub fn clear(&mut self) {
+    ///
+    /// # Errors
+    /// Where the values lie on a device and cannot be copied there.
+    pub fn clear(&mut self) -> Result<()> {
+        if !self.inner.memory_info().is_cpu_accessible() {
+            return self.write(&HostTensor::zeros(self.dtype, self.shape())?);
+        }
         let bytes = count(self.shape()).unwrap_or(0) * self.dtype.size();
         if bytes > 0 {
             // SAFETY: the buffer was allocated for this type and shape; zero bytes are a value of every type.
             unsafe { self.inner.data_ptr_mut().cast::<u8>().write_bytes(0, bytes) };
         }
+        Ok(())
     }
 
     pub fn read(&self) -> Result<HostTensor> {
-        read(&self.inner)
+        if self.inner.memory_info().is_cpu_accessible() {
+            return read(&self.inner);
+        }
+        let host = self.inner.to(AllocationDevice::CPU, 0).map_err(failed("copy a tensor from the device"))?;
+        read(&host)
     }
 }
 

@@ -61,7 +61,7 @@ pub fn explain(request: &Request) -> Result<Explanation> {
     if rule.search {
         notes.push("it is a search rule: it may grow the graph and is not used by default".into());
     }
-    if let Some(target) = rule.target.filter(|t| *t != request.target) {
+    if let Some(target) = rule.target.filter(|t| !request.target.takes(Some(*t))) {
         notes.push(format!("it is for the target {target:?} only: ask with --target {target:?}").to_lowercase());
     }
     let mut out = Explanation { rule, stages: vec![], notes };

@@ -3,6 +3,7 @@
 use super::data;
 use super::optimizer::{Algorithm, Decay, Kind, Optimizer, Schedule};
 use crate::error::{Error, Problem, Result};
+use crate::runtime::device::Choice;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -146,6 +147,13 @@ pub struct RunArgs {
     /// What executes the graph
     #[arg(long, value_enum, default_value_t = RuntimeKind::Auto)]
     pub runtime: RuntimeKind,
+    /// What ONNX Runtime computes on: cuda keeps parameters, gradients and the optimizer's state on the GPU; auto is cuda
+    /// where a GPU and everything for it is there, else cpu
+    #[arg(long, value_enum, default_value_t = Choice::Auto)]
+    pub device: Choice,
+    /// The GPU's number
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub device_id: u32,
     /// Also write event files for TensorBoard, to --out/tensorboard
     #[arg(long)]
     pub tensorboard: bool,

@@ -6,8 +6,10 @@ use crate::ir::DType;
 use crate::kernels;
 use crate::manifest::PROBE;
 use crate::onnx::train_file::{Function, NO_DECAY, Port, TrainFile};
+use crate::runtime::device::Device;
 use crate::runtime::{Bound, Buffer, HostTensor, Options, Session};
 use indexmap::IndexMap;
+use std::collections::BTreeMap;
 
 /// The numbers of one update.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +36,11 @@ pub trait Engine {
     /// Runs the entropy pass alone, where it is not part of the step: `beta` `[B, L]`, with the present parameters
     /// or with those that training started from, as the manifest says.
     fn probe(&mut self, feeds: &[(String, HostTensor)]) -> Result<HostTensor>;
+
+    /// What the user should know of where the step is computed.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// The Euclidean norm over the kept gradients of `loss_sum`.
     fn grad_norm(&mut self) -> Result<f64>;
@@ -67,6 +74,8 @@ pub struct OnnxRuntime {
     /// By parameter, what the optimizer keeps.
     states: Vec<Vec<Buffer>>,
     function: &'static Function,
+    /// By operator, the step's nodes that a GPU leaves to the CPU.
+    on_cpu: BTreeMap<String, usize>,
 }
 
 impl OnnxRuntime {
@@ -82,8 +91,12 @@ impl OnnxRuntime {
         function: &'static Function,
         decay: Decay,
     ) -> Result<Self> {
-        let options = Options { folder: Some(file.folder().to_path_buf()), ..options.clone() };
-        let mut step = Session::from_bytes(&file.session_bytes(trainable)?, &options)?.bind()?;
+        let assignment = options.device != Device::Cpu;
+        let options = Options { folder: Some(file.folder().to_path_buf()), assignment, ..options.clone() };
+        let step = Session::from_bytes(&file.session_bytes(trainable)?, &options)?;
+        let memory = step.memory()?;
+        let on_cpu = if assignment { step.assignment()?.remove("CPU").unwrap_or_default() } else { BTreeMap::new() };
+        let mut step = step.bind()?;
         let mut probe = None;
         if let Some((bytes, inputs)) = file.probe_bytes(trainable)? {
             probe = Some((Session::from_bytes(&bytes, &options)?.bind()?, inputs));
@@ -93,8 +106,9 @@ impl OnnxRuntime {
         for port in trainable {
             let initial = file.initial(&port.name)?;
             let value = HostTensor::from_bytes(initial.dtype, &initial.shape, initial.bytes)?;
-            let zeros = || Buffer::zeros(value.dtype(), value.shape());
-            let (buffer, mut gradient) = (Buffer::from_host(&value)?, zeros()?);
+            let none = HostTensor::zeros(value.dtype(), value.shape())?;
+            let zeros = || Buffer::in_memory(&memory, &none);
+            let (buffer, mut gradient) = (Buffer::in_memory(&memory, &value)?, zeros()?);
             step.input(&port.name, &buffer)?;
             step.output(&format!("grad/{}", port.name), &mut gradient)?;
             if let Some((probe, _)) = probe.as_mut().filter(|(_, inputs)| inputs.contains(&port.name)) {
@@ -108,12 +122,12 @@ impl OnnxRuntime {
             }
         }
         // Small graphs without weights: nothing to look up beside a file.
-        let plain = Options { folder: None, ..options };
+        let plain = Options { folder: None, assignment: false, ..options.clone() };
         let open = |bytes: &[u8]| Session::from_bytes(bytes, &plain)?.bind();
         let mut sum = if accumulate { Some(open(&file.sum_model(trainable))?) } else { None };
         let mut norm = open(&file.norm_model(trainable))?;
         let mut kernels = plain.clone();
-        if !portable && trainable.iter().all(|p| p.dtype == DType::F32) {
+        if options.device == Device::Cpu && !portable && trainable.iter().all(|p| p.dtype == DType::F32) {
             kernels.operators.push(kernels::optimizer()?);
         }
         let update = file.update_model(function, trainable, &|p| decay.includes(&p.shape))?;
@@ -138,7 +152,7 @@ impl OnnxRuntime {
         if let Some((probe, _)) = &mut probe {
             probe.fetch(PROBE);
         }
-        Ok(OnnxRuntime { step, probe, norm, update, sum, parameters, gradients, sums, states, function })
+        Ok(OnnxRuntime { step, probe, norm, update, sum, parameters, gradients, sums, states, function, on_cpu })
     }
 }
 
@@ -156,7 +170,7 @@ impl Engine for OnnxRuntime {
         let outputs = self.step.run()?;
         if let Some(sum) = &mut self.sum {
             if !accumulate {
-                self.sums.iter_mut().for_each(Buffer::clear);
+                self.sums.iter_mut().try_for_each(Buffer::clear)?;
             }
             sum.run()?;
         }
@@ -170,6 +184,15 @@ impl Engine for OnnxRuntime {
             probe.input(name, &Buffer::from_host(value)?)?;
         }
         probe.run()?.swap_remove(PROBE).ok_or_else(missing)
+    }
+
+    fn notes(&self) -> Vec<String> {
+        if self.on_cpu.is_empty() {
+            return Vec::new();
+        }
+        let nodes: usize = self.on_cpu.values().sum();
+        let list: Vec<String> = self.on_cpu.iter().map(|(operator, n)| format!("{operator} {n}")).collect();
+        vec![format!("{nodes} nodes of the step are left to the CPU: {}", list.join(", "))]
     }
 
     fn grad_norm(&mut self) -> Result<f64> {

@@ -10,7 +10,9 @@ use super::trainer::{Setup, Trainer};
 use crate::error::{Error, Problem, Result};
 use crate::manifest::Manifest;
 use crate::profile::Profile;
-use crate::runtime::{Options, environment, locate};
+use crate::runtime::device::Choice;
+use crate::runtime::session::environment_for;
+use crate::runtime::{Options, cuda, locate};
 use std::path::{Path, PathBuf};
 use tokenizers::Tokenizer;
 
@@ -142,18 +144,29 @@ pub fn open(args: &RunArgs, notes: &mut Vec<String>) -> Result<Trainer> {
     let missing = match args.runtime {
         RuntimeKind::Interpreter => Some(String::new()),
         RuntimeKind::Onnxruntime => None,
-        RuntimeKind::Auto => match environment(&mut say) {
+        RuntimeKind::Auto => match environment_for(args.device != Choice::Cpu && cuda::devices().is_ok(), &mut say) {
             // A library that the user names must work; any other may be missing.
             Err(why) if locate::explicit().is_none() => Some(format!("{why}\nwithout it ")),
             _ => None,
         },
     };
     match missing {
+        Some(_) if args.device == Choice::Cuda => {
+            let problem = Problem::new("--device cuda", "the reference interpreter runs on the CPU alone");
+            Err(Error::usage(problem.help("--runtime onnxruntime, where ONNX Runtime can be had")))
+        }
         Some(why) => {
             notes.push(why + SLOW);
             Trainer::load_interpreted(&args.train_onnx, setup)
         }
-        None => Trainer::load(&args.train_onnx, setup),
+        None => {
+            let (device, note) = args.device.resolve(args.device_id, &mut say)?;
+            notes.extend(note);
+            let session = Options { device, ..setup.session.clone() };
+            let trainer = Trainer::load(&args.train_onnx, Setup { session, ..setup })?;
+            notes.extend(trainer.engine.notes());
+            Ok(trainer)
+        }
     }
 }
 

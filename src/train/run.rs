@@ -103,6 +103,7 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
         pad_id: *pad_id,
         steps,
         interpreted: trainer.parameter_type() == Some(DType::F64),
+        device: trainer.device,
     };
     let settings = Settings::new(args, trainer.manifest(), dataset, chosen)?;
     let store = args.out.as_deref().map(|out| Store::open(out, args.keep as usize)).transpose()?;

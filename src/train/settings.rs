@@ -7,6 +7,7 @@ use crate::error::{Error, Problem, Result};
 use crate::manifest::Manifest;
 use crate::onnx::weights;
 use crate::peft;
+use crate::runtime::device::Device;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +27,8 @@ pub struct Chosen {
     pub steps: u64,
     /// Whether the reference interpreter computes, in f64.
     pub interpreted: bool,
+    /// What ONNX Runtime computes on.
+    pub device: Device,
 }
 
 impl Settings {
@@ -39,7 +42,7 @@ impl Settings {
     /// # Errors
     /// Where train.onnx cannot be read.
     pub fn new(args: &RunArgs, manifest: &Manifest, dataset: &Dataset, chosen: Chosen) -> Result<Self> {
-        let Chosen { batch, accumulate, by_length, pad_id, steps, interpreted } = chosen;
+        let Chosen { batch, accumulate, by_length, pad_id, steps, interpreted, device } = chosen;
         let mut all = BTreeMap::new();
         let mut set = |name: &str, value: String| drop(all.insert(name.to_string(), value));
         set("TRAIN_ONNX", format!("the file of SHA-256 {}", weights::sha256(&args.train_onnx)?));
@@ -81,7 +84,12 @@ impl Settings {
             }
         }
         set("--clip", args.clip.to_string());
-        set("--runtime", if interpreted { "the interpreter" } else { "ONNX Runtime" }.into());
+        let runtime = match device {
+            _ if interpreted => "the interpreter",
+            Device::Cpu => "ONNX Runtime",
+            Device::Cuda(_) => "ONNX Runtime on a GPU",
+        };
+        set("--runtime", runtime.into());
         // Only a schedule that falls knows where the run ends.
         if args.schedule != Schedule::Constant {
             set("--steps or --epochs", format!("{steps} steps"));

@@ -11,6 +11,7 @@ use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
 use crate::manifest::{DROPOUT, Manifest, Role};
 use crate::onnx::train_file::{Port, TrainFile};
+use crate::runtime::device::Device;
 use crate::runtime::{HostTensor, Options};
 use indexmap::IndexMap;
 use std::path::{Path, PathBuf};
@@ -90,6 +91,8 @@ pub struct Trainer {
     /// What the kept gradients are multiplied by.
     applied_scale: f64,
     shape: Shape,
+    /// What ONNX Runtime computes on.
+    pub device: Device,
 }
 
 impl Trainer {
@@ -98,7 +101,8 @@ impl Trainer {
         let file = TrainFile::read(train_onnx, setup.folder.as_deref())?;
         // Packed copies of frozen weights would double the memory and save nothing measurable.
         let options = Options { prepack: false, ..setup.session };
-        Self::with(file, setup.optimizer, |file, trainable| {
+        let device = options.device;
+        let trainer = Self::with(file, setup.optimizer, |file, trainable| {
             Ok(Box::new(OnnxRuntime::new(
                 file,
                 trainable,
@@ -108,7 +112,8 @@ impl Trainer {
                 setup.optimizer.function(),
                 setup.decay,
             )?))
-        })
+        })?;
+        Ok(Trainer { device, ..trainer })
     }
 
     /// Opens `train_onnx` on the reference interpreter: in f64, and several times slower.
@@ -192,6 +197,7 @@ impl Trainer {
             loss_scale: inputs.iter().any(|i| i.name == LOSS_SCALE).then(LossScale::default),
             applied_scale: 1.0,
             shape,
+            device: Device::Cpu,
             file,
         })
     }

@@ -1,0 +1,158 @@
+//! NVIDIA's GPUs: what must be there before ONNX Runtime can use one, and whether it is.
+
+use super::install::{self, CUBLAS, CUDA_RUNTIME, CURAND, ONNX_RUNTIME_GPU, Package};
+use super::locate;
+use libloading::{Library, Symbol};
+use std::ffi::c_int;
+use std::path::{Path, PathBuf};
+
+/// The libraries that the provider is linked with, and the Python packages that bring them.
+const NEEDED: [(&str, &Package); 4] = [
+    ("libcudart.so.13", &CUDA_RUNTIME),
+    ("libcublasLt.so.13", &CUBLAS),
+    ("libcublas.so.13", &CUBLAS),
+    ("libcurand.so.10", &CURAND),
+];
+
+/// The provider's library, beside ONNX Runtime's own.
+const PROVIDER: &str = "libonnxruntime_providers_cuda.so";
+
+/// How many devices the driver shows, or why it shows none.
+pub fn devices() -> Result<u32, String> {
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        return Err("weftc knows CUDA on Linux on x86-64 only".into());
+    }
+    type Init = unsafe extern "C" fn(u32) -> c_int;
+    type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
+    // SAFETY: the driver's library has no constructors that could harm; the two functions have these signatures in
+    // every version of the driver's interface.
+    unsafe {
+        let library = Library::new("libcuda.so.1").map_err(|_| "there is no NVIDIA driver (libcuda.so.1)")?;
+        let find = |e: libloading::Error| format!("the NVIDIA driver is damaged: {e}");
+        let init: Symbol<Init> = library.get(b"cuInit").map_err(find)?;
+        let count: Symbol<Count> = library.get(b"cuDeviceGetCount").map_err(find)?;
+        match init(0) {
+            0 => {}
+            code => return Err(format!("the NVIDIA driver does not start: CUDA error {code}")),
+        }
+        let mut n = 0;
+        match count(&mut n) {
+            0 if n > 0 => Ok(n.unsigned_abs()),
+            0 => Err("the NVIDIA driver shows no device".into()),
+            code => Err(format!("the NVIDIA driver lists no devices: CUDA error {code}")),
+        }
+    }
+}
+
+/// Whether a library of ONNX Runtime lies beside its CUDA provider.
+pub fn has_provider(library: &Path) -> bool {
+    library.parent().is_some_and(|folder| folder.join(PROVIDER).is_file())
+}
+
+/// Everything that keeps `device` from being used, with what to do about each; empty where nothing does.  What can be
+/// loaded stays loaded, for the provider.
+pub fn missing(device: u32, library: &Path) -> Vec<(String, String)> {
+    let mut missing = Vec::new();
+    match devices() {
+        Ok(n) if device >= n => missing.push((
+            format!("there is no device {device}: the driver shows {n}"),
+            format!("--device-id 0 to {}", n - 1),
+        )),
+        Ok(_) => {}
+        Err(why) => missing.push((why, "install NVIDIA's driver, or run with --device cpu".into())),
+    }
+    if !has_provider(library) {
+        missing.push((
+            format!("{} was built without CUDA", library.display()),
+            format!(
+                "python3 -m pip install {}, in place of onnxruntime; or name its library in ORT_DYLIB_PATH",
+                ONNX_RUNTIME_GPU.requirement()
+            ),
+        ));
+    }
+    let folders = folders();
+    for (name, package) in NEEDED {
+        if !load(name, &folders) {
+            let help = format!("python3 -m pip install {}, or weftc doctor --install-cuda", package.requirement());
+            missing.push((format!("there is no {name}"), help));
+        }
+    }
+    missing
+}
+
+/// Downloads the libraries of CUDA that this machine does not have into the cache folder, once.
+///
+/// # Errors
+/// What keeps a package from being downloaded.
+pub fn install_libraries(say: &mut dyn FnMut(&str)) -> Result<(), String> {
+    let cache = locate::cache_folder()?;
+    let known = folders();
+    NEEDED
+        .iter()
+        .filter(|(name, _)| !load(name, &known))
+        .try_for_each(|(_, package)| install::add(package, &cache, say))
+}
+
+/// Loads a library for good: by the system's own search, else from Python packages.
+fn load(name: &str, folders: &[PathBuf]) -> bool {
+    let places = std::iter::once(PathBuf::from(name)).chain(folders.iter().map(|f| f.join(name)));
+    for place in places {
+        // SAFETY: these are NVIDIA's libraries, which do nothing when they are loaded.
+        #[cfg(unix)]
+        let found = unsafe {
+            use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+            Library::open(Some(&place), RTLD_NOW | RTLD_GLOBAL)
+        };
+        // SAFETY: as above.
+        #[cfg(not(unix))]
+        let found = unsafe { Library::new(&place) };
+        if let Ok(library) = found {
+            std::mem::forget(library);
+            return true;
+        }
+    }
+    false
+}
+
+/// Where such libraries lie beside the system's own: in Python's `nvidia` packages, and in the cache folder.
+fn folders() -> Vec<PathBuf> {
+    const FIND: &str = "import importlib.util as u; s = u.find_spec('nvidia'); \
+                        print('\\n'.join(s.submodule_search_locations or []) if s else '')";
+    let mut folders = Vec::new();
+    for python in locate::pythons() {
+        let Ok(found) = locate::output(python, &["-c".as_ref(), FIND.as_ref()]) else { continue };
+        for root in found.lines().filter(|l| !l.trim().is_empty()) {
+            let packages = std::fs::read_dir(root).into_iter().flatten().flatten();
+            folders.extend(packages.map(|e| e.path().join("lib")).filter(|p| p.is_dir()));
+        }
+    }
+    folders.sort();
+    if let Ok(cache) = locate::cache_folder() {
+        folders.extend(NEEDED.iter().map(|(_, package)| package.folder(&cache)));
+    }
+    folders
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_provider_lies_beside_its_library() {
+        let folder = tempfile::tempdir().unwrap();
+        let library = folder.path().join("libonnxruntime.so.1.31.1");
+        assert!(!has_provider(&library));
+        std::fs::write(folder.path().join(PROVIDER), "").unwrap();
+        assert!(has_provider(&library));
+    }
+
+    #[test]
+    fn all_that_is_missing_is_listed() {
+        let folder = tempfile::tempdir().unwrap();
+        let library = folder.path().join("libonnxruntime.so");
+        let missing = missing(u32::MAX, &library);
+        // A device of that number is nowhere, and this library has no provider.
+        assert!(missing.len() >= 2, "{missing:?}");
+        assert!(missing.iter().any(|(what, help)| what.contains("without CUDA") && help.contains("onnxruntime-gpu==")));
+    }
+}

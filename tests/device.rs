@@ -1,0 +1,98 @@
+//! `--device`: what is used, what is missing, and where nodes are computed.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use weftc::compile::{Options, compile};
+use weftc::precision::Compute;
+use weftc::rules::Target;
+use weftc::runtime::{self, Session, cuda};
+
+fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/llada_micro_dynamo18.onnx")
+}
+
+fn train(folder: &Path, target: Target, compute: Compute) -> PathBuf {
+    let path = folder.join("train.onnx");
+    compile(&Options { mask_id: Some(31), target, compute, ..Options::new(model()) }).unwrap().write(&path).unwrap();
+    std::fs::write(folder.join("data.jsonl"), "{\"input_ids\": [1,2,3,4,5,6,7,8], \"prompt_len\": 2}\n".repeat(4))
+        .unwrap();
+    path
+}
+
+fn run(folder: &Path, flags: &[&str]) -> (bool, String) {
+    let out = Command::new(env!("CARGO_BIN_EXE_weftc"))
+        .args(["run", "train.onnx", "--data", "data.jsonl", "--steps", "2", "--batch-size", "2", "--lr", "0.01"])
+        .args(flags)
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    let text = [out.stdout, out.stderr].map(|t| String::from_utf8_lossy(&t).into_owned()).concat();
+    (out.status.success(), text)
+}
+
+/// Without a GPU, `auto` is the CPU and says nothing of it; `cuda` lists everything that is missing, and downloads
+/// nothing.
+#[test]
+fn without_a_gpu() {
+    if cuda::devices().is_ok() {
+        eprintln!("skipped: there is a GPU");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    train(folder.path(), Target::Cpu, Compute::Auto);
+    let (done, text) = run(folder.path(), &["--device", "auto"]);
+    assert!(done && !text.contains("GPU"), "{text}");
+    let (done, text) = run(folder.path(), &["--device", "cuda"]);
+    assert!(!done && text.contains("--device cuda: there is no NVIDIA driver"), "{text}");
+    assert!(text.contains("was built without CUDA") && text.contains("onnxruntime-gpu=="), "{text}");
+    assert!(!text.contains("downloading"), "{text}");
+    let (done, text) = run(folder.path(), &["--device", "cuda", "--runtime", "interpreter"]);
+    assert!(!done && text.contains("the reference interpreter runs on the CPU alone"), "{text}");
+}
+
+/// With a GPU and everything for it, a run on it and one on the CPU learn the same.
+#[test]
+fn with_a_gpu() {
+    let ready = cuda::devices().is_ok_and(|_| {
+        runtime::session::environment_for(true, &mut |_| {}).is_ok_and(|e| cuda::missing(0, &e.library.path).is_empty())
+    });
+    if !ready {
+        eprintln!("skipped: there is no GPU that can be used");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    train(folder.path(), Target::Cuda, Compute::F32);
+    let losses = [["--device", "cpu"], ["--device", "cuda"]].map(|flags| {
+        let (done, text) = run(folder.path(), &[&flags[..], &["--out", flags[1]]].concat());
+        assert!(done, "{text}");
+        let log = std::fs::read_to_string(folder.path().join(flags[1]).join("metrics.jsonl")).unwrap();
+        let loss = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64();
+        log.lines().filter_map(loss).collect::<Vec<f64>>()
+    });
+    assert!(
+        losses[0].len() == 2 && losses[0].iter().zip(&losses[1]).all(|(a, b)| (a - b).abs() < 1e-4 * a),
+        "{losses:?}"
+    );
+}
+
+/// A file for CUDA in f32 has operators of the CPU too: it runs here.  In bf16 it is compiled, and says what it is.
+#[test]
+fn a_file_for_cuda() {
+    let folder = tempfile::tempdir().unwrap();
+    train(folder.path(), Target::Cuda, Compute::F32);
+    let (done, text) = run(folder.path(), &["--device", "cpu"]);
+    assert!(done, "{text}");
+    let options = Options { mask_id: Some(31), target: Target::Cuda, ..Options::new(model()) };
+    assert_eq!(compile(&options).unwrap().manifest.compute, "bf16");
+}
+
+/// ONNX Runtime tells which provider computes which nodes.
+#[test]
+fn nodes_have_a_provider() {
+    let options = runtime::Options { assignment: true, ..runtime::Options::default() };
+    let assignment = Session::open(&model(), &options).unwrap().assignment().unwrap();
+    let cpu = &assignment["CPU"];
+    assert!(assignment.len() == 1 && cpu["MatMul"] > 10, "{assignment:?}");
+    let plain = Session::open(&model(), &runtime::Options::default()).unwrap();
+    assert!(plain.assignment().is_err());
+}
