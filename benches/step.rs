@@ -1,7 +1,7 @@
 //! Times compilation and the training step; prints one JSON object.
 //!
 //! `cargo bench --bench step -- --model FILE --mask-id ID [--batch 4] [--length 256] [--threads 1]
-//! [--trainable lora] [--method sft] [--seconds 15]`
+//! [--trainable lora] [--method sft] [--device cuda --target cuda --compute bf16] [--seconds 15]`
 //!
 //! A step is everything that training does with a batch: entropy pass, forward, backward, clipping, AdamW.
 //! Peak memory is the process's own high-water mark, compiler included; `cpu_s` is its processor time a step,
@@ -13,7 +13,10 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::time::Instant;
 use weftc::compile::{Options, Trainable, compile};
+use weftc::precision::Compute;
 use weftc::rng::SplitMix64;
+use weftc::rules::Target;
+use weftc::runtime::device::Choice;
 use weftc::runtime::session;
 use weftc::train::batch::{Batch, Shape};
 use weftc::train::data::Sample;
@@ -43,6 +46,15 @@ struct Arguments {
     trainable: Trainable,
     #[arg(long, default_value = "weft")]
     method: String,
+    /// portable, cpu, cuda
+    #[arg(long, value_enum, default_value_t = Target::Cpu)]
+    target: Target,
+    /// f32, f16, bf16
+    #[arg(long, value_enum, default_value_t = Compute::Auto)]
+    compute: Compute,
+    /// auto, cpu, cuda
+    #[arg(long, value_enum, default_value_t = Choice::Cpu)]
+    device: Choice,
     /// Stop counting after this many seconds
     #[arg(long, default_value_t = 15.0)]
     seconds: f64,
@@ -56,17 +68,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir_in(arguments.model.parent().ok_or("the model has no folder")?)?;
     let started = Instant::now();
     let (mask_id, method, trainable) = (Some(arguments.mask_id), arguments.method.clone(), arguments.trainable.clone());
-    let compiled = compile(&Options { mask_id, method, trainable, ..Options::new(&arguments.model) })?;
+    let (target, compute) = (arguments.target, arguments.compute);
+    let options = Options { mask_id, method, trainable, target, compute, ..Options::new(&arguments.model) };
+    let compiled = compile(&options)?;
     let train_onnx = folder.path().join("train.onnx");
     let bytes = compiled.write(&train_onnx)?;
     let compile_s = started.elapsed().as_secs_f64();
     let stages: serde_json::Map<String, _> =
         compiled.stages.iter().map(|s| (s.stage.name().into(), json!({ "s": s.seconds, "nodes": s.nodes }))).collect();
     let vocabulary = usize::try_from(compiled.manifest.vocab_size)?;
+    let compute = compiled.manifest.compute.clone();
     drop(compiled);
 
     let started = Instant::now();
-    let session = session::Options { threads: arguments.threads, ..session::Options::default() };
+    let (device, _) = arguments.device.resolve(0, &mut |line| eprintln!("{line}"))?;
+    let session = session::Options { threads: arguments.threads, device, ..session::Options::default() };
     let source = arguments.model.parent().map(PathBuf::from);
     let optimizer = Optimizer { lr: 1e-4, ..Optimizer::default() };
     let mut trainer = Trainer::load(&train_onnx, Setup { folder: source, optimizer, session, ..Setup::default() })?;
@@ -92,7 +108,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     counted.sort_by(f64::total_cmp);
     let step_s = counted[counted.len() / 2];
     let line = json!({
-        "method": arguments.method, "trainable": arguments.trainable.to_string(),
+        "method": arguments.method, "compute": compute, "trainable": arguments.trainable.to_string(),
         "threads": arguments.threads, "batch": arguments.batch, "length": arguments.length,
         "compile_s": compile_s, "stages": stages, "train_onnx_bytes": bytes, "load_s": load_s,
         "step_s": step_s, "step_min_s": counted[0], "cpu_s": cpu_s, "steps": counted.len(),

@@ -5,7 +5,12 @@ use std::process::Command;
 use weftc::compile::{Options, compile};
 use weftc::precision::Compute;
 use weftc::rules::Target;
+use weftc::runtime::device::{Choice, Device};
 use weftc::runtime::{self, Session, cuda};
+use weftc::train::batch::Batch;
+use weftc::train::data::Sample;
+use weftc::train::sampler::Sampler;
+use weftc::train::{Setup, Trainer};
 
 fn model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models/llada_micro_dynamo18.onnx")
@@ -28,6 +33,15 @@ fn run(folder: &Path, flags: &[&str]) -> (bool, String) {
         .unwrap();
     let text = [out.stdout, out.stderr].map(|t| String::from_utf8_lossy(&t).into_owned()).concat();
     (out.status.success(), text)
+}
+
+/// The first GPU, where it can be used.
+fn gpu() -> Option<Device> {
+    let device = cuda::devices().ok().and_then(|_| Choice::Cuda.resolve(0, &mut |line| println!("{line}")).ok());
+    if device.is_none() {
+        eprintln!("skipped: there is no GPU that can be used");
+    }
+    device.map(|(device, _)| device)
 }
 
 /// Without a GPU, `auto` is the CPU and says nothing of it; `cuda` lists everything that is missing, and downloads
@@ -53,11 +67,7 @@ fn without_a_gpu() {
 /// With a GPU and everything for it, a run on it and one on the CPU learn the same.
 #[test]
 fn with_a_gpu() {
-    let ready = cuda::devices().is_ok_and(|_| {
-        runtime::session::environment_for(true, &mut |_| {}).is_ok_and(|e| cuda::missing(0, &e.library.path).is_empty())
-    });
-    if !ready {
-        eprintln!("skipped: there is no GPU that can be used");
+    if gpu().is_none() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -73,6 +83,30 @@ fn with_a_gpu() {
         losses[0].len() == 2 && losses[0].iter().zip(&losses[1]).all(|(a, b)| (a - b).abs() < 1e-4 * a),
         "{losses:?}"
     );
+}
+
+/// Gradients in bf16 on a GPU are those of f32 on the CPU, to a cosine of 0.999 for each tensor.
+#[test]
+fn bf16_gradients_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let gradients = [(Target::Cpu, Compute::F32, Device::Cpu), (Target::Cuda, Compute::Bf16, device)].map(
+        |(target, compute, device)| {
+            let path = train(folder.path(), target, compute);
+            let session = runtime::Options { device, ..runtime::Options::default() };
+            let mut trainer = Trainer::load(&path, Setup { session, ..Setup::default() }).unwrap();
+            let sample = Sample { tokens: (0..12).map(|i| i * 5 % 31).collect(), prompt: 4, total: 12 };
+            let batch = Batch::new(&[(0, &sample), (1, &sample)], trainer.shape(), Sampler::new(3), 0).unwrap();
+            trainer.step(&batch).unwrap();
+            let names: Vec<String> = trainer.parameters().map(String::from).collect();
+            names.into_iter().map(|n| (trainer.gradient(&n).unwrap().to_f64(), n)).collect::<Vec<_>>()
+        },
+    );
+    for ((a, name), (b, _)) in gradients[0].iter().zip(&gradients[1]) {
+        let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+        let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+        assert!(cosine > 0.999 || dot(a, a) < 1e-20, "{name}: {cosine}");
+    }
 }
 
 /// A file for CUDA in f32 has operators of the CPU too: it runs here.  In bf16 it is compiled, and says what it is.

@@ -9,6 +9,7 @@ use weftc::compile::{Options, compile};
 use weftc::manifest::{Parameter, Role};
 use weftc::rules::Target;
 use weftc::runtime::HostTensor;
+use weftc::runtime::device::{Choice, Device};
 use weftc::train::optimizer::Decay;
 use weftc::train::{Optimizer, Setup, Trainer};
 
@@ -79,6 +80,13 @@ impl Golden {
     }
 }
 
+/// The CPU; what `WEFTC_TEST_DEVICE` names on a machine with a GPU (`benches/gpu.sh`).
+fn device() -> Device {
+    let cuda = std::env::var("WEFTC_TEST_DEVICE").is_ok_and(|name| name == "cuda");
+    let choice = if cuda { Choice::Cuda } else { Choice::Cpu };
+    choice.resolve(0, &mut |line| println!("{line}")).unwrap().0
+}
+
 /// The largest difference, relative to the largest element.
 fn distance(ours: &[f64], theirs: &[f64]) -> f64 {
     assert_eq!(ours.len(), theirs.len());
@@ -109,7 +117,9 @@ fn check(model: &Path, golden: &Golden, target: Target, method: &str, trainable:
     compiled.write(&file).unwrap();
 
     let optimizer = Optimizer { lr: 1e-3, weight_decay: 0.1, clip: golden.clip, ..Optimizer::default() };
-    let mut trainer = Trainer::load(&file, Setup { optimizer, decay: Decay::All, ..Setup::default() }).unwrap();
+    let session = weftc::runtime::Options { device: device(), ..weftc::runtime::Options::default() };
+    let mut trainer =
+        Trainer::load(&file, Setup { optimizer, decay: Decay::All, session, ..Setup::default() }).unwrap();
     let parameters: Vec<Parameter> = trainer.manifest().parameters.clone();
     let mut names: Vec<String> = parameters.iter().map(|p| golden.name(p)).collect();
     let mut expected: Vec<&str> = golden.tensors.keys().filter_map(|k| k.strip_prefix("init.")).collect();
