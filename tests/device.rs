@@ -58,10 +58,24 @@ fn without_a_gpu() {
     assert!(done && !text.contains("GPU"), "{text}");
     let (done, text) = run(folder.path(), &["--device", "cuda"]);
     assert!(!done && text.contains("--device cuda: there is no NVIDIA driver"), "{text}");
-    assert!(text.contains("was built without CUDA") && text.contains("onnxruntime-gpu=="), "{text}");
+    let library = &runtime::environment(&mut |_| {}).unwrap().library.path;
+    let lists = text.contains("was built without CUDA") && text.contains("onnxruntime-gpu==");
+    assert!(lists || cuda::has_provider(library), "{text}");
     assert!(!text.contains("downloading"), "{text}");
     let (done, text) = run(folder.path(), &["--device", "cuda", "--runtime", "interpreter"]);
     assert!(!done && text.contains("the reference interpreter runs on the CPU alone"), "{text}");
+}
+
+/// A session that is asked for a GPU where there is none is an error with a reason, whatever library is loaded.
+#[test]
+fn a_session_without_its_gpu() {
+    if cuda::devices().is_ok() {
+        eprintln!("skipped: there is a GPU");
+        return;
+    }
+    let options = runtime::Options { device: Device::Cuda(0), ..runtime::Options::default() };
+    let error = Session::open(&model(), &options).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(error.contains("CUDA"), "{error}");
 }
 
 /// With a GPU and everything for it, a run on it and one on the CPU learn the same.

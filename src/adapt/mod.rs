@@ -14,7 +14,7 @@ use crate::ir::{
 use crate::manifest::{Adapter, Part};
 use crate::rewrite::{self, Saturated};
 use crate::rng::SplitMix64;
-use crate::rules::template::{holds, instantiate, matches as matches_rule};
+use crate::rules::template::{Subst, holds, instantiate, matches as matches_rule};
 use crate::rules::{Rule, Term};
 use rustc_hash::FxHashMap;
 use sha2::{Digest, Sha256};
@@ -134,7 +134,8 @@ pub fn apply(
     let rules: Vec<&Rule> = definition.iter().collect();
     let mut saturated = rewrite::saturate(&graph, &rules, &rewrite::Options::default())?;
     saturated.graph = factored(&saturated.graph, factor, &mut saturated.fired).map_err(internal)?;
-    let scale = scale(definition, spec);
+    let place = || format!("rules/adapters/{name}.egg");
+    let scale = scale(definition, spec).map_err(|why| Error::usage(Problem::new(place(), why)))?;
     let mut modules: Vec<String> = chosen.iter().map(|l| module(&model.leaf(l.weight).name).to_string()).collect();
     modules.dedup();
     let parameters: i64 =
@@ -214,17 +215,29 @@ fn width(model: &Graph, linear: &Linear) -> Option<i64> {
     model.tensor_type(linear.w)?.shape.first()?.known()
 }
 
-/// What the definition multiplies the product of the factors by.
-fn scale(definition: &[Rule], spec: &Spec) -> f64 {
-    fn find(term: &Term, wanted: &str) -> bool {
+/// The definition's `(scale EXPR)`: what it multiplies the product of the factors by.
+fn scale(definition: &[Rule], spec: &Spec) -> std::result::Result<f64, String> {
+    fn find(term: &Term) -> Option<&Term> {
         match term {
-            Term::Call(name, args) => &**name == wanted || args.iter().any(|a| find(a, wanted)),
-            Term::Op(_, args) => args.iter().any(|a| find(a, wanted)),
-            _ => false,
+            Term::Call(name, args) if &**name == "scale" => args.first(),
+            Term::Call(_, args) | Term::Op(_, args) => args.iter().find_map(find),
+            _ => None,
         }
     }
-    let rooted = definition.iter().flat_map(|r| r.right.iter().flatten()).any(|t| find(t, "fsqrt"));
-    spec.alpha / if rooted { (spec.rank as f64).sqrt() } else { spec.rank as f64 }
+    let rule = definition.first().ok_or("the adapter has no definition")?;
+    let terms = rule.lets.iter().map(|(_, term)| term).chain(rule.right.iter().flatten());
+    let wanted = terms.into_iter().find_map(find);
+    let wanted = wanted.ok_or("its definition has no (scale EXPR): files that leave could not say how to merge it")?;
+    let Term::Op(_, children) = &rule.left else { return Err("its left side is no operator".into()) };
+    let [.., Term::Var(alpha), Term::Var(rank)] = children.as_slice() else {
+        return Err("its left side does not end in variables for alpha and the rank".into());
+    };
+    let mut graph = Graph::new("scale");
+    let mut subst = Subst::default();
+    subst.insert(alpha.clone(), graph.lit(Lit::Float(F64(spec.alpha)))?);
+    subst.insert(rank.clone(), graph.lit(Lit::Int(spec.rank.into()))?);
+    let value = instantiate(wanted, &subst, &mut graph)?;
+    graph.type_of(value).lit().and_then(Lit::number).ok_or_else(|| "its scale is no number".into())
 }
 
 /// The linear layers that the targets name.

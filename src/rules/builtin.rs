@@ -123,6 +123,7 @@ pub static COMPUTED: &[Computed] = &[
     Row { name: "fadd", arity: Some(2), doc: "a + b", run: |a| float(number(a[0])? + number(a[1])?) },
     Row { name: "fsub", arity: Some(2), doc: "a - b", run: |a| float(number(a[0])? - number(a[1])?) },
     Row { name: "fmul", arity: Some(2), doc: "a b", run: |a| float(number(a[0])? * number(a[1])?) },
+    Row { name: "scale", arity: Some(1), doc: "the number itself: what an adapter's product is multiplied by, which is recorded with it", run: |a| a[0].lit().cloned() },
     Row { name: "option", arity: Some(2), doc: "the hyper-parameter of that name, which is the second argument unless the user sets it", run: |a| a[1].lit().cloned() },
     Row { name: "flog", arity: Some(1), doc: "the natural logarithm of a", run: |a| float(number(a[0])?.ln()) },
     Row { name: "fsqrt", arity: Some(1), doc: "the square root of a", run: |a| float(number(a[0])?.sqrt()) },
