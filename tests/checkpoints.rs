@@ -168,6 +168,8 @@ fn interrupted(signal: &str) {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
     let out = train.with_file_name("out");
+    let record = std::fs::read_to_string(out.join("run.json")).unwrap();
+    assert!(record.contains("\"state\": \"interrupted\""), "{record}");
     let step = latest(&out);
     let steps = format!("--steps={}", step + 50);
     assert_eq!(finish(command(&train, "whole", &[&steps, "--lr", "0.05"])), (Some(0), String::new()));
@@ -200,7 +202,8 @@ fn termination_finishes_the_step_and_saves() {
     interrupted("-TERM");
 }
 
-/// A file system that takes no more of a file: the shell ignores SIGXFSZ, so that writes fail as on a full disk.
+/// A file system that takes no more of a file than 80 blocks, which the run's record fits in and its state does not: the
+/// shell ignores SIGXFSZ, so that writes fail as on a full disk.
 #[test]
 fn where_a_checkpoint_does_not_fit_the_old_one_stays() {
     let folder = tempfile::tempdir().unwrap();
@@ -209,7 +212,7 @@ fn where_a_checkpoint_does_not_fit_the_old_one_stays() {
     assert_eq!(finish(command(&train, "out", &["--steps", "3", "--save-every", "3"])).0, Some(0));
     let run = command(&train, "out", &["--steps", "6", "--save-every", "3"]);
     let mut limited = Command::new("sh");
-    limited.arg("-c").arg("trap '' XFSZ; ulimit -f 8; exec \"$@\"").arg("sh").arg(run.get_program());
+    limited.arg("-c").arg("trap '' XFSZ; ulimit -f 80; exec \"$@\"").arg("sh").arg(run.get_program());
     limited.args(run.get_args()).arg("--resume").arg(&out).stderr(Stdio::piped());
     let (code, errors) = finish(limited);
     assert!(code == Some(7) && errors.contains("File too large"), "{code:?}: {errors}");

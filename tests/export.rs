@@ -167,3 +167,26 @@ fn onnx_runtime_loads_its_own_format() {
         assert_eq!(found["parameters"].as_object().unwrap().len(), if adapter == "dora" { 18 } else { 12 });
     }
 }
+
+/// `weftc generate --adapter` answers as the merged model does.
+#[test]
+fn an_adapter_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, out) = run(folder.path(), &options("dora"), &["--steps", "6"]);
+    let answer = |model: &Path, more: &[&str]| {
+        let done = Command::new(env!("CARGO_BIN_EXE_weftc"))
+            .arg("generate")
+            .arg(model)
+            .args(["--prompt-ids", "1,2,3", "--mask-id", "31", "--length", "12", "--json", "--quiet"])
+            .args(more)
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let line: Value = serde_json::from_slice(&done.stdout).unwrap();
+        line["tokens"].clone()
+    };
+    let adapter = out.display().to_string();
+    let merged = answer(&out.join("model.onnx"), &[]);
+    assert_eq!(answer(&model(), &["--adapter", &adapter]), merged);
+    assert_ne!(answer(&model(), &[]), merged);
+}

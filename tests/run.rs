@@ -264,7 +264,8 @@ fn a_run_learns_and_leaves_weights_model_metrics_and_record() {
     let lines: Vec<serde_json::Value> = metrics.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert_eq!((lines.len(), lines[59]["step"].as_u64(), lines[59]["epoch"].as_u64()), (60, Some(60), Some(29)));
     let record: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("run.json")).unwrap()).unwrap();
-    assert_eq!(record["arguments"]["lr"], 0.05);
+    assert_eq!((&record["arguments"]["lr"], &record["state"]), (&0.05.into(), &"finished".into()));
+    assert!(record["settings"]["--data"].as_str().unwrap().contains("samples of SHA-256"));
     let mut names: Vec<_> = std::fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["metrics.jsonl", "model.onnx", "model.safetensors", "run.json", "run.toml"]);

@@ -4,6 +4,7 @@ use super::answers::{Request, answers};
 use super::language::{Language, LanguageArgs};
 use super::{DecodingArgs, Model};
 use crate::error::{Error, Problem, Result};
+use crate::peft::merge::{MergeArgs, merge};
 use crate::runtime::Options;
 use crate::stdout::print;
 use crate::train::data::{self, Columns, Example};
@@ -16,6 +17,9 @@ use std::path::{Path, PathBuf};
 pub struct GenerateArgs {
     /// The model: an ONNX file with tokens [batch, length] in and logits [batch, length, vocabulary] out
     pub model: PathBuf,
+    /// An adapter of PEFT or weftc, merged into the model in a temporary file before it answers
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// A question, or with --plain a text to go on with; several are answered in batches
     #[arg(short, long, value_name = "TEXT")]
     pub prompt: Vec<String>,
@@ -55,6 +59,17 @@ struct Prompt {
     tokens: Vec<i64>,
 }
 
+/// The merged model in its temporary folder.
+const MERGED: &str = "merged.onnx";
+
+/// A temporary folder with the model that an adapter was merged into.
+fn merged(model: &Path, adapter: &Path) -> Result<tempfile::TempDir> {
+    let folder = tempfile::tempdir().map_err(|e| Error::io("create", &std::env::temp_dir(), e))?;
+    let (model, adapter, output) = (model.to_path_buf(), adapter.to_path_buf(), folder.path().join(MERGED));
+    merge(&MergeArgs { model, adapter, output })?;
+    Ok(folder)
+}
+
 /// Generates as `args` say, and prints.
 ///
 /// # Errors
@@ -63,7 +78,9 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
     let language = Language::find(&args.language, &args.model)?;
     let prompts = prompts(args, &language)?;
     let options = Options { threads: args.threads, ..Options::default() };
-    let mut model = Model::open(&args.model, &options)?;
+    let merged = args.adapter.as_deref().map(|adapter| merged(&args.model, adapter)).transpose()?;
+    let path = merged.as_ref().map_or(args.model.clone(), |folder| folder.path().join(MERGED));
+    let mut model = Model::open(&path, &options)?;
     model.pad_id = language.pad_id;
     if !args.quiet {
         language.notes.iter().for_each(|note| eprintln!("{note}"));

@@ -23,12 +23,21 @@ pub struct ReportArgs {
     output: PathBuf,
 }
 
+/// What run.json has of the things that a run was made of, and what the page calls them.
+const HASHED: [(&str, &str); 3] = [
+    ("--data", "hash of the data"),
+    ("TRAIN_ONNX", "hash of train.onnx"),
+    ("the source model", "hash of the source model"),
+];
+
 /// What a run has left in its folder.
 pub(crate) struct Run {
     name: String,
     /// The lines of metrics.jsonl.
     steps: Vec<Value>,
-    /// The settings of run.toml, where it is there.
+    /// How far it came, as run.json says.
+    state: String,
+    /// The settings of run.toml, where it is there, and the hashes of run.json.
     settings: BTreeMap<String, String>,
     /// What is in tokens.json, where it is there.
     tokens: Option<Tokens>,
@@ -79,7 +88,13 @@ fn read(folder: &Path) -> Result<Option<Run>> {
     // The last line of a killed run may have broken off.
     let steps: Vec<Value> = text("metrics.jsonl")?.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
     let table: toml::Table = text("run.toml")?.parse().unwrap_or_default();
-    let settings = table.into_iter().map(|(name, value)| (name, value.to_string())).collect();
+    let mut settings: BTreeMap<String, String> =
+        table.into_iter().map(|(name, value)| (name, value.to_string())).collect();
+    let record: Value = serde_json::from_str(&text("run.json")?).unwrap_or_default();
+    let state = record["state"].as_str().unwrap_or("unknown").to_string();
+    for (key, name) in HASHED {
+        settings.extend(record["settings"][key].as_str().map(|value| (name.to_string(), value.to_string())));
+    }
     let tokens = serde_json::from_str(&text("tokens.json")?).ok();
-    Ok((!steps.is_empty()).then(|| Run { name: folder.display().to_string(), steps, settings, tokens }))
+    Ok((!steps.is_empty()).then(|| Run { name: folder.display().to_string(), state, steps, settings, tokens }))
 }

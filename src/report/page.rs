@@ -61,10 +61,11 @@ fn figures(runs: &[Run]) -> String {
         let (tokens, seconds) = (sum(run, "tokens"), sum(run, "seconds"));
         format!(
             "<tr><th scope=\"row\"><svg class=\"key\" viewBox=\"0 0 48 12\" aria-hidden=\"true\">\
-             <polyline class=\"run{}\" points=\"0,6 48,6\"/></svg> {}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td>\
+             <polyline class=\"run{}\" points=\"0,6 48,6\"/></svg> {}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>\
              <td>{}</td><td>{held_out}</td><td>{tokens:.0}</td><td>{seconds:.1}</td><td>{:.0}</td></tr>",
             k % 6,
             escape(&run.name),
+            escape(&run.state),
             run.steps.len(),
             count(run, "skipped"),
             count(run, "empty"),
@@ -75,6 +76,7 @@ fn figures(runs: &[Run]) -> String {
     };
     let heads = [
         "run",
+        "state",
         "steps",
         "skipped",
         "empty",

@@ -18,6 +18,7 @@ pub mod optimizer;
 pub mod plan;
 pub mod prepare;
 pub mod probe;
+pub mod record;
 pub mod run;
 pub mod sampler;
 pub mod saved;

@@ -11,12 +11,12 @@ use super::interrupt;
 use super::log::{Log, Metrics};
 use super::plan::Plan;
 use super::prepare::{self, Prepared, open, prepare, source};
+use super::record::{self, Record, State};
 use super::settings::{Chosen, Settings};
 use super::state::{self, Position};
 use super::store::{self, Store};
 use super::tokens::{Text, Tokens};
 use super::trainer::{Outcome, Trainer, shape_of};
-use crate::atomic;
 use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
 use crate::onnx::train_file::TrainFile;
@@ -121,6 +121,12 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
             out,
         )?;
     }
+    let manifest = trainer.manifest().clone();
+    let record = Record { arguments: args, settings: &settings, manifest: &manifest };
+    let stands = |state: State, summary: Option<&Summary>| {
+        args.out.as_deref().map(|out| record.save(out, state, summary)).transpose()
+    };
+    stands(State::Running, None)?;
     let mut log = Log::new(step, steps, args.quiet, args.out.as_deref(), args.tensorboard)?;
     notes.iter().chain(&plan.padding()).for_each(|n| log.say(n));
     let mut summary = Summary { notes, folder: args.out.clone(), ..Summary::default() };
@@ -140,7 +146,13 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
         let batches = plan.batches(&order.1, epoch, step % per_epoch, Shape { pad_id: *pad_id, ..*shape })?;
         trainer.optimizer.lr = args.lr * args.schedule.factor(step, steps, args.warmup);
         let result = match trainer.step_on(&batches, args.out.is_some()) {
-            Err(e) if trainer.diverged() => return Err(leave(e, &trainer, &good, store.as_ref())),
+            Err(e) if trainer.diverged() => {
+                let left = leave(e, &trainer, &good, store.as_ref());
+                return Err(match stands(State::Diverged, None) {
+                    Ok(_) => left,
+                    Err(other) => Error::Several { errors: vec![left, other] },
+                });
+            }
             other => other?,
         };
         step += 1;
@@ -191,7 +203,7 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len().max(1) as f64;
     summary.first_loss = mean(&losses[..tenth]);
     summary.last_loss = mean(&losses[losses.len() - tenth..]);
-    let position = Position::of(&trainer, step, settings);
+    let position = Position::of(&trainer, step, settings.clone());
     if let Some(store) = store.as_ref().filter(|_| summary.interrupted || args.save_every.is_some()) {
         summary.written.push(save_state(store, &trainer, &position)?);
     }
@@ -201,9 +213,12 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
             None => format!("stopped after step {step} of {steps}; nothing was saved, for want of --out"),
         });
         log.say(summary.notes.last().map_or("", String::as_str));
+        stands(State::Interrupted, Some(&summary))?;
     } else if let Some(out) = &args.out {
         let known = summary.notes.len();
-        save(args, &trainer, source.as_deref(), out, &mut summary)?;
+        save(&trainer, source.as_deref(), out, &mut summary)?;
+        summary.written.push(out.join(record::FILE));
+        stands(State::Finished, Some(&summary))?;
         summary.notes[known..].iter().for_each(|n| log.say(n));
     }
     summary.lines().iter().for_each(|line| log.say(line));
@@ -278,14 +293,8 @@ fn leave(error: Error, trainer: &Trainer, good: &Position, store: Option<&Store>
     }
 }
 
-fn save(args: &RunArgs, trainer: &Trainer, source: Option<&Path>, out: &Path, summary: &mut Summary) -> Result<()> {
-    #[derive(Serialize)]
-    struct Record<'a> {
-        weftc: &'a str,
-        arguments: &'a RunArgs,
-        manifest: &'a crate::manifest::Manifest,
-        summary: &'a Summary,
-    }
+/// Writes what a whole run leaves beside its record.
+fn save(trainer: &Trainer, source: Option<&Path>, out: &Path, summary: &mut Summary) -> Result<()> {
     state::check_finite(trainer)?;
     let path = out.join(checkpoint::WEIGHTS);
     checkpoint::save_weights(trainer, &path)?;
@@ -308,9 +317,5 @@ fn save(args: &RunArgs, trainer: &Trainer, source: Option<&Path>, out: &Path, su
                 .map(|name| format!("the adapter of {name} is not merged: the model uses this weight elsewhere too")),
         );
     }
-    let path = out.join("run.json");
-    summary.written.push(path.clone());
-    let record = Record { weftc: env!("CARGO_PKG_VERSION"), arguments: args, manifest: trainer.manifest(), summary };
-    let json = serde_json::to_string_pretty(&record).map_err(|e| Error::internal("run", e.to_string()))?;
-    atomic::write(&path, |file| writeln!(file, "{json}"))
+    Ok(())
 }
