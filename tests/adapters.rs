@@ -9,6 +9,8 @@ use weftc::interp;
 use weftc::ir::{Graph, text};
 use weftc::manifest::Role;
 use weftc::peft::merge::{MergeArgs, merge};
+use weftc::precision::Compute;
+use weftc::quantize::Quantization;
 use weftc::runtime::{self, HostTensor, Session};
 use weftc::train::adapter;
 use weftc::train::batch::Batch;
@@ -193,6 +195,23 @@ fn dora_starts_as_lora() {
         let magnitudes: Vec<_> = dora.1.iter().filter(|(n, _)| n.ends_with("lora_magnitude_vector")).collect();
         assert_eq!(magnitudes.len() * 2, lora.1.len(), "{name}");
         assert!(magnitudes.iter().all(|(_, g)| g.iter().any(|x| *x != 0.0)), "{name}: a magnitude is not trained");
+    }
+}
+
+/// The base of DoRA is quantised as that of LoRA is, also where it computes in f16: its norms are of the same weights.
+#[test]
+fn the_base_of_dora_is_quantised() {
+    for compute in [Compute::F32, Compute::F16] {
+        let [lora, dora] = ["lora", "dora"].map(|adapter| {
+            let quantize = Some(Quantization::Int8);
+            let options = Options { quantize, compute, ..options(MODELS[0], adapter, &EVERYWHERE[..7], 3) };
+            let manifest = compile(&options).unwrap().manifest;
+            let quantized = manifest.parameters.iter().filter(|p| p.quantized.is_some()).count();
+            (quantized, step(&options, None).0.loss)
+        });
+        assert!(lora.0 >= 14 && lora.0 == dora.0, "{lora:?} and {dora:?}");
+        // The magnitudes start as the norms of the weights before they were rounded.
+        assert!((lora.1 - dora.1).abs() < 2e-2 * lora.1, "{lora:?} and {dora:?}");
     }
 }
 

@@ -109,7 +109,11 @@ pub fn apply(model: &Graph, trained: &[LeafId], how: Quantization, compute: DTyp
     let new = graph.copy_from(model, &roots, |g, id, node| match (model.node(id), &node) {
         // The dense weight has the compute type: where the source's is another, its cast stands for it.
         (Node::Leaf(l), _) if dense.contains_key(l) && model.leaf(*l).ty.dtype == compute => Ok(dense[l]),
-        (Node::Op(Op::Cast, old), _) if quantised(old[0]).is_some() => quantised(old[0]).ok_or_else(String::new),
+        (Node::Op(Op::Cast, old), Node::Op(_, new)) => match (quantised(old[0]), model.tensor_type(id)) {
+            (Some(dense), Some(ty)) if ty.dtype == compute => Ok(dense),
+            (Some(dense), _) => g.op(Op::Cast, &[dense, new[1]]),
+            (None, _) => g.insert(node),
+        },
         _ => g.insert(node),
     });
     let new = new.map_err(internal)?;
@@ -149,7 +153,7 @@ fn uses(model: &Graph) -> BTreeMap<LeafId, Use> {
                 Some(Op::MatMul) if k == 1 && turned => entry.transposed = true,
                 Some(Op::MatMul) if k == 1 => entry.plain = true,
                 // A norm of the weight, as DoRA takes it, reads the dense one as the reverse sweep does.
-                Some(Op::Sum | Op::Mul) => {}
+                Some(Op::WeightNorm) if k == 0 => {}
                 _ => entry.other = true,
             }
         }
