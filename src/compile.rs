@@ -3,253 +3,34 @@
 //! `read -> lift -> precision -> objective -> differentiate -> optimise -> lower -> schedule -> write`; each stage
 //! takes the graph of the one before and never looks back.
 
+mod compiled;
 mod dropout;
+mod method;
+mod options;
 mod stages;
 mod tables;
 
 use crate::adapt;
-use crate::atomic;
 use crate::error::{Error, Problem, Result};
-use crate::ir::{DType, Graph, Id, LeafId, LeafKind, text};
-use crate::manifest::{self, Input, Manifest, Method, Parameter, Probe, Role};
-use crate::method;
+use crate::ir::{DType, Graph, LeafId, LeafKind, text};
+use crate::manifest::{self, Input, Manifest, Method, Parameter, Role};
 use crate::objective::{self, Ports};
-use crate::onnx::data_file::DataFile;
-use crate::onnx::write::{Beside, Parts, encode_with, inline_bytes};
+use crate::onnx::write::Parts;
 use crate::onnx::{Source, read};
-use crate::precision::{self, Compute};
-use crate::quantize::{self, Quantization, Quantized};
+use crate::precision;
+use crate::quantize::{self, Quantized};
 use crate::rewrite::{self, Saturated};
 use crate::rules::parse::{Library, suggest};
 use crate::rules::user::library_with;
-use crate::rules::{Rule, Target};
 use crate::schedule;
+use compiled::{INLINE_LIMIT, save};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
+pub use compiled::{Compiled, StageReport};
+pub use options::{Options, Stage, Trainable};
 pub use stages::{add_gradients, lift, lower_for, optimise, usable};
-
-/// Which weights are trained.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub enum Trainable {
-    /// Every floating-point weight.
-    #[default]
-    Full,
-    /// The adapter of this name; or, where there is none, the weights whose names fit these patterns, joined by
-    /// commas.
-    Named(String),
-}
-
-impl std::str::FromStr for Trainable {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
-        Ok(if text == "full" { Trainable::Full } else { Trainable::Named(text.into()) })
-    }
-}
-
-impl std::fmt::Display for Trainable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if let Trainable::Named(name) = self { name } else { "full" })
-    }
-}
-
-/// What to compile and for which method.
-#[derive(Clone, Debug)]
-pub struct Options {
-    pub model: PathBuf,
-    pub method: String,
-    /// The token that stands for "masked"; there is no safe default.
-    pub mask_id: Option<i64>,
-    pub logits_shift: i64,
-    /// Values of the method's options by name (`t_floor`, `loss_norm`), from flags that any method may ignore.
-    pub settings: BTreeMap<String, String>,
-    /// The same, where the method must have them.
-    pub set: BTreeMap<String, String>,
-    /// When the entropy pass runs.
-    pub probe: Probe,
-    pub trainable: Trainable,
-    /// What adapters are like, where some are trained.
-    pub adapter: adapt::Spec,
-    pub target: Target,
-    /// The type that values are computed in.
-    pub compute: Compute,
-    /// How frozen matrices are stored, where not as in the source.
-    pub quantize: Option<Quantization>,
-    pub token_input: Option<String>,
-    pub logits_output: Option<String>,
-    /// A folder of the user's own rules (`rules::user`).
-    pub rules: Option<PathBuf>,
-    /// Use the rules of that folder without proof.
-    pub trust_rules: bool,
-}
-
-impl Options {
-    /// WeFT with the paper's settings.
-    pub fn new(model: impl Into<PathBuf>) -> Self {
-        Options {
-            model: model.into(),
-            method: "weft".into(),
-            mask_id: None,
-            logits_shift: 0,
-            settings: BTreeMap::new(),
-            set: BTreeMap::new(),
-            probe: Probe::EveryStep,
-            trainable: Trainable::Full,
-            adapter: adapt::Spec::default(),
-            target: Target::Cpu,
-            compute: Compute::Auto,
-            quantize: None,
-            token_input: None,
-            logits_output: None,
-            rules: None,
-            trust_rules: false,
-        }
-    }
-}
-
-impl Options {
-    /// The same with the option `name` of the method set.
-    pub fn with(mut self, name: &str, value: impl ToString) -> Self {
-        self.settings.insert(name.into(), value.to_string());
-        self
-    }
-}
-
-/// The stages whose graph can be shown.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, clap::ValueEnum)]
-pub enum Stage {
-    Read,
-    Lift,
-    Adapt,
-    Precision,
-    Objective,
-    Differentiate,
-    Optimise,
-    Lower,
-    Schedule,
-}
-
-impl Stage {
-    pub fn name(self) -> &'static str {
-        match self {
-            Stage::Read => "read",
-            Stage::Lift => "lift",
-            Stage::Adapt => "adapt",
-            Stage::Precision => "precision",
-            Stage::Objective => "objective",
-            Stage::Differentiate => "differentiate",
-            Stage::Optimise => "optimise",
-            Stage::Lower => "lower",
-            Stage::Schedule => "schedule",
-        }
-    }
-}
-
-/// One line of the compile report.
-#[derive(Clone, Debug)]
-pub struct StageReport {
-    pub stage: Stage,
-    /// Operator nodes after the stage.
-    pub nodes: usize,
-    pub seconds: f64,
-}
-
-/// A compiled training step.
-pub struct Compiled {
-    /// The lowered graph.
-    pub graph: Graph,
-    /// Its nodes in file order.
-    pub order: Vec<Id>,
-    pub trainable: Vec<LeafId>,
-    pub manifest: Manifest,
-    pub stages: Vec<StageReport>,
-    /// What the user should know, one line each.
-    pub notes: Vec<String>,
-    /// From so many bytes of weights on they are written to a file of their own beside train.onnx.
-    pub inline_limit: u64,
-    source: PathBuf,
-    lower_rules: Vec<Rule>,
-}
-
-/// Protobuf messages end at 2 GiB.
-const INLINE_LIMIT: u64 = 1 << 30;
-
-impl Compiled {
-    /// The bytes of train.onnx.  `folder` is where it will lie: the manifest names the source relative to it.
-    pub fn encode(&self, folder: &Path) -> Result<Vec<u8>> {
-        encode_with(&self.parts(Some(&self.manifest_for(folder))), None)
-    }
-
-    /// The manifest of a file in `folder`.
-    fn manifest_for(&self, folder: &Path) -> Manifest {
-        let mut manifest = self.manifest.clone();
-        manifest.source.file = relative(&self.source, folder);
-        manifest
-    }
-
-    fn parts<'a>(&'a self, manifest: Option<&'a Manifest>) -> Parts<'a> {
-        Parts {
-            graph: &self.graph,
-            order: &self.order,
-            trainable: &self.trainable,
-            rules: &self.lower_rules,
-            manifest,
-            source: &self.source,
-        }
-    }
-
-    /// Writes train.onnx, whole or not at all, and `<path>.data` where its weights are many; returns their size in
-    /// bytes.
-    pub fn write(&self, path: &Path) -> Result<usize> {
-        if same_file(&self.source, path) {
-            let problem = Problem::new(path.display().to_string(), "is the source model itself")
-                .help("write the training graph under another name with -o");
-            return Err(Error::usage(problem));
-        }
-        save(&self.parts(Some(&self.manifest_for(folder_of(path)))), path, self.inline_limit)
-    }
-}
-
-/// Writes a file, whole or not at all, and `<path>.data` where its weights are more than `inline_limit` bytes; returns
-/// their size in bytes.
-fn save(parts: &Parts, path: &Path, inline_limit: u64) -> Result<usize> {
-    let large = inline_bytes(parts.graph, parts.source) > inline_limit;
-    let mut data = if large { Some(DataFile::new(path)?) } else { None };
-    let with_source = same_file(folder_of(parts.source), folder_of(path));
-    let bytes = encode_with(parts, data.as_mut().map(|file| Beside { file, with_source }))?;
-    let mut size = bytes.len();
-    if let Some(data) = data {
-        size += data.size() as usize;
-        data.finish()?;
-    }
-    atomic::write(path, |out| out.write_all(&bytes))?;
-    Ok(size)
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-fn same_file(a: &Path, b: &Path) -> bool {
-    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
-}
-
-/// `path` as seen from `folder`, with `/` between parts; the plain path where they share no root.
-fn relative(path: &Path, folder: &Path) -> String {
-    let (Ok(path_full), Ok(folder)) = (path.canonicalize(), folder.canonicalize()) else {
-        return path.display().to_string();
-    };
-    let (to, from): (Vec<_>, Vec<_>) = (path_full.components().collect(), folder.components().collect());
-    let common = to.iter().zip(&from).take_while(|(a, b)| a == b).count();
-    if common == 0 {
-        return path.display().to_string();
-    }
-    let up = std::iter::repeat_n("..".to_string(), from.len() - common);
-    let down = to[common..].iter().map(|c| c.as_os_str().to_string_lossy().to_string());
-    up.chain(down).collect::<Vec<_>>().join("/")
-}
 
 /// Runs the whole pipeline.
 pub fn compile(options: &Options) -> Result<Compiled> {
@@ -326,7 +107,7 @@ impl<'a> Pipeline<'a> {
             self.options.token_input.as_deref(),
             self.options.logits_output.as_deref(),
         )?;
-        let method = method(self.options, &self.library, &ports, &mut self.notes)?;
+        let method = method::chosen(self.options, &self.library, &ports, &mut self.notes)?;
 
         let lifted = self.lift(&source.graph, &ports)?;
         self.done(Stage::Lift, &lifted, on_stage);
@@ -548,65 +329,4 @@ fn weights(model: &Graph) -> Vec<LeafId> {
     leaves.dedup();
     leaves.retain(|id| model.leaf(*id).kind == LeafKind::Param && model.leaf(*id).ty.dtype.is_float());
     leaves
-}
-
-/// The method with its hyper-parameters, or everything that is wrong with them; notes say which settings it
-/// does not have.
-fn method(options: &Options, library: &Library, ports: &Ports, notes: &mut Vec<String>) -> Result<Method> {
-    let mut problems = Vec::new();
-    let vocab = ports.vocab_size;
-    let definition = library.methods.get(&options.method);
-    if definition.is_none() {
-        let known: Vec<&str> = library.methods.keys().map(String::as_str).collect();
-        problems.push(
-            Problem::new("--method", format!("`{}` is not a method", options.method))
-                .help(format!("known methods: {}", known.join(", "))),
-        );
-    }
-    match options.mask_id {
-        None => problems.push(Problem::new("--mask-id", "the model file does not say which token is the mask").help(
-            "pass the mask token's id from the model's tokenizer, often vocabulary - 1; or --profile llada, dream, .. for a published family",
-        )),
-        Some(id) if !(0..vocab).contains(&id) => problems.push(
-            Problem::new("--mask-id", format!("token {id} is outside the vocabulary of {vocab}"))
-                .help(format!("ids run from 0 to {}", vocab - 1)),
-        ),
-        Some(_) => {}
-    }
-    if !(0..=1).contains(&options.logits_shift) {
-        problems.push(Problem::new("--logits-shift", format!("`{}` is not one of 0, 1", options.logits_shift)));
-    }
-    let definition = definition.map(Vec::as_slice).unwrap_or_default();
-    let given: BTreeMap<String, String> =
-        options.settings.iter().chain(&options.set).map(|(n, v)| (n.clone(), v.clone())).collect();
-    let (values, unknown) = method::resolve(definition, &given, &mut problems);
-    let name = &options.method;
-    for option in unknown {
-        if options.set.contains_key(&option) {
-            let all = method::options(definition);
-            let list: Vec<String> = all.iter().map(|(name, default)| format!("{name}={default}")).collect();
-            problems.push(
-                Problem::new("--set", format!("the method {name} has no option `{option}`"))
-                    .help(format!("its options and their defaults: {}", list.join(", "))),
-            );
-        } else {
-            notes.push(format!("--{} has no effect on the method {name}", option.replace('_', "-")));
-        }
-    }
-    if options.probe != Probe::EveryStep && !definition.is_empty() && !method::has_probe(definition) {
-        problems.push(
-            Problem::new("--probe", format!("the method {name} has no entropy pass that could be cached"))
-                .help("leave the flag out, or choose weft, weft-nll or sw"),
-        );
-    }
-    if !problems.is_empty() {
-        return Err(Error::Usage { problems });
-    }
-    Ok(Method {
-        name: name.clone(),
-        mask_id: options.mask_id.unwrap_or_default(),
-        logits_shift: options.logits_shift,
-        probe: options.probe,
-        options: values,
-    })
 }

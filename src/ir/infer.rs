@@ -1,8 +1,14 @@
 //! Result types: one function a family of operators, named in the operator table.
 
+mod composite;
+mod contract;
+
 use super::dim::{Dim, numel};
 use super::op::Op;
 use super::ty::{DType, Lit, TensorType, Type};
+
+pub use composite::*;
+pub use contract::*;
 
 /// The types of a node's children, with readers that report what is missing.
 pub struct Args<'a> {
@@ -167,77 +173,6 @@ pub fn reduce(args: &Args) -> Inferred {
         t.shape[a] = Dim::Known(1);
     }
     Ok(Type::Tensor(t))
-}
-
-fn matrix(t: &TensorType) -> Result<(&[Dim], &Dim, &Dim), String> {
-    match t.shape.as_slice() {
-        [batch @ .., r, c] => Ok((batch, r, c)),
-        _ => Err("needs matrices (rank 2 or more)".into()),
-    }
-}
-
-fn contract(x: &TensorType, y: &TensorType, trans_x: bool, trans_y: bool) -> Inferred {
-    if x.dtype != y.dtype {
-        return Err(format!("element types {} and {} differ", x.dtype.name(), y.dtype.name()));
-    }
-    let ((bx, mut m, mut k), (by, mut k2, mut n)) = (matrix(x)?, matrix(y)?);
-    if trans_x {
-        std::mem::swap(&mut m, &mut k);
-    }
-    if trans_y {
-        std::mem::swap(&mut k2, &mut n);
-    }
-    if k != k2 {
-        return Err(format!("inner sizes {k} and {k2} differ"));
-    }
-    let mut shape = broadcast_shapes(bx, by)?;
-    shape.extend([m.clone(), n.clone()]);
-    tensor(x.dtype, shape)
-}
-
-pub fn matmul(args: &Args) -> Inferred {
-    contract(args.tensor(0)?, args.tensor(1)?, false, false)
-}
-
-pub fn gemm(args: &Args) -> Inferred {
-    let (x, y) = (args.tensor(0)?, args.tensor(1)?);
-    if x.rank() != 2 || y.rank() != 2 {
-        return Err("needs two matrices of rank 2".into());
-    }
-    contract(x, y, args.known(0)? != 0, args.known(1)? != 0)
-}
-
-pub fn fused_matmul(args: &Args) -> Inferred {
-    contract(args.tensor(0)?, args.tensor(1)?, args.known(0)? != 0, args.known(1)? != 0)
-}
-
-/// Codes `[n, blocks, block]` and scales `[n, blocks]`, operands `at` and `at + 1`, as the weight `[n, k]`.
-fn quantised(args: &Args, at: usize) -> Result<TensorType, String> {
-    let (q, s, bits, k) = (args.tensor(at)?, args.tensor(at + 1)?, args.known(0)?, args.int(1)?);
-    let codes = match bits {
-        8 => DType::U8,
-        4 => DType::U4,
-        other => return Err(format!("codes have 8 or 4 bits, not {other}")),
-    };
-    let [n, blocks, block] = q.shape.as_slice() else { return Err("codes are [rows, blocks, block]".into()) };
-    if q.dtype != codes || !s.dtype.is_float() || s.shape != [n.clone(), blocks.clone()] {
-        return Err(format!("needs codes of {} and a scale for each block", codes.name()));
-    }
-    let room = blocks.clone() * block.clone();
-    if (room.clone() - k.clone()).known().is_none_or(|left| left < 0) {
-        return Err(format!("{k} elements do not fit into {room}"));
-    }
-    Ok(TensorType::new(s.dtype, [n.clone(), k.clone()]))
-}
-
-/// The weight `[n, k]` that codes and scales stand for.
-pub fn dequantize(args: &Args) -> Inferred {
-    quantised(args, 0).map(Type::Tensor)
-}
-
-/// `x w^T` with a quantised `w`.
-pub fn matmul_nbits(args: &Args) -> Inferred {
-    contract(args.tensor(0)?, &quantised(args, 1)?, false, true)
 }
 
 pub fn transpose(args: &Args) -> Inferred {
@@ -408,105 +343,4 @@ pub fn gather_grad(args: &Args) -> Inferred {
         return Err("the cotangent must start with the indices' shape".into());
     }
     tensor(dy.dtype, [&[args.int(0)?.clone()], &dy.shape[idx.rank()..]].concat())
-}
-
-pub fn rotate_half(args: &Args) -> Inferred {
-    match args.tensor(0)?.shape.last().and_then(Dim::known) {
-        Some(n) if n % 2 == 0 => same(args),
-        _ => Err("the last axis must have a known even size".into()),
-    }
-}
-
-fn scores(q: &TensorType, k: &TensorType) -> Result<TensorType, String> {
-    let ((bq, lq, dq), (bk, lk, dk)) = (matrix(q)?, matrix(k)?);
-    if bq != bk || dq != dk || q.dtype != k.dtype {
-        return Err("queries and keys must agree in leading axes and width".into());
-    }
-    Ok(TensorType::new(q.dtype, [bq, &[lq.clone(), lk.clone()]].concat()))
-}
-
-fn biased(mut scores: TensorType, bias: &TensorType) -> Result<TensorType, String> {
-    let joined = broadcast_shapes(&scores.shape, &bias.shape)?;
-    if joined != scores.shape || bias.dtype != scores.dtype {
-        return Err("the bias must broadcast to the scores".into());
-    }
-    scores.shape = joined;
-    Ok(scores)
-}
-
-/// `softmax(scale q k^T + bias)`: `[.., Lq, Lk]`.
-pub fn attention_probs(args: &Args) -> Inferred {
-    let s = scores(args.tensor(0)?, args.tensor(1)?)?;
-    Ok(Type::Tensor(if args.operands() == 3 { biased(s, args.tensor(2)?)? } else { s }))
-}
-
-/// `softmax(scale q k^T + bias) v`: `[.., Lq, Dv]`.
-pub fn attention(args: &Args) -> Inferred {
-    let (q, k, v) = (args.tensor(0)?, args.tensor(1)?, args.tensor(2)?);
-    let s = scores(q, k)?;
-    if args.operands() == 4 {
-        biased(s.clone(), args.tensor(3)?)?;
-    }
-    contract(&s, v, false, false)
-}
-
-/// One number a token: logits `[.., V]` to `[..]`; the other operands must broadcast to that.
-pub fn per_token(args: &Args) -> Inferred {
-    let logits = args.tensor(0)?;
-    let [tokens @ .., _] = logits.shape.as_slice() else { return Err("logits need a vocabulary axis".into()) };
-    for k in 1..args.operands() {
-        if args.tensor(k)?.shape != tokens {
-            return Err(format!("operand {k} must have one element a token"));
-        }
-    }
-    tensor(logits.dtype, tokens.to_vec())
-}
-
-/// `x` [.. n], of B L rows, thinned out at a rate [] by draws from rows [B L k] and columns [B k n].
-pub fn dropout(args: &Args) -> Inferred {
-    let (x, rate, rows, columns) = (args.tensor(0)?, args.tensor(1)?, args.tensor(2)?, args.tensor(3)?);
-    let ([b, l, k], [b2, k2, n], Some(last)) = (rows.shape.as_slice(), columns.shape.as_slice(), x.shape.last()) else {
-        return Err("needs rows [B L k] and columns [B k n]".into());
-    };
-    let fits = b == b2 && k == k2 && n == last && numel(&x.shape) == numel(&[b.clone(), l.clone(), n.clone()]);
-    if rate.rank() != 0 || !fits {
-        return Err(format!("rows {rows} and columns {columns} do not give one draw for each element of {x}"));
-    }
-    same(args)
-}
-
-/// The lengths [n] of the columns of w [k n] + a [k r] b [r n].
-pub fn weight_norm(args: &Args) -> Inferred {
-    let (w, a, b) = (args.tensor(0)?, args.tensor(1)?, args.tensor(2)?);
-    match (w.shape.as_slice(), a.shape.as_slice(), b.shape.as_slice()) {
-        ([k, n], [k2, r], [r2, n2]) if (k, n, r) == (k2, n2, r2) => tensor(w.dtype, vec![n.clone()]),
-        _ => Err(format!("{w} is not as large as the product of {a} and {b}")),
-    }
-}
-
-/// The reference of a sequence, `[B, L]` to `[B, 1]`.
-pub fn beta_ref(args: &Args) -> Inferred {
-    match args.tensor(0)?.shape.as_slice() {
-        [b, _] => tensor(args.tensor(0)?.dtype, vec![b.clone(), Dim::Known(1)]),
-        _ => Err("needs [batch, length]".into()),
-    }
-}
-
-/// Weights `[B, L]` from the mask rate, the mask and the answer.
-pub fn loss_weight(args: &Args) -> Inferred {
-    let (rate, mask, answer) = (args.tensor(0)?, args.tensor(1)?, args.tensor(2)?);
-    if mask.shape != rate.shape || answer.shape != rate.shape {
-        return Err("rate, mask and answer must have one shape".into());
-    }
-    same(args)
-}
-
-/// The denominator of the loss: a scalar.
-pub fn loss_count(args: &Args) -> Inferred {
-    args.tensor(0)?;
-    tensor(DType::F32, vec![])
-}
-
-pub fn tuple(_: &Args) -> Inferred {
-    Ok(Type::Tuple)
 }

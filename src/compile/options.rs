@@ -1,0 +1,126 @@
+//! What to compile and for which method.
+
+use crate::adapt;
+use crate::manifest::Probe;
+use crate::precision::Compute;
+use crate::quantize::Quantization;
+use crate::rules::Target;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Which weights are trained.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Trainable {
+    /// Every floating-point weight.
+    #[default]
+    Full,
+    /// The adapter of this name; or, where there is none, the weights whose names fit these patterns, joined by
+    /// commas.
+    Named(String),
+}
+
+impl std::str::FromStr for Trainable {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
+        Ok(if text == "full" { Trainable::Full } else { Trainable::Named(text.into()) })
+    }
+}
+
+impl std::fmt::Display for Trainable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if let Trainable::Named(name) = self { name } else { "full" })
+    }
+}
+
+/// What to compile and for which method.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub model: PathBuf,
+    pub method: String,
+    /// The token that stands for "masked"; there is no safe default.
+    pub mask_id: Option<i64>,
+    pub logits_shift: i64,
+    /// Values of the method's options by name (`t_floor`, `loss_norm`), from flags that any method may ignore.
+    pub settings: BTreeMap<String, String>,
+    /// The same, where the method must have them.
+    pub set: BTreeMap<String, String>,
+    /// When the entropy pass runs.
+    pub probe: Probe,
+    pub trainable: Trainable,
+    /// What adapters are like, where some are trained.
+    pub adapter: adapt::Spec,
+    pub target: Target,
+    /// The type that values are computed in.
+    pub compute: Compute,
+    /// How frozen matrices are stored, where not as in the source.
+    pub quantize: Option<Quantization>,
+    pub token_input: Option<String>,
+    pub logits_output: Option<String>,
+    /// A folder of the user's own rules (`rules::user`).
+    pub rules: Option<PathBuf>,
+    /// Use the rules of that folder without proof.
+    pub trust_rules: bool,
+}
+
+impl Options {
+    /// WeFT with the paper's settings.
+    pub fn new(model: impl Into<PathBuf>) -> Self {
+        Options {
+            model: model.into(),
+            method: "weft".into(),
+            mask_id: None,
+            logits_shift: 0,
+            settings: BTreeMap::new(),
+            set: BTreeMap::new(),
+            probe: Probe::EveryStep,
+            trainable: Trainable::Full,
+            adapter: adapt::Spec::default(),
+            target: Target::Cpu,
+            compute: Compute::Auto,
+            quantize: None,
+            token_input: None,
+            logits_output: None,
+            rules: None,
+            trust_rules: false,
+        }
+    }
+}
+
+impl Options {
+    /// The same with the option `name` of the method set.
+    pub fn with(mut self, name: &str, value: impl ToString) -> Self {
+        self.settings.insert(name.into(), value.to_string());
+        self
+    }
+}
+
+/// The stages whose graph can be shown.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, clap::ValueEnum)]
+pub enum Stage {
+    Read,
+    Lift,
+    Adapt,
+    Precision,
+    Objective,
+    Differentiate,
+    Optimise,
+    Lower,
+    Schedule,
+}
+
+impl Stage {
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Read => "read",
+            Stage::Lift => "lift",
+            Stage::Adapt => "adapt",
+            Stage::Precision => "precision",
+            Stage::Objective => "objective",
+            Stage::Differentiate => "differentiate",
+            Stage::Optimise => "optimise",
+            Stage::Lower => "lower",
+            Stage::Schedule => "schedule",
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Products of matrices, dense and quantised.
+
+use super::{Args, Inferred, broadcast_shapes, tensor};
+use crate::ir::dim::Dim;
+use crate::ir::ty::{DType, TensorType, Type};
+
+pub(super) fn matrix(t: &TensorType) -> Result<(&[Dim], &Dim, &Dim), String> {
+    match t.shape.as_slice() {
+        [batch @ .., r, c] => Ok((batch, r, c)),
+        _ => Err("needs matrices (rank 2 or more)".into()),
+    }
+}
+
+pub(super) fn contract(x: &TensorType, y: &TensorType, trans_x: bool, trans_y: bool) -> Inferred {
+    if x.dtype != y.dtype {
+        return Err(format!("element types {} and {} differ", x.dtype.name(), y.dtype.name()));
+    }
+    let ((bx, mut m, mut k), (by, mut k2, mut n)) = (matrix(x)?, matrix(y)?);
+    if trans_x {
+        std::mem::swap(&mut m, &mut k);
+    }
+    if trans_y {
+        std::mem::swap(&mut k2, &mut n);
+    }
+    if k != k2 {
+        return Err(format!("inner sizes {k} and {k2} differ"));
+    }
+    let mut shape = broadcast_shapes(bx, by)?;
+    shape.extend([m.clone(), n.clone()]);
+    tensor(x.dtype, shape)
+}
+
+pub fn matmul(args: &Args) -> Inferred {
+    contract(args.tensor(0)?, args.tensor(1)?, false, false)
+}
+
+pub fn gemm(args: &Args) -> Inferred {
+    let (x, y) = (args.tensor(0)?, args.tensor(1)?);
+    if x.rank() != 2 || y.rank() != 2 {
+        return Err("needs two matrices of rank 2".into());
+    }
+    contract(x, y, args.known(0)? != 0, args.known(1)? != 0)
+}
+
+pub fn fused_matmul(args: &Args) -> Inferred {
+    contract(args.tensor(0)?, args.tensor(1)?, args.known(0)? != 0, args.known(1)? != 0)
+}
+
+/// Codes `[n, blocks, block]` and scales `[n, blocks]`, operands `at` and `at + 1`, as the weight `[n, k]`.
+fn quantised(args: &Args, at: usize) -> Result<TensorType, String> {
+    let (q, s, bits, k) = (args.tensor(at)?, args.tensor(at + 1)?, args.known(0)?, args.int(1)?);
+    let codes = match bits {
+        8 => DType::U8,
+        4 => DType::U4,
+        other => return Err(format!("codes have 8 or 4 bits, not {other}")),
+    };
+    let [n, blocks, block] = q.shape.as_slice() else { return Err("codes are [rows, blocks, block]".into()) };
+    if q.dtype != codes || !s.dtype.is_float() || s.shape != [n.clone(), blocks.clone()] {
+        return Err(format!("needs codes of {} and a scale for each block", codes.name()));
+    }
+    let room = blocks.clone() * block.clone();
+    if (room.clone() - k.clone()).known().is_none_or(|left| left < 0) {
+        return Err(format!("{k} elements do not fit into {room}"));
+    }
+    Ok(TensorType::new(s.dtype, [n.clone(), k.clone()]))
+}
+
+/// The weight `[n, k]` that codes and scales stand for.
+pub fn dequantize(args: &Args) -> Inferred {
+    quantised(args, 0).map(Type::Tensor)
+}
+
+/// `x w^T` with a quantised `w`.
+pub fn matmul_nbits(args: &Args) -> Inferred {
+    contract(args.tensor(0)?, &quantised(args, 1)?, false, true)
+}
