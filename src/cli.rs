@@ -337,6 +337,10 @@ pub fn summary(compiled: &Compiled) -> String {
     }
     let fired: Vec<String> = compiled.manifest.rules_fired.iter().map(|(r, n)| format!("{r} {n}")).collect();
     let _ = writeln!(out, "rules fired: {}", fired.join(", "));
+    if !compiled.saved.is_empty() {
+        let list: Vec<String> = compiled.saved.iter().map(|(rule, flops)| format!("{rule} {flops}")).collect();
+        let _ = writeln!(out, "FLOPs saved for each token that a forward pass leaves out: {}", list.join(", "));
+    }
     let _ = write!(out, "{}", write::table(&compiled.graph));
     out
 }

@@ -1,6 +1,6 @@
 //! The pipeline: a model file goes in, a train.onnx comes out.
 //!
-//! `read -> lift -> precision -> objective -> differentiate -> optimise -> lower -> schedule -> write`; each stage
+//! `read -> lift -> precision -> objective -> sink -> differentiate -> optimise -> lower -> schedule -> write`; each stage
 //! takes the graph of the one before and never looks back.
 
 mod compiled;
@@ -30,7 +30,7 @@ use std::time::Instant;
 
 pub use compiled::{Compiled, StageReport};
 pub use options::{Options, Stage, Trainable};
-pub use stages::{add_gradients, lift, lower_for, optimise, usable};
+pub use stages::{add_gradients, lift, lower_for, optimise, sink, usable};
 
 /// Runs the whole pipeline.
 pub fn compile(options: &Options) -> Result<Compiled> {
@@ -122,6 +122,12 @@ impl<'a> Pipeline<'a> {
         let step = self.objective(&typed, &ports, &method)?;
         self.done(Stage::Objective, &step, on_stage);
 
+        let sunk = sink(&step, &self.library, self.options.target)?;
+        rewrite::count(&mut self.fired, &sunk.fired);
+        let saved = sunk.saved;
+        let step = sunk.graph;
+        self.done(Stage::Sink, &step, on_stage);
+
         let training = self.differentiate(step, &trainable, compute)?;
         self.done(Stage::Differentiate, &training, on_stage);
 
@@ -151,6 +157,7 @@ impl<'a> Pipeline<'a> {
             manifest,
             stages: std::mem::take(&mut self.stages),
             notes: std::mem::take(&mut self.notes),
+            saved,
             inline_limit: INLINE_LIMIT,
             source: self.options.model.clone(),
             lower_rules: self.library.lower.clone(),

@@ -4,7 +4,7 @@
 //! # The house
 //!
 //! ```text
-//! model.onnx ─read─> Graph ─lift─> Graph ─precision─> Graph ─objective─> Graph ─differentiate─> Graph
+//! model.onnx ─read─> Graph ─lift─> Graph ─precision─> Graph ─objective─> Graph ─sink─> Graph ─differentiate─> Graph
 //!                                    ─optimise─> Graph ─lower─> Graph ─schedule─> order ─write─> train.onnx
 //! train.onnx ─run─> weights, adapters, metrics
 //! ```
@@ -17,6 +17,7 @@
 //! | precision | values take the compute type, with f32 islands | [`precision`] |
 //! | | frozen matrices become codes of 8 or 4 bits | [`quantize`] |
 //! | objective | the method's definition unfolds | `rules/methods/*.egg`, [`method`], [`objective`] |
+//! | sink | work on single tokens is done for those that are read | `rules/sink.egg`, [`sink`] |
 //! | differentiate | one reverse sweep over a table of rows | `rules/grad.egg`, [`autodiff`] |
 //! | optimise | directed algebra over forward and backward together | `rules/simplify.egg`, [`rewrite`] |
 //! | lower | composites become ONNX operators and `ai.weft` functions | `rules/lower.egg`, `rules/fuse.egg`, [`lower`] |
@@ -47,6 +48,12 @@
 //!
 //! # Where the plan was changed, and why
 //!
+//! - Rows sink before differentiation, by demand: a row is taken from an operator's operands where nothing else reads
+//!   its result.  In an e-graph every layer could be computed a second time for some rows alone, and no local choice of
+//!   the extraction sees that this pays nowhere but in the last one.  The reverse sweep then sinks the backward pass by
+//!   itself, since the gradient of taking rows is putting them back.
+//! - How many rows are read is known only at run time: `true_rows` defines a size of its own, `rows.0`, that the shapes
+//!   behind it mention.
 //! - A dimension is a polynomial over symbols, not a product: shifted logits need `seq-1`.
 //! - No multi-output nodes: a gradient has one fused node per cotangent (`rms_norm_grad`, `rms_norm_grad_w`),
 //!   so patterns never need projections and each can be sunk or dropped on its own. The optimizer's update,
@@ -94,6 +101,7 @@ pub mod rng;
 pub mod rules;
 pub mod runtime;
 pub mod schedule;
+pub mod sink;
 pub mod stdout;
 pub mod tools;
 pub mod train;

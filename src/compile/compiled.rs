@@ -8,6 +8,7 @@ use crate::manifest::Manifest;
 use crate::onnx::data_file::DataFile;
 use crate::onnx::write::{Beside, Parts, encode_with, inline_bytes};
 use crate::rules::Rule;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// One line of the compile report.
@@ -30,6 +31,8 @@ pub struct Compiled {
     pub stages: Vec<StageReport>,
     /// What the user should know, one line each.
     pub notes: Vec<String>,
+    /// By rule of rules/sink.egg: the floating-point operations that it saves for each token that a pass does not read.
+    pub saved: BTreeMap<String, u64>,
     /// From so many bytes of weights on they are written to a file of their own beside train.onnx.
     pub inline_limit: u64,
     pub(super) source: PathBuf,

@@ -5,6 +5,7 @@ use crate::ir::{Builder, Graph, Id, LeafId, Node};
 use crate::rewrite::{self, Saturated};
 use crate::rules::parse::Library;
 use crate::rules::{Rule, Target};
+use crate::sink::{self, Sunk};
 use crate::{autodiff, lower};
 use std::collections::BTreeMap;
 
@@ -17,6 +18,11 @@ pub fn usable<'r>(families: &[&'r [Rule]], target: Target) -> Vec<&'r Rule> {
 /// Composites for exporters' idioms; only what the outputs need is kept.
 pub fn lift(model: &Graph, library: &Library, target: Target) -> Result<Saturated> {
     rewrite::saturate(model, &usable(&[&library.lift, &library.simplify], target), &rewrite::Options::default())
+}
+
+/// Work on single tokens is done for those alone that an entropy or a loss is read at.
+pub fn sink(step: &Graph, library: &Library, target: Target) -> Result<Sunk> {
+    sink::sink(step, &usable(&[&library.sink], target), &usable(&[&library.simplify], target))
 }
 
 /// Adds the outputs `grad/<leaf>`: the gradients of the scalar `of`, one for each leaf of `wrt`.

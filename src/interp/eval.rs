@@ -15,6 +15,10 @@ use candle_core::{Result, Tensor, bail};
 /// `objective` and `tuple` none.
 pub fn eval(op: Op, operands: &[Tensor], attrs: &[Lit], out: &TensorType) -> std::result::Result<Tensor, String> {
     let value = Args::new(op, operands, attrs, out).and_then(|a| {
+        // Nothing is to be computed, and candle reduces no empty tensor.
+        if a.shape().contains(&0) {
+            return Tensor::zeros(a.shape(), candle_core::DType::F64, &candle_core::Device::Cpu);
+        }
         let value = arm(&a)?;
         if value.dims() != a.shape() {
             bail!("the value has shape {:?}, the type says {out}", value.dims());
@@ -87,6 +91,12 @@ fn arm(a: &Args) -> Result<Tensor> {
         Op::TopkValues => l::topk_values(x()?, a.size("k")?, a.axis(x()?.rank())?, a.int("largest")? != 0),
         Op::TopkIndices => l::topk_indices(x()?, a.size("k")?, a.axis(x()?.rank())?, a.int("largest")? != 0),
         Op::GatherGrad => l::gather_grad(x()?, a.x(1)?, a.shape()),
+        Op::TrueRows => l::true_rows(x()?),
+        Op::TakeRows => l::take_rows(x()?, a.x(1)?),
+        Op::PutRows => {
+            l::gather_grad(x()?, a.x(1)?, &[&[a.size("batch")? * a.size("length")?], &a.shape()[2..]].concat())?
+                .reshape(a.shape())
+        }
         Op::RmsNorm => m::rms_norm(x()?, a.x(1)?, a.float("eps")?),
         Op::RmsNormGrad => m::rms_norm_grad(x()?, a.x(1)?, a.x(2)?, a.float("eps")?),
         Op::RmsNormGradW => x()?.broadcast_mul(&a.x(1)?.broadcast_div(&m::rms(a.x(1)?, a.float("eps")?)?)?),

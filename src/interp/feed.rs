@@ -1,7 +1,7 @@
 //! From feeds to leaves: sizes are bound to symbols, contradictions are listed.
 
 use crate::error::{Error, Problem};
-use crate::ir::{DType, Data, Dim, Graph, Id, Leaf, LeafId, Lit, Sym};
+use crate::ir::{DType, Data, Dim, Graph, Id, Leaf, LeafId, Lit, Sym, Type};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
@@ -13,6 +13,16 @@ pub struct Symbols(BTreeMap<Sym, i64>);
 impl Symbols {
     fn value(&self, dim: &Dim) -> Option<i64> {
         dim.eval(&|s| self.0.get(s).copied())
+    }
+
+    /// Binds the size of a list to how many elements of a mask are true.
+    pub fn count(&mut self, list: &Type, mask: &[Tensor]) {
+        let monomials = list.shape().first().map(Dim::monomials).unwrap_or_default();
+        if let ([(syms, 1)], [mask]) = (monomials.as_slice(), mask)
+            && let ([sym], Ok(n)) = (syms.as_slice(), mask.sum_all().and_then(|n| n.to_scalar::<f64>()))
+        {
+            self.0.insert(sym.clone(), n as i64);
+        }
     }
 
     fn dim(&self, dim: &Dim) -> Result<Dim, String> {

@@ -66,6 +66,19 @@ pub fn gather(x: &Tensor, idx: &Tensor, axis: usize, shape: &[usize]) -> Result<
     x.contiguous()?.index_select(&index(idx)?, axis)?.reshape(shape)
 }
 
+/// Where a mask is true, counted through all its axes.
+pub fn true_rows(mask: &Tensor) -> Result<Tensor> {
+    let mask = mask.flatten_all()?.to_vec1::<f64>()?;
+    let places: Vec<f64> = mask.iter().enumerate().filter(|(_, m)| **m != 0.0).map(|(k, _)| k as f64).collect();
+    let n = places.len();
+    Tensor::from_vec(places, n, &candle_core::Device::Cpu)
+}
+
+/// `x` at places that are counted through its first two axes.
+pub fn take_rows(x: &Tensor, idx: &Tensor) -> Result<Tensor> {
+    x.contiguous()?.flatten(0, 1)?.index_select(&index(idx)?, 0)
+}
+
 /// Rows of `dy` added up at their indices: the transpose of `gather` on axis 0.
 pub fn gather_grad(dy: &Tensor, idx: &Tensor, shape: &[usize]) -> Result<Tensor> {
     let at = index(idx)?;

@@ -68,8 +68,8 @@ pub fn run_single(graph: &Graph, feeds: &BTreeMap<String, Tensor>) -> Result<BTr
 }
 
 fn run_with(graph: &Graph, feeds: &BTreeMap<String, Tensor>, keep: Keep) -> Result<BTreeMap<String, Tensor>, Error> {
-    let live = graph.live();
-    let (leaves, symbols) = feed::bind(graph, &live, feeds)?;
+    let live = graph.live_sizes_first();
+    let (leaves, mut symbols) = feed::bind(graph, &live, feeds)?;
     let mut values: Vec<Vec<Tensor>> = vec![Vec::new(); graph.len()];
     let mut uses = count_uses(graph, &live);
     for &id in &live {
@@ -77,6 +77,9 @@ fn run_with(graph: &Graph, feeds: &BTreeMap<String, Tensor>, keep: Keep) -> Resu
             Node::Leaf(leaf) => vec![leaves[leaf].clone()],
             Node::Lit(_) => continue,
             Node::Op(op, children) => {
+                if *op == Op::TrueRows {
+                    symbols.count(graph.type_of(id), &values[usize::from(children[0])]);
+                }
                 let made = node(graph, id, *op, children, &values, &symbols);
                 let kept = made.and_then(|parts| match graph.tensor_type(id) {
                     Some(ty) => parts.into_iter().map(|value| keep(value, ty)).collect(),

@@ -1,9 +1,11 @@
 //! The graph: an arena of hash-consed, typed, pure nodes.
 
+use super::dim::Dim;
 use super::infer::infer;
 use super::op::Op;
 use super::recipe::Recipe;
 use super::ty::{DType, Lit, TensorType, Type};
+
 use rustc_hash::FxHashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -89,6 +91,9 @@ pub struct Leaf {
     pub source_name: Option<String>,
 }
 
+/// What the names of sizes begin with that count rows.
+pub const ROWS: &str = "rows.";
+
 /// Whatever terms can be built in: the graph, and the e-graph.
 pub trait Builder {
     /// Adds a node, or returns the one that is there.  `Err` says why it has no type.
@@ -98,6 +103,22 @@ pub trait Builder {
     fn node_of(&self, id: Id) -> &Node;
     /// The one name of equal values.
     fn canonical(&self, id: Id) -> Id;
+    /// Every node that finds rows: its mask and the size that it defines.
+    fn row_counts(&self) -> Vec<(Id, Dim)>;
+
+    /// The places of the true elements of `mask`, whose number is a size of its own: that of the node which finds the
+    /// same rows already, or a new one.
+    fn true_rows(&mut self, mask: Id) -> Result<Id, String> {
+        let (mask, counts) = (self.canonical(mask), self.row_counts());
+        let same = counts.iter().find(|(of, _)| self.canonical(*of) == mask);
+        let fresh = || {
+            let taken = |d: &Dim| counts.iter().any(|(_, n)| n == d);
+            (0..=counts.len()).map(|k| Dim::sym(&format!("{ROWS}{k}"))).find(|d| !taken(d))
+        };
+        let n = same.map(|(_, n)| n.clone()).or_else(fresh).ok_or("no name is left for a number of rows")?;
+        let n = self.lit(Lit::Int(n))?;
+        self.op(Op::TrueRows, &[mask, n])
+    }
 
     /// `root` with `leaf` replaced by `new`.  Linear in what `root` needs; what does not depend on the
     /// leaf is shared, not copied.
@@ -226,6 +247,13 @@ impl Graph {
         self.reachable(self.outputs.iter().map(|(_, id)| *id))
     }
 
+    /// The same, with what defines a size before everything else that may mention it.
+    pub fn live_sizes_first(&self) -> Vec<Id> {
+        let live = self.live();
+        let sizes = live.iter().copied().filter(|id| self.node(*id).op() == Some(Op::TrueRows));
+        self.reachable(sizes.chain(self.outputs.iter().map(|(_, id)| *id)))
+    }
+
     /// Every node that the roots need, operands before users.
     pub fn reachable(&self, roots: impl IntoIterator<Item = Id>) -> Vec<Id> {
         let mut seen = vec![false; self.nodes.len()];
@@ -312,5 +340,13 @@ impl Builder for Graph {
 
     fn canonical(&self, id: Id) -> Id {
         id
+    }
+
+    fn row_counts(&self) -> Vec<(Id, Dim)> {
+        let count = |node: &Node| match node {
+            Node::Op(Op::TrueRows, c) => Some((c[0], self.type_of(c[1]).lit()?.int()?.clone())),
+            _ => None,
+        };
+        self.nodes.iter().filter_map(count).collect()
     }
 }

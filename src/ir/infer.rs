@@ -2,6 +2,7 @@
 
 mod composite;
 mod contract;
+mod rows;
 
 use super::dim::{Dim, numel};
 use super::op::Op;
@@ -9,6 +10,7 @@ use super::ty::{DType, Lit, TensorType, Type};
 
 pub use composite::*;
 pub use contract::*;
+pub use rows::*;
 
 /// The types of a node's children, with readers that report what is missing.
 pub struct Args<'a> {

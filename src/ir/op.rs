@@ -215,6 +215,10 @@ ops! {
     TopkValues   "topk_values"   Fixed(1), [attr("k", Kind::Int, Internal), AXIS, LARGEST], i::topk_values, Custom, Move;
     TopkIndices  "topk_indices"  Fixed(1), [attr("k", Kind::Int, Internal), AXIS, LARGEST], i::topk_indices, Custom, Move;
     GatherGrad   "gather_grad"   Fixed(2), [attr("rows", Kind::Int, Internal)], i::gather_grad, Weft("GatherGrad"), Fused;
+    // Rows: some of the tokens of a batch, by their places b L + l.  `n` is how many there are, a size of its own.
+    TrueRows     "true_rows"     Fixed(1), [attr("n", Kind::Int, Internal)], i::true_rows, Custom, Move;
+    TakeRows     "take_rows"     Fixed(2), [], i::take_rows, Expand, Move;
+    PutRows      "put_rows"      Fixed(2), [attr("batch", Kind::Int, Internal), attr("length", Kind::Int, Internal)], i::put_rows, Custom, Move;
     // Composites of the model, and their backward forms.
     RmsNorm      "rms_norm"      Fixed(2), [EPS], i::same, Weft("RmsNorm"), Fused;
     RmsNormGrad  "rms_norm_grad" Fixed(3), [EPS], i::same, Weft("RmsNormGrad"), Fused;

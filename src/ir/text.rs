@@ -154,6 +154,14 @@ fn term(graph: &mut Graph, names: &FxHashMap<String, Id>, e: &Sexpr) -> Result<I
     // A bare symbol in an integer attribute reads as a word; the operator table says what it is.
     let first = op.operands(children.len());
     let mut fixed = children.clone();
+    // So does a size in an operand's place.
+    for (k, id) in children.iter().enumerate().take(first) {
+        if let Type::Lit(Lit::Word(w)) = graph.type_of(*id)
+            && let Some(dim) = Dim::parse(&w.clone())
+        {
+            fixed[k] = graph.lit(Lit::Int(dim)).map_err(bad)?;
+        }
+    }
     for (k, attr) in op.row().attrs.iter().enumerate() {
         let Some(id) = children.get(first + k) else { continue };
         if let (super::op::Kind::Int, Type::Lit(Lit::Word(w))) = (attr.kind, graph.type_of(*id))

@@ -55,6 +55,8 @@ pub struct Scope<'a> {
     /// Codes that a node wants as plain bytes: by name, the leaf and the shape.
     pub packed: BTreeMap<String, (LeafId, Vec<i64>)>,
     names: FxHashMap<Id, String>,
+    /// Nodes that are outputs take the name of the first that they are.
+    own: FxHashMap<Id, String>,
     taken: BTreeSet<String>,
     counters: BTreeMap<String, usize>,
     /// Where a symbol can be read: a value and its axis.
@@ -91,6 +93,7 @@ impl<'a> Scope<'a> {
             constants: BTreeMap::new(),
             packed: BTreeMap::new(),
             names: FxHashMap::default(),
+            own: FxHashMap::default(),
             taken,
             counters: BTreeMap::new(),
             symbols,
@@ -101,24 +104,12 @@ impl<'a> Scope<'a> {
 
     /// Emits every node of `order`, then an identity for each output that has no value of its own.
     pub fn run(&mut self, order: &[Id]) -> Result<()> {
-        // A node takes the name of the first output that it is.
-        let mut own: FxHashMap<Id, String> = FxHashMap::default();
         for (name, id) in &self.graph.outputs {
             if self.graph.node(*id).op().is_some() {
-                own.entry(*id).or_insert_with(|| name.clone());
+                self.own.entry(*id).or_insert_with(|| name.clone());
             }
         }
-        for &id in order {
-            match self.graph.node(id) {
-                Node::Leaf(l) => drop(self.names.insert(id, self.graph.leaf(*l).name.clone())),
-                Node::Lit(_) => {}
-                Node::Op(op, children) => {
-                    let name = own.get(&id).cloned().unwrap_or_else(|| self.fresh(op.name()));
-                    self.node(id, *op, children, &name)?;
-                    self.names.insert(id, name);
-                }
-            }
-        }
+        self.emit(order)?;
         for (name, id) in &self.graph.outputs {
             let value = self.operand(*id, DType::F32)?;
             if value != *name {
@@ -126,6 +117,33 @@ impl<'a> Scope<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Emits those of `order` that have not been emitted.
+    fn emit(&mut self, order: &[Id]) -> Result<()> {
+        for &id in order {
+            match self.graph.node(id) {
+                _ if self.names.contains_key(&id) => {}
+                Node::Leaf(l) => drop(self.names.insert(id, self.graph.leaf(*l).name.clone())),
+                Node::Lit(_) => {}
+                Node::Op(op, children) => {
+                    let name = self.own.get(&id).cloned().unwrap_or_else(|| self.fresh(op.name()));
+                    self.node(id, *op, children, &name)?;
+                    self.names.insert(id, name);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Emits the node that counts the rows of which `sym` is the number; returns its list.
+    pub(super) fn counted(&mut self, sym: &Sym) -> Result<Option<String>> {
+        let n = Dim::sym(sym.as_str());
+        let finds =
+            |id: &Id| self.graph.node(*id).op() == Some(Op::TrueRows) && self.graph.type_of(*id).shape() == [n.clone()];
+        let Some(id) = self.graph.live().into_iter().find(finds) else { return Ok(None) };
+        self.emit(&self.graph.reachable([id]))?;
+        Ok(self.names.get(&id).cloned())
     }
 
     pub(super) fn fresh(&mut self, stem: &str) -> String {
@@ -248,15 +266,7 @@ impl<'a> Scope<'a> {
                     return Err(Error::internal("write", "full has no type"));
                 };
                 let value = self.literal(attrs[0]).and_then(Lit::number).unwrap_or(0.0);
-                let shape = self.ints(&t.shape.clone())?;
-                let tensor = TensorProto {
-                    dims: vec![1],
-                    data_type: data_type(t.dtype).into(),
-                    raw_data: scalar_bytes(value, t.dtype).into(),
-                    ..Default::default()
-                };
-                let value = attribute("value", AttributeType::Tensor, |a| a.t = Some(tensor));
-                self.push("ConstantOfShape", "", vec![shape], name, vec![value]);
+                self.filled(value, t.dtype, &t.shape.clone(), name)?;
             }
             Op::Iota => {
                 let n = self.size(&int(0))?;
@@ -265,10 +275,46 @@ impl<'a> Scope<'a> {
                 let (zero, one) = (self.scalar(0.0, DType::I64), self.scalar(1.0, DType::I64));
                 self.push("Range", "", vec![zero, limit, one], name, vec![]);
             }
+            Op::TrueRows => {
+                let mask = self.operand(operands[0], DType::Bool)?;
+                let (all, zero) = (self.ints(&[Dim::Known(-1)])?, self.ints(&[Dim::Known(0)])?);
+                let (flat, places) = (self.fresh("mask"), self.fresh("places"));
+                self.push("Reshape", "", vec![mask, all], &flat, vec![]);
+                self.push("NonZero", "", vec![flat], &places, vec![]);
+                self.push("Squeeze", "", vec![places, zero], name, vec![]);
+            }
+            Op::PutRows => {
+                let Some(t) = self.graph.tensor_type(id).cloned() else {
+                    return Err(Error::internal("write", "rows have no type"));
+                };
+                let rows = [&[int(0) * int(1)], &t.shape[2..]].concat();
+                let inputs = self.operands(operands, DType::F32)?;
+                let (zeros, places, joined) = (self.fresh("zeros"), self.fresh("places"), self.fresh("joined"));
+                self.filled(0.0, t.dtype, &rows, &zeros)?;
+                let column = self.ints(&[Dim::Known(-1), Dim::Known(1)])?;
+                self.push("Reshape", "", vec![inputs[1].clone(), column], &places, vec![]);
+                self.push("ScatterND", "", vec![zeros, places, inputs[0].clone()], &joined, vec![]);
+                let shape = self.ints(&t.shape)?;
+                self.push("Reshape", "", vec![joined, shape], name, vec![]);
+            }
             Op::Dequantize => self.dequantize(id, operands, name)?,
             Op::MatMulNBits => self.matmul_nbits(id, operands, name)?,
             _ => return Err(Error::internal("write", format!("no ONNX form for {}", op.name()))),
         }
+        Ok(())
+    }
+
+    /// A tensor of one value.
+    fn filled(&mut self, value: f64, dtype: DType, shape: &[Dim], name: &str) -> Result<()> {
+        let shape = self.ints(shape)?;
+        let tensor = TensorProto {
+            dims: vec![1],
+            data_type: data_type(dtype).into(),
+            raw_data: scalar_bytes(value, dtype).into(),
+            ..Default::default()
+        };
+        let value = attribute("value", AttributeType::Tensor, |a| a.t = Some(tensor));
+        self.push("ConstantOfShape", "", vec![shape], name, vec![value]);
         Ok(())
     }
 

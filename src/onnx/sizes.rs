@@ -102,11 +102,12 @@ impl Scope<'_> {
         if let Some(name) = self.sizes.get(&key) {
             return Ok(name.clone());
         }
-        let (value, axis) = self
-            .symbols
-            .get(sym)
-            .cloned()
-            .ok_or_else(|| Error::internal("write", format!("no input has an axis of size {}", sym.as_str())))?;
+        let place = match self.symbols.get(sym).cloned() {
+            Some(place) => Some(place),
+            None => self.counted(sym)?.map(|list| (list, 0)),
+        };
+        let (value, axis) =
+            place.ok_or_else(|| Error::internal("write", format!("no input has an axis of size {}", sym.as_str())))?;
         let name = self.fresh("size");
         let start = attribute("start", AttributeType::Int, |a| a.i = Some(axis as i64));
         let end = attribute("end", AttributeType::Int, |a| a.i = Some(axis as i64 + 1));

@@ -1,5 +1,6 @@
 //! What a node costs: an integer estimate of the time it takes, in bytes of memory traffic.
 
+use crate::ir::graph::ROWS;
 use crate::ir::op::Cost;
 use crate::ir::{Dim, Op, Type};
 
@@ -15,6 +16,9 @@ const FLOPS_PER_BYTE: u64 = 16;
 /// A batch has some sequences, ...
 const BATCH: i64 = 8;
 
+/// ... some of their tokens are looked at by themselves: few enough that these are always fewer than all, ...
+const TAKEN: i64 = 32;
+
 /// ... and every other unknown size is a length in tokens.
 const LENGTH: i64 = 512;
 
@@ -26,7 +30,7 @@ pub(super) fn cost(op: Op, children: &[&Type], result: &Type) -> Option<u64> {
         Op::Objective | Op::Adapted => return None,
         Op::Tuple => return Some(0),
         // Only the selected elements are read.
-        Op::Slice | Op::Gather | Op::GatherElements => written.saturating_mul(2),
+        Op::Slice | Op::Gather | Op::TakeRows | Op::GatherElements => written.saturating_mul(2),
         Op::MatMul | Op::Gemm | Op::FusedMatMul | Op::MatMulNBits => {
             let inner = match (op, children) {
                 (Op::Gemm | Op::FusedMatMul, [x, _, trans, ..]) if is_one(trans) => axis(x, 2),
@@ -62,7 +66,11 @@ fn is_one(t: &Type) -> bool {
 }
 
 fn size(dim: &Dim) -> u64 {
-    let assumed = dim.eval(&|s| Some(if s.as_str().starts_with("batch") { BATCH } else { LENGTH }));
+    let assumed = dim.eval(&|s| match s.as_str() {
+        rows if rows.starts_with(ROWS) => Some(TAKEN),
+        batch if batch.starts_with("batch") => Some(BATCH),
+        _ => Some(LENGTH),
+    });
     assumed.and_then(|n| u64::try_from(n).ok()).unwrap_or(0)
 }
 

@@ -1,7 +1,7 @@
 //! The IR as egg's language: nodes, their types as analysis, and building inside the e-graph.
 
 use crate::ir::infer::infer;
-use crate::ir::{Builder, Graph, Id, Node, Op, Type};
+use crate::ir::{Builder, Dim, Graph, Id, Node, Op, Type};
 use egg::{Analysis, DidMerge, EGraph, Language};
 
 /// The e-graph of the IR.
@@ -111,5 +111,14 @@ impl Builder for Classes {
 
     fn canonical(&self, id: Id) -> Id {
         self.find(id)
+    }
+
+    fn row_counts(&self) -> Vec<(Id, Dim)> {
+        // The classes' own lists are behind until the next rebuild.
+        let count = |node: &Node| match node {
+            Node::Op(Op::TrueRows, c) => Some((c[0], self[c[1]].data.lit()?.int()?.clone())),
+            _ => None,
+        };
+        self.nodes().iter().filter_map(count).collect()
     }
 }

@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 use trace::Watch;
 
+pub(crate) use pattern::variants;
 pub use trace::{Miss, Trace, trace};
 
 /// The directed rules reach their end within some ten rounds; more means that two rules feed each other.

@@ -112,7 +112,7 @@ fn add(term: &Term, ast: &mut PatternAst<Node>, vars: &mut Vec<Var>) -> Option<I
 }
 
 /// A left side in every order of its commutative operators, without repetition.
-pub(super) fn variants(term: &Term) -> Vec<Term> {
+pub(crate) fn variants(term: &Term) -> Vec<Term> {
     let Term::Op(op, args) = term else { return vec![term.clone()] };
     let mut lists: Vec<Vec<Term>> = vec![Vec::new()];
     for arg in args {

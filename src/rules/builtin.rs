@@ -102,6 +102,7 @@ pub static COMPUTED: &[Computed] = &[
     Row { name: "permute", arity: Some(2), doc: "the list s in the order p", run: |a| { let (s, p) = (ints(a[0])?, perm(a[1])?); (s.len() == p.len()).then(|| list(p.iter().map(|k| s[*k].clone())))? } },
     Row { name: "list", arity: None, doc: "the list of these integers", run: |a| a.iter().map(|t| int(t)).collect::<Option<Box<[Dim]>>>().map(Lit::Ints) },
     Row { name: "length", arity: Some(1), doc: "the length of a list", run: |a| size(Dim::Known(ints(a[0])?.len() as i64)) },
+    Row { name: "head", arity: Some(2), doc: "the first k of the list", run: |a| list(ints(a[0])?.get(..known(a[1])? as usize)?.to_vec()) },
     Row { name: "drop", arity: Some(2), doc: "the list without its first k", run: |a| list(ints(a[0])?.get(known(a[1])? as usize..)?.to_vec()) },
     Row { name: "tail", arity: Some(2), doc: "the last k of the list", run: |a| { let s = ints(a[0])?; list(s[s.len().checked_sub(known(a[1])? as usize)?..].to_vec()) } },
     Row { name: "insert", arity: Some(3), doc: "the list with d inserted as its element k; -1 appends",
@@ -168,6 +169,10 @@ pub fn compute<B: Builder>(name: &str, args: &[Id], b: &mut B) -> Result<Id, Str
     if name == "apply" {
         let [root, leaf, new] = args else { return Err("apply takes (apply ?logits ?ids ?new)".into()) };
         return b.substitute(*root, *leaf, *new);
+    }
+    if name == "true_rows_of" {
+        let [mask] = args else { return Err("true_rows_of takes a mask".into()) };
+        return b.true_rows(*mask);
     }
     // The values of options and of caches are put into the text of a method before it unfolds.
     if name == "cached" {

@@ -18,6 +18,7 @@ pub const SEED: u64 = 1;
 enum Family {
     Lift,
     Simplify,
+    Sink,
     Fuse,
     Grad,
     Lower,
@@ -27,15 +28,20 @@ enum Family {
 
 impl Family {
     fn of(stem: &str) -> Family {
-        let families =
-            [("lift", Family::Lift), ("fuse", Family::Fuse), ("grad", Family::Grad), ("lower", Family::Lower)];
+        let families = [
+            ("lift", Family::Lift),
+            ("sink", Family::Sink),
+            ("fuse", Family::Fuse),
+            ("grad", Family::Grad),
+            ("lower", Family::Lower),
+        ];
         let found = families.into_iter().find(|(prefix, _)| stem.starts_with(prefix));
         found.map_or(Family::Simplify, |(_, family)| family)
     }
 
     fn kind(&self) -> Kind {
         match self {
-            Family::Lift | Family::Simplify | Family::Fuse => Kind::Rewrite,
+            Family::Lift | Family::Simplify | Family::Sink | Family::Fuse => Kind::Rewrite,
             Family::Grad => Kind::Vjp,
             Family::Lower => Kind::Lower,
             Family::Method(_) | Family::Adapter(_) => Kind::Define,
@@ -45,7 +51,7 @@ impl Family {
 
 /// The built-in rules and those of a folder.
 ///
-/// `lift*.egg`, `fuse*.egg`, `grad*.egg` and `lower*.egg` join those families, `methods/NAME.egg` is the
+/// `lift*.egg`, `sink*.egg`, `fuse*.egg`, `grad*.egg` and `lower*.egg` join those families, `methods/NAME.egg` is the
 /// method NAME, `adapters/NAME.egg` the adapter NAME, and any other `*.egg` joins `simplify`.  Gradient rows and lowerings of the user's come
 /// before the built-in ones.
 ///
@@ -135,6 +141,7 @@ fn join(library: &mut Library, family: Family, rules: Vec<Rule>, file: &str) -> 
     match family {
         Family::Lift => library.lift.extend(rules),
         Family::Simplify => library.simplify.extend(rules),
+        Family::Sink => library.sink.extend(rules),
         Family::Fuse => library.fuse.extend(rules),
         Family::Grad => drop(library.grad.splice(..0, rules)),
         Family::Lower => drop(library.lower.splice(..0, rules)),

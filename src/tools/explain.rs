@@ -74,6 +74,7 @@ pub fn explain(request: &Request) -> Result<Explanation> {
     let (lift, simplify) = (is_in(&library.lift), is_in(&library.simplify));
     let runs = [
         (lift || simplify, Stage::Read, Stage::Lift, families(&[&library.lift, &library.simplify])),
+        (is_in(&library.sink), Stage::Objective, Stage::Sink, families(&[&library.sink, &library.simplify])),
         (simplify, Stage::Differentiate, Stage::Optimise, families(&[&library.simplify])),
         (is_in(&library.fuse), Stage::Optimise, Stage::Lower, families(&[&library.fuse])),
     ];
@@ -90,7 +91,7 @@ pub fn explain(request: &Request) -> Result<Explanation> {
     let (stage, before) = match out.rule.kind {
         Kind::Rewrite => return Ok(out),
         Kind::Define => (Stage::Objective, Stage::Lift),
-        Kind::Vjp => (Stage::Differentiate, Stage::Objective),
+        Kind::Vjp => (Stage::Differentiate, Stage::Sink),
         Kind::Lower => (Stage::Lower, Stage::Optimise),
     };
     if let Some(graph) = graphs.get(&before) {
@@ -105,7 +106,7 @@ pub fn explain(request: &Request) -> Result<Explanation> {
 }
 
 fn find<'l>(library: &'l Library, name: &str) -> Result<&'l Rule> {
-    let families = [&library.lift, &library.simplify, &library.fuse, &library.grad, &library.lower];
+    let families = [&library.lift, &library.simplify, &library.sink, &library.fuse, &library.grad, &library.lower];
     let all = || families.into_iter().chain(library.methods.values()).flatten();
     all().find(|r| *r.name == *name).ok_or_else(|| {
         let help = suggest(name, all().map(|r| &*r.name));

@@ -1,7 +1,7 @@
 //! Slices, gathers and masks by position.
 
 use super::layout::shape_of;
-use crate::ir::graph::Id;
+use crate::ir::graph::{Builder, Id};
 use crate::ir::infer::resolve_axis;
 use crate::ir::{DType, Dim, Lit, Op};
 use crate::onnx::build::{Build, Value};
@@ -44,6 +44,18 @@ pub fn slice(b: &mut Build, call: &Call) -> Read {
         };
     }
     Ok(vec![x])
+}
+
+/// Places where a list of booleans is true, `[1, n]`.
+pub fn non_zero(b: &mut Build, call: &Call) -> Read {
+    let mask = call.node(b, 0)?;
+    if b.graph.tensor_type(mask).is_none_or(|t| t.dtype != DType::Bool || t.rank() != 1) {
+        return Err("only lists of booleans are searched: other selections have a size that depends on the data".into());
+    }
+    let places = b.graph.true_rows(mask)?;
+    let n = b.shape(places).first().cloned().unwrap_or(Dim::Known(0));
+    let listed = b.op(Op::Reshape, &[places], &[Lit::Ints([Dim::Known(1), n].into())])?;
+    Ok(vec![Value::Node(listed)])
 }
 
 fn forward(b: &mut Build, x: &Value, axis: usize, start: Dim, end: Dim, step: i64) -> Result<Value, String> {

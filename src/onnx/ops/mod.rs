@@ -164,6 +164,7 @@ static STANDARD: &[Row] = &[
     row("Split", 2, Fn(layout::split)),
     row("SplitToSequence", 11, Fn(layout::split_to_sequence)),
     row("Sqrt", 1, Unary(Op::Sqrt)),
+    row("NonZero", 9, Fn(index::non_zero)),
     row("Squeeze", 1, Fn(layout::squeeze)),
     row("Sub", 1, Binary(Op::Sub)),
     row("Sum", 8, Join(Op::Add)),

@@ -19,6 +19,9 @@ pub fn draw(instance: &Instance, op: Op, attr: &Attr, children: &[Id], random: &
         graph.type_of(*children.get(operands + at)?).lit()?.int()?.known()
     };
     let along = || Some(shape[resolve_axis(before("axis")?, shape.len()).ok()?]);
+    if op == Op::TrueRows {
+        return Ok(Lit::Int(Dim::sym("rows.0")));
+    }
     match attr.kind {
         Kind::DType => Ok(Lit::DType(random.pick(&[instance.float, DType::F32, DType::F64, DType::I64, DType::Bool]))),
         Kind::Word => word(attr.name, random),
@@ -43,6 +46,11 @@ pub fn draw(instance: &Instance, op: Op, attr: &Attr, children: &[Id], random: &
             }
             (_, "start" | "before" | "after") => random.int(0, 2),
             (Op::TopkValues | Op::TopkIndices, "k") => random.int(0, shape.iter().copied().min().unwrap_or(0)),
+            (Op::PutRows, "batch") => random.int(1, 3),
+            (Op::PutRows, "length") => {
+                let b = before("batch").unwrap_or(1).max(1);
+                shape.first().map_or(0, |n| (n + b - 1) / b) + random.int(0, 2)
+            }
             (_, "bits") => 8,
             (Op::Dequantize, "k") => (shape[1] * shape[2] - random.int(0, 3)).max(0),
             (Op::MatMulNBits, "k") => shape.last().copied().unwrap_or(0),

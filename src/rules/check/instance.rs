@@ -25,6 +25,8 @@ pub enum Fill {
     Unit,
     /// Integers below this; 0 where there are none.
     Index(i64),
+    /// Different integers below this, ascending.
+    Rows(i64),
     Bool,
     /// A step number: 1, 2, ..
     Step,
@@ -280,6 +282,16 @@ impl<'r> Instance<'r> {
             let n = shape.iter().product();
             // Now and then a whole answer is empty, or all of a sequence is one.
             let bias = random.pick(&[0.6, 0.6, 0.6, 0.0, 1.0]);
+            if let Fill::Rows(most) = fill {
+                let mut rows = random.permutation(usize::try_from(most).unwrap_or(0).max(n));
+                rows.truncate(n);
+                rows.sort();
+                let rows: Vec<f64> = rows.into_iter().map(|k| k as f64).collect();
+                if let Ok(tensor) = Tensor::from_vec(rows, shape, &Device::Cpu) {
+                    feeds.insert(leaf.name.clone(), tensor);
+                }
+                continue;
+            }
             let values: Vec<f64> = (0..n).map(|_| self.value(fill, bias, random)).collect();
             if let Ok(tensor) = Tensor::from_vec(values, shape, &Device::Cpu) {
                 feeds.insert(leaf.name.clone(), tensor);
@@ -301,7 +313,7 @@ impl<'r> Instance<'r> {
             Fill::AwayFromZero if !self.positive && random.chance(0.5) => random.between(-2.0, -0.1),
             Fill::Positive | Fill::AwayFromZero => random.between(0.1, 2.0),
             Fill::Unit => random.between(0.01, 0.99),
-            Fill::Index(n) => random.int(0, n - 1).max(0) as f64,
+            Fill::Index(n) | Fill::Rows(n) => random.int(0, n - 1).max(0) as f64,
             Fill::Bool => f64::from(random.chance(bias)),
             Fill::Step => random.int(1, 9) as f64,
         }
@@ -330,6 +342,7 @@ impl<'r> Instance<'r> {
 fn tighter(old: Option<Fill>, new: Fill) -> Fill {
     match (old, new) {
         (Some(Fill::Index(a)), Fill::Index(b)) => Fill::Index(a.min(b)),
+        (Some(Fill::Rows(a) | Fill::Index(a)), Fill::Rows(b) | Fill::Index(b)) => Fill::Rows(a.min(b)),
         (Some(old), Fill::Real) => old,
         _ => new,
     }

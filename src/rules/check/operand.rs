@@ -78,6 +78,11 @@ pub fn draw(
         }
         (Op::ScatterAdd, 2, _) => tensor(float, shape(1).unwrap_or_default()),
         (Op::GatherGrad, 1, Some(s)) => tensor(DType::I64, s[..random.below(s.len() + 1)].to_vec()),
+        (Op::TrueRows, ..) => tensor(DType::Bool, free(random, 2, 2)),
+        (Op::TakeRows, 0, _) => tensor(float, free(random, 2, 4)),
+        (Op::TakeRows, 1, Some(s)) if s.len() > 1 => tensor(DType::I64, vec![random.int(0, s[0] * s[1])]),
+        (Op::PutRows, 0, _) => tensor(float, free(random, 1, 3)),
+        (Op::PutRows, 1, Some(s)) if !s.is_empty() => tensor(DType::I64, s[..1].to_vec()),
         (Op::RmsNorm, 1, Some(s)) | (Op::LayerNorm, 1 | 2, Some(s)) => tensor(float, vec![last(&s)]),
         (Op::RmsNormGrad | Op::LayerNormGrad, 2, Some(s)) => tensor(float, vec![last(&s)]),
         (Op::Rope | Op::RopeGrad, 0, None) => {
@@ -252,6 +257,11 @@ pub fn fill(graph: &Graph, op: Op, k: usize, children: &[Id]) -> Option<Fill> {
     };
     match (op, k) {
         (Op::Gather | Op::GatherElements | Op::ScatterAdd, 1) => Some(Fill::Index(size(children[0], axis()?)?)),
+        (Op::TakeRows, 1) => Some(Fill::Rows(size(children[0], 0)? * size(children[0], 1)?)),
+        (Op::PutRows, 1) => {
+            let attr = |k: usize| graph.type_of(children[k]).lit()?.int()?.known();
+            Some(Fill::Rows(attr(2)? * attr(3)?))
+        }
         (Op::GatherGrad, 1) => Some(Fill::Index(graph.type_of(*children.last()?).lit()?.int()?.known()?)),
         (Op::WeightedCrossEntropy | Op::WeightedCrossEntropyGrad, 1) => {
             Some(Fill::Index(shape_of(graph, children[0]).last().copied()?))

@@ -14,6 +14,8 @@ type Entry = (&'static str, Option<usize>, &'static str);
 
 /// The calls that give a node.
 const APPLY: Entry = ("apply", Some(3), "(apply ?logits ?ids ?new): the logits with ?ids replaced by ?new");
+const FIND: Entry =
+    ("true_rows_of", Some(1), "(true_rows_of ?mask): the places where a mask is true, in a size of their own");
 const CACHED: Entry = ("cached", Some(2), "(cached ?cache VALUE): VALUE, or what was kept of it");
 
 /// Where a term stands.
@@ -151,7 +153,7 @@ impl Scope {
             }
             return self.operator(op, args, span, side, errors);
         }
-        let mut calls = COMPUTED.iter().map(|r| (r.name, r.arity, r.doc)).chain([APPLY, CACHED]);
+        let mut calls = COMPUTED.iter().map(|r| (r.name, r.arity, r.doc)).chain([APPLY, CACHED, FIND]);
         let call = calls.find(|(name, ..)| *name == head);
         match (head, call) {
             ("let", _) if side == Side::Right => match args {
