@@ -4,19 +4,51 @@
 //! here.  A kernel computes what its function's body says: to the bit where a test says so, else within rounding.
 //!
 //! To add one: a type that implements [`operator::Compute`] in a file of its family, and a line in `KERNELS`.
+mod activation;
 pub mod adamw;
 mod broadcast;
+mod dropout;
+mod gather;
+mod loss;
 mod norm;
 mod operator;
+mod rope;
+mod rows;
 mod vector;
 
 use crate::error::{Error, Result};
 use operator::{Entry, entry};
 use ort::operator::OperatorDomain;
+use rows::{ByRow, Elementwise};
 use std::sync::Arc;
 
 /// The kernels of a training step.
-const KERNELS: &[Entry] = &[entry::<norm::RmsNorm>()];
+const KERNELS: &[Entry] = &[
+    entry::<ByRow<norm::RmsNorm, 2>>(),
+    entry::<ByRow<norm::RmsNormGrad, 3>>(),
+    entry::<ByRow<norm::RmsNormGradW, 2>>(),
+    entry::<norm::RmsNormGradSum>(),
+    entry::<ByRow<norm::LayerNorm, 3>>(),
+    entry::<ByRow<norm::LayerNormGrad, 3>>(),
+    entry::<ByRow<norm::Normalize, 1>>(),
+    entry::<ByRow<rope::Rope, 3>>(),
+    entry::<ByRow<rope::RopeGrad, 3>>(),
+    entry::<Elementwise<activation::Silu, 1>>(),
+    entry::<Elementwise<activation::SiluGrad, 2>>(),
+    entry::<Elementwise<activation::Swiglu, 2>>(),
+    entry::<Elementwise<activation::SwigluGrad, 3>>(),
+    entry::<Elementwise<activation::SwigluGradU, 2>>(),
+    entry::<Elementwise<activation::Gelu, 1>>(),
+    entry::<Elementwise<activation::GeluGrad, 2>>(),
+    entry::<Elementwise<activation::GeluTanh, 1>>(),
+    entry::<Elementwise<activation::GeluTanhGrad, 2>>(),
+    entry::<loss::SoftmaxGrad>(),
+    entry::<loss::TokenEntropy>(),
+    entry::<loss::WeightedCrossEntropy>(),
+    entry::<loss::WeightedCrossEntropyGrad>(),
+    entry::<gather::GatherGrad>(),
+    entry::<dropout::Dropout>(),
+];
 
 fn refused(e: ort::Error) -> Error {
     Error::runtime(format!("ONNX Runtime takes no kernels: {}", e.message()))

@@ -14,14 +14,24 @@ pub trait Compute: Sized + Send + Sync + 'static {
     const OPERANDS: &'static [Type];
     /// Operands whose buffer ONNX Runtime may reuse for the result: they are read where, and before, it is written.
     const IN_PLACE: &'static [(u32, u32)] = &[];
-    /// The operand whose shape the result always has.
-    const SHAPE_OF: Option<usize> = Some(0);
+    /// The result's shape, where it follows from those of the operands.
+    const SHAPE: Known = Known::First;
 
     /// Reads the node's attributes.
     fn new(node: &KernelContext<'_>) -> Result<Self, String>;
 
     /// Errors say what is wrong with which shapes; the operator's name is put before them.
     fn compute(&self, call: &Call<'_>) -> Result<(), String>;
+}
+
+/// What is known of a result's shape before the operands' sizes are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// It is that of the first operand.
+    First,
+    /// It is that of the operands, if they have one shape.
+    Common,
+    Nothing,
 }
 
 /// A row of the table of kernels.
@@ -57,16 +67,22 @@ impl<K: Compute> Operator for Registered<K> {
     }
 
     fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
-        let Some(operand) = K::SHAPE_OF else { return Ok(()) };
         let inputs = context.inputs();
-        match inputs.get(operand) {
-            // An unknown shape looks like that of a scalar, a size without a name like -1.
-            Some(ValueType::Tensor { shape, dimension_symbols, .. })
-                if !shape.is_empty()
-                    && shape.iter().zip(dimension_symbols.iter()).all(|(n, s)| *n >= 0 || !s.is_empty()) =>
-            {
-                context.set_output(0, &inputs[operand])
+        // An unknown shape looks like that of a scalar, a size without a name like -1.
+        let known = |t: &ValueType| match t {
+            ValueType::Tensor { shape, dimension_symbols, .. } => {
+                let mut sizes = shape.iter().zip(dimension_symbols.iter());
+                !shape.is_empty() && sizes.all(|(n, name)| *n >= 0 || !name.is_empty())
             }
+            _ => false,
+        };
+        let follows = match K::SHAPE {
+            Known::First => true,
+            Known::Common => inputs.windows(2).all(|w| w[0] == w[1]),
+            Known::Nothing => false,
+        };
+        match inputs.first() {
+            Some(first) if follows && known(first) => context.set_output(0, first),
             _ => Ok(()),
         }
     }

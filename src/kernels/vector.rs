@@ -68,7 +68,7 @@ pub unsafe fn map<const N: usize>(map: impl Map<N>, from: [*const f32; N], to: *
     }
 }
 
-/// Sums of `map`, which gives M terms an element.
+/// Sums over the elements of M terms each.
 ///
 /// # Safety
 /// All addresses hold `n` elements.
@@ -84,23 +84,30 @@ pub unsafe fn sums<const N: usize, const M: usize>(
         let end = n.min(start + STRETCH);
         let mut lanes = [[0f32; LANES]; M];
         let mut i = start;
-        while i + LANES <= end {
-            // SAFETY: i + LANES <= n.
-            let at = |l: usize| terms.at(std::array::from_fn(|k| unsafe { *from[k].add(i + l) }));
-            let block: [[f32; M]; LANES] = std::array::from_fn(at);
-            for m in 0..M {
-                (0..LANES).for_each(|l| lanes[m][l] += block[l][m]);
+        while i < end {
+            let m = BLOCK.min(end - i);
+            // What lies beyond the end adds 0.
+            let mut block = [[0f32; BLOCK]; M];
+            // SAFETY: i + m <= n.
+            let from: [*const f32; N] = std::array::from_fn(|k| unsafe { from[k].add(i) });
+            let mut put = |l: usize| {
+                // SAFETY: l < m.
+                let term = terms.at(std::array::from_fn(|k| unsafe { *from[k].add(l) }));
+                (0..M).for_each(|k| block[k][l] = term[k]);
+            };
+            if m == BLOCK {
+                (0..BLOCK).for_each(&mut put);
+            } else {
+                (0..m).for_each(&mut put);
             }
-            i += LANES;
+            for (lanes, block) in lanes.iter_mut().zip(&block) {
+                for part in block.as_chunks::<LANES>().0 {
+                    (0..LANES).for_each(|l| lanes[l] += part[l]);
+                }
+            }
+            i += m;
         }
-        for l in 0..end - i {
-            // SAFETY: i + l < n.
-            let term = terms.at(std::array::from_fn(|k| unsafe { *from[k].add(i + l) }));
-            (0..M).for_each(|m| lanes[m][l] += term[m]);
-        }
-        for m in 0..M {
-            totals[m] += f64::from(halve(lanes[m]));
-        }
+        (0..M).for_each(|k| totals[k] += f64::from(halve(lanes[k])));
         start = end;
     }
     totals

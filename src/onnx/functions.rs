@@ -25,6 +25,12 @@ impl Functions {
         let types = with_placeholders(op, types);
         let signature = types.iter().map(|t| format!("{t} ")).collect::<String>();
         let signature = format!("{base} {signature}");
+        // A node cannot carry a size that is known only when it runs: its function is called otherwise, since a
+        // kernel reads the attribute.
+        let base = match unknown(op, &types).next() {
+            Some(name) => &format!("{base}_any_{name}"),
+            None => base,
+        };
         if let Some(name) = self.by_signature.get(&signature) {
             return Ok(name.clone());
         }
@@ -50,6 +56,19 @@ pub(super) fn node_attributes(op: Op) -> impl Iterator<Item = (usize, &'static A
         Slot::Attribute(name) => Some((k, a, name)),
         _ => None,
     })
+}
+
+/// Whether the node carries the attribute: not where it is a size that is unknown before the graph runs.
+pub(super) fn is_known(lit: &Lit) -> bool {
+    lit.int().is_none_or(|d| d.known().is_some())
+}
+
+/// The attributes that the node does not carry.
+fn unknown(op: Op, types: &[Type]) -> impl Iterator<Item = &'static str> {
+    let first = op.operands(types.len());
+    node_attributes(op)
+        .filter(move |(k, ..)| types[first + k].lit().is_some_and(|l| !is_known(l)))
+        .map(|(.., name)| name)
 }
 
 /// The names that the operator's `lower` rule gives its operands.
@@ -92,7 +111,10 @@ fn function(op: Op, types: &[&Type], rules: &[Rule]) -> Result<FunctionProto> {
         domain: DOMAIN.into(),
         input: body.leaves.iter().map(|l| l.name.clone()).collect(),
         output,
-        attribute: node_attributes(op).map(|(_, _, name)| name.to_string()).collect(),
+        attribute: node_attributes(op)
+            .filter(|(k, ..)| types[first + k].lit().is_none_or(is_known))
+            .map(|(_, _, name)| name.to_string())
+            .collect(),
         node,
         doc_string: doc.first().unwrap_or(&"").to_string(),
         opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],

@@ -145,9 +145,11 @@ pub fn draw(
         (
             Op::RmsNormGrad
             | Op::RmsNormGradW
+            | Op::RmsNormGradSum
             | Op::LayerNormGrad
             | Op::SiluGrad
             | Op::SwigluGrad
+            | Op::SwigluGradU
             | Op::GeluGrad
             | Op::GeluTanhGrad
             | Op::SoftmaxGrad,
@@ -160,6 +162,7 @@ pub fn draw(
             | Op::Normalize
             | Op::RmsNormGrad
             | Op::RmsNormGradW
+            | Op::RmsNormGradSum
             | Op::LayerNormGrad
             | Op::SoftmaxGrad,
             ..,
