@@ -46,7 +46,6 @@ const NODES: &[(&str, &str)] = &[
     ("normalize x 0.00001", "x f32 [4 256 512]"),
     ("rope x cos sin", "x f32 [4 8 256 64]; cos f32 [256 64]; sin f32 [256 64]"),
     ("rope_grad dy cos sin", "dy f32 [4 8 256 64]; cos f32 [256 64]; sin f32 [256 64]"),
-    ("silu x", "x f32 [4 256 1536]"),
     ("silu_grad x dy", "x f32 [4 256 1536]; dy f32 [4 256 1536]"),
     ("swiglu g u", "g f32 [4 256 1536]; u f32 [4 256 1536]"),
     ("swiglu_grad dy g u", "dy f32 [4 256 1536]; g f32 [4 256 1536]; u f32 [4 256 1536]"),
@@ -88,7 +87,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
     for (node, inputs) in NODES.iter().filter(|(node, _)| node.contains(&arguments.only)) {
         let list = inputs.split("; ").map(|i| format!("(input {i})")).collect::<Vec<_>>().join(" ");
-        let text = format!("(graph g {list} (let y ({node})) (output z y))");
+        let text = format!("(graph g {list} (let y ({node})) (output result y))");
         let graph = weftc::ir::text::parse(&text).map_err(|e| format!("{e:?}"))?;
         let out = graph.tensor_type(graph.outputs[0].1).ok_or("no type")?.clone();
         let bytes = plain(&graph, &library()?.lower)?;
@@ -107,7 +106,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 for (name, buffer) in &kept {
                     session.input(name, buffer)?;
                 }
-                session.output("z", &mut result)?;
+                session.output("result", &mut result)?;
             }
             let (started, mut times) = (Instant::now(), [Vec::new(), Vec::new()]);
             while times[0].len() < 5 || started.elapsed().as_secs_f64() < arguments.seconds {

@@ -79,7 +79,7 @@ impl Rows {
         let missing = shape.0.len() - operand.shape.0.len();
         for k in (0..leading).rev() {
             let size = shape.0[k];
-            let own = if k < missing { 1 } else { operand.shape.0[k] };
+            let own = if k < missing { 1 } else { operand.shape.0[k - missing] };
             let step = if own == 1 { 0 } else { stride };
             stride *= own;
             match axes.last_mut() {

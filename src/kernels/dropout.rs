@@ -29,7 +29,9 @@ macro_rules! thin {
             #[inline(always)]
             fn at(self, x: [f32; $m]) -> f32 {
                 let mut u = 0f32;
-                (0..$n).for_each(|k| u += self.numbers[k] * x[k + 1]);
+                for (number, x) in self.numbers.iter().zip(&x[1..]) {
+                    u += number * x;
+                }
                 // Truncation to an integer is the floor of what is not negative, and needs no call.
                 let draw = u - (u / self.field) as i32 as f32 * self.field;
                 if draw < self.stay { x[0] * self.scale } else { 0.0 }

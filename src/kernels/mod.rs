@@ -33,7 +33,6 @@ const KERNELS: &[Entry] = &[
     entry::<ByRow<norm::Normalize, 1>>(),
     entry::<ByRow<rope::Rope, 3>>(),
     entry::<ByRow<rope::RopeGrad, 3>>(),
-    entry::<Elementwise<activation::Silu, 1>>(),
     entry::<Elementwise<activation::SiluGrad, 2>>(),
     entry::<Elementwise<activation::Swiglu, 2>>(),
     entry::<Elementwise<activation::SwigluGrad, 3>>(),

@@ -3,29 +3,26 @@
 use super::rows::RowFunction;
 use super::vector::BLOCK;
 
-/// Both halves of a row at once, since each is computed from both.
+/// Both halves of a row at once, since each is computed from both; `BACK` gives the transpose.
 ///
 /// # Safety
 /// All addresses hold `n` elements, n even; `to` may be `x`.
 #[inline(always)]
-unsafe fn halves(
-    [x, cos, sin]: [*const f32; 3],
-    to: *mut f32,
-    n: usize,
-    f: impl Fn([f32; 2], [f32; 2], [f32; 2]) -> [f32; 2],
-) {
+unsafe fn halves<const BACK: bool>([x, cos, sin]: [*const f32; 3], to: *mut f32, n: usize) {
     let h = n / 2;
     let (mut low, mut high) = ([0f32; BLOCK], [0f32; BLOCK]);
     let mut i = 0;
     while i < h {
         let m = BLOCK.min(h - i);
-        for l in 0..m {
-            // SAFETY: i + l < h.
-            let pair = |p: *const f32| unsafe { [*p.add(i + l), *p.add(h + i + l)] };
-            [low[l], high[l]] = f(pair(x), pair(cos), pair(sin));
-        }
         // SAFETY: i + m <= h.
         unsafe {
+            for l in 0..m {
+                let (a, b) = (*x.add(i + l), *x.add(h + i + l));
+                let (cos_a, cos_b) = (*cos.add(i + l), *cos.add(h + i + l));
+                let (sin_a, sin_b) = (*sin.add(i + l), *sin.add(h + i + l));
+                low[l] = if BACK { a * cos_a + b * sin_b } else { a * cos_a - b * sin_a };
+                high[l] = if BACK { b * cos_b - a * sin_a } else { b * cos_b + a * sin_b };
+            }
             to.add(i).copy_from_nonoverlapping(low.as_ptr(), m);
             to.add(h + i).copy_from_nonoverlapping(high.as_ptr(), m);
         }
@@ -45,7 +42,7 @@ impl RowFunction<3> for Rope {
     #[inline(always)]
     unsafe fn row(from: [*const f32; 3], to: *mut f32, n: usize, _: f32) {
         // SAFETY: by the caller's promise.
-        unsafe { halves(from, to, n, |[a, b], c, s| [a * c[0] - b * s[0], b * c[1] + a * s[1]]) }
+        unsafe { halves::<false>(from, to, n) }
     }
 }
 
@@ -61,6 +58,6 @@ impl RowFunction<3> for RopeGrad {
     #[inline(always)]
     unsafe fn row(from: [*const f32; 3], to: *mut f32, n: usize, _: f32) {
         // SAFETY: by the caller's promise.
-        unsafe { halves(from, to, n, |[a, b], c, s| [a * c[0] + b * s[1], b * c[1] - a * s[0]]) }
+        unsafe { halves::<true>(from, to, n) }
     }
 }

@@ -43,28 +43,49 @@ pub trait Map<const N: usize>: Copy + Send + Sync {
     fn at(self, x: [f32; N]) -> f32;
 }
 
+/// Element `l` of each operand.
+///
+/// # Safety
+/// There is one.
+#[inline(always)]
+unsafe fn pick<const N: usize>(from: [*const f32; N], l: usize) -> [f32; N] {
+    let mut x = [0f32; N];
+    for (x, from) in x.iter_mut().zip(from) {
+        // SAFETY: by the caller's promise.
+        *x = unsafe { *from.add(l) };
+    }
+    x
+}
+
+// No closures here: each is one function for all instruction sets, which the compiler need not inline.
+
 /// Writes `map` of `n` elements of each operand.
 ///
 /// # Safety
 /// All addresses hold `n` elements; `to` may be one of `from`, but must not overlap one otherwise.
 #[inline(always)]
-pub unsafe fn map<const N: usize>(map: impl Map<N>, from: [*const f32; N], to: *mut f32, n: usize) {
+pub unsafe fn map<const N: usize>(map: impl Map<N>, mut from: [*const f32; N], to: *mut f32, n: usize) {
     let mut block = [0f32; BLOCK];
     let mut i = 0;
-    while i < n {
-        let m = BLOCK.min(n - i);
-        // SAFETY: i + m <= n.
+    while i + BLOCK <= n {
+        // SAFETY: i + BLOCK <= n.
         unsafe {
-            let from: [*const f32; N] = std::array::from_fn(|k| from[k].add(i));
-            if m == BLOCK {
-                (0..BLOCK).for_each(|l| block[l] = map.at(std::array::from_fn(|k| *from[k].add(l))));
-                to.add(i).copy_from_nonoverlapping(block.as_ptr(), BLOCK);
-            } else {
-                (0..m).for_each(|l| block[l] = map.at(std::array::from_fn(|k| *from[k].add(l))));
-                to.add(i).copy_from_nonoverlapping(block.as_ptr(), m);
+            for (l, y) in block.iter_mut().enumerate() {
+                *y = map.at(pick(from, l));
+            }
+            to.add(i).copy_from_nonoverlapping(block.as_ptr(), BLOCK);
+            for from in &mut from {
+                *from = from.add(BLOCK);
             }
         }
-        i += m;
+        i += BLOCK;
+    }
+    // SAFETY: n - i elements are left.
+    unsafe {
+        for (l, y) in block.iter_mut().enumerate().take(n - i) {
+            *y = map.at(pick(from, l));
+        }
+        to.add(i).copy_from_nonoverlapping(block.as_ptr(), n - i);
     }
 }
 
@@ -89,25 +110,39 @@ pub unsafe fn sums<const N: usize, const M: usize>(
             // What lies beyond the end adds 0.
             let mut block = [[0f32; BLOCK]; M];
             // SAFETY: i + m <= n.
-            let from: [*const f32; N] = std::array::from_fn(|k| unsafe { from[k].add(i) });
-            let mut put = |l: usize| {
-                // SAFETY: l < m.
-                let term = terms.at(std::array::from_fn(|k| unsafe { *from[k].add(l) }));
-                (0..M).for_each(|k| block[k][l] = term[k]);
-            };
-            if m == BLOCK {
-                (0..BLOCK).for_each(&mut put);
-            } else {
-                (0..m).for_each(&mut put);
+            unsafe {
+                let mut from = from;
+                for from in &mut from {
+                    *from = from.add(i);
+                }
+                if m == BLOCK {
+                    for l in 0..BLOCK {
+                        let term = terms.at(pick(from, l));
+                        for k in 0..M {
+                            block[k][l] = term[k];
+                        }
+                    }
+                } else {
+                    for l in 0..m {
+                        let term = terms.at(pick(from, l));
+                        for k in 0..M {
+                            block[k][l] = term[k];
+                        }
+                    }
+                }
             }
             for (lanes, block) in lanes.iter_mut().zip(&block) {
                 for part in block.as_chunks::<LANES>().0 {
-                    (0..LANES).for_each(|l| lanes[l] += part[l]);
+                    for (lane, x) in lanes.iter_mut().zip(part) {
+                        *lane += x;
+                    }
                 }
             }
             i += m;
         }
-        (0..M).for_each(|k| totals[k] += f64::from(halve(lanes[k])));
+        for (total, lanes) in totals.iter_mut().zip(lanes) {
+            *total += f64::from(halve(lanes));
+        }
         start = end;
     }
     totals
@@ -123,7 +158,9 @@ pub trait Terms<const N: usize, const M: usize>: Copy {
 fn halve(mut lanes: [f32; LANES]) -> f32 {
     let mut n = LANES / 2;
     while n > 0 {
-        (0..n).for_each(|l| lanes[l] += lanes[l + n]);
+        for l in 0..n {
+            lanes[l] += lanes[l + n];
+        }
         n /= 2;
     }
     lanes[0]
@@ -135,20 +172,36 @@ fn halve(mut lanes: [f32; LANES]) -> f32 {
 /// `x` holds `n` elements.
 #[inline(always)]
 pub unsafe fn largest(x: *const f32, n: usize) -> f32 {
-    // NaN is kept once it is met: no comparison with it holds.
-    let larger = |a: f32, b: f32| if a > b || a.is_nan() { a } else { b };
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let mut i = 0;
     while i + LANES <= n {
-        // SAFETY: i + LANES <= n.
-        (0..LANES).for_each(|l| lanes[l] = larger(lanes[l], unsafe { *x.add(i + l) }));
+        for (l, lane) in lanes.iter_mut().enumerate() {
+            // SAFETY: i + LANES <= n.
+            *lane = larger(*lane, unsafe { *x.add(i + l) });
+        }
         i += LANES;
     }
-    for l in 0..n - i {
+    for (l, lane) in lanes.iter_mut().enumerate().take(n - i) {
         // SAFETY: i + l < n.
-        lanes[l] = larger(lanes[l], unsafe { *x.add(i + l) });
+        *lane = larger(*lane, unsafe { *x.add(i + l) });
     }
-    lanes.into_iter().fold(f32::NEG_INFINITY, larger)
+    let mut top = f32::NEG_INFINITY;
+    for lane in lanes {
+        top = larger(top, lane);
+    }
+    top
+}
+
+/// NaN is kept once it is met: no comparison with it holds.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a >= b || a.is_nan() { a } else { b }
+}
+
+/// 2^k, k from -126 to 127.
+#[inline(always)]
+fn power(k: i32) -> f32 {
+    f32::from_bits((k.wrapping_add(127) as u32) << 23)
 }
 
 /// e^x within 1.5 units in the last place; 0 and inf beyond the range, NaN for NaN.
@@ -175,7 +228,6 @@ pub fn exp(x: f32) -> f32 {
     // 2^n in two factors, so that denormal results and 2^128 are reached.
     let n = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
     let half = n >> 1;
-    let power = |k: i32| f32::from_bits((k.wrapping_add(127) as u32) << 23);
     y * power(half) * power(n.wrapping_sub(half))
 }
 

@@ -4,7 +4,7 @@ use super::emit::{DOMAIN, OPSET, Scope};
 use super::proto::{FunctionProto, OperatorSetIdProto};
 use crate::error::{Error, Result};
 use crate::ir::op::{Attr, Emit, Kind, Slot};
-use crate::ir::{F64, Lit, Op, Type};
+use crate::ir::{DType, F64, Lit, Op, TensorType, Type};
 use crate::lower;
 use crate::rules::{Rule, Term};
 use std::collections::BTreeMap;
@@ -87,6 +87,13 @@ fn operand_names(op: Op, rules: &[Rule]) -> Vec<String> {
 fn with_placeholders(op: Op, types: &[&Type]) -> Vec<Type> {
     let mut types: Vec<Type> = types.iter().map(|t| (*t).clone()).collect();
     let first = op.operands(types.len());
+    // A number among the operands is handed over like the others, as a scalar of their type.
+    let weak = types[..first].iter().find_map(Type::tensor).map_or(DType::F32, |t| t.dtype);
+    for operand in &mut types[..first] {
+        if operand.lit().is_some() {
+            *operand = Type::Tensor(TensorType::new(weak, vec![]));
+        }
+    }
     for (k, attr, _) in node_attributes(op) {
         if attr.kind == Kind::Float {
             types[first + k] = Type::Lit(Lit::Float(F64(f64::from_bits(0x7ff8_0000_0000_0000 | (k as u64 + 1)))));
