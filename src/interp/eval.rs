@@ -3,7 +3,7 @@
 use super::args::Args;
 use super::{elementwise as e, layout as l, model as m, objective as o};
 use crate::ir::{Lit, Op, TensorType};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{D, Result, Tensor, bail};
 
 /// The value of one node from its operands.
 ///
@@ -100,6 +100,11 @@ fn arm(a: &Args) -> Result<Tensor> {
         Op::RmsNorm => m::rms_norm(x()?, a.x(1)?, a.float("eps")?),
         Op::RmsNormGrad => m::rms_norm_grad(x()?, a.x(1)?, a.x(2)?, a.float("eps")?),
         Op::RmsNormGradW => x()?.broadcast_mul(&a.x(1)?.broadcast_div(&m::rms(a.x(1)?, a.float("eps")?)?)?),
+        Op::RmsNormGradSum => {
+            let (dy, x) = (x()?, a.x(1)?);
+            let all = dy.broadcast_mul(&x.broadcast_div(&m::rms(x, a.float("eps")?)?)?)?;
+            all.reshape(((), x.dim(D::Minus1)?))?.sum(0)
+        }
         Op::LayerNorm => m::normalize(x()?, a.float("eps")?)?.broadcast_mul(a.x(1)?)?.broadcast_add(a.x(2)?),
         Op::LayerNormGrad => m::layer_norm_grad(x()?, a.x(1)?, a.x(2)?, a.float("eps")?),
         Op::Normalize => m::normalize(x()?, a.float("eps")?),
@@ -109,6 +114,7 @@ fn arm(a: &Args) -> Result<Tensor> {
         Op::Silu => m::silu(x()?),
         Op::SiluGrad => m::silu_slope(x()?)?.broadcast_mul(a.x(1)?),
         Op::Swiglu => m::silu(x()?)?.broadcast_mul(a.x(1)?),
+        Op::SwigluGradU => x()?.broadcast_mul(&m::silu(a.x(1)?)?),
         Op::SwigluGrad => m::silu_slope(a.x(1)?)?.broadcast_mul(x()?)?.broadcast_mul(a.x(2)?),
         Op::Gelu => m::gelu(x()?),
         Op::GeluGrad => m::gelu_slope(x()?)?.broadcast_mul(a.x(1)?),

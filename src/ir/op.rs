@@ -214,7 +214,7 @@ ops! {
     // The `k` largest (or smallest) along an axis, best first; of equal elements the one with the lower index.
     TopkValues   "topk_values"   Fixed(1), [attr("k", Kind::Int, Internal), AXIS, LARGEST], i::topk_values, Custom, Move;
     TopkIndices  "topk_indices"  Fixed(1), [attr("k", Kind::Int, Internal), AXIS, LARGEST], i::topk_indices, Custom, Move;
-    GatherGrad   "gather_grad"   Fixed(2), [attr("rows", Kind::Int, Internal)], i::gather_grad, Weft("GatherGrad"), Fused;
+    GatherGrad   "gather_grad"   Fixed(2), [attr("rows", Kind::Int, Attribute("rows"))], i::gather_grad, Weft("GatherGrad"), Fused;
     // Rows: some of the tokens of a batch, by their places b L + l.  `n` is how many there are, a size of its own.
     TrueRows     "true_rows"     Fixed(1), [attr("n", Kind::Int, Internal)], i::true_rows, Custom, Move;
     TakeRows     "take_rows"     Fixed(2), [], i::take_rows, Expand, Move;
@@ -223,6 +223,7 @@ ops! {
     RmsNorm      "rms_norm"      Fixed(2), [EPS], i::same, Weft("RmsNorm"), Fused;
     RmsNormGrad  "rms_norm_grad" Fixed(3), [EPS], i::same, Weft("RmsNormGrad"), Fused;
     RmsNormGradW "rms_norm_grad_w" Fixed(2), [EPS], i::same, Weft("RmsNormGradW"), Fused;
+    RmsNormGradSum "rms_norm_grad_sum" Fixed(2), [EPS], i::last_axis, Weft("RmsNormGradSum"), Fused;
     LayerNorm    "layer_norm"    Fixed(3), [EPS], i::same, Weft("LayerNorm"), Fused;
     LayerNormGrad "layer_norm_grad" Fixed(3), [EPS], i::same, Weft("LayerNormGrad"), Fused;
     Normalize    "normalize"     Fixed(1), [EPS], i::same, Weft("Normalize"), Fused;
@@ -233,6 +234,7 @@ ops! {
     SiluGrad     "silu_grad"     Fixed(2), [], i::same, Weft("SiluGrad"), Fused;
     Swiglu       "swiglu"        Fixed(2), [], i::broadcast, Weft("Swiglu"), Fused;
     SwigluGrad   "swiglu_grad"   Fixed(3), [], i::same, Weft("SwigluGrad"), Fused;
+    SwigluGradU  "swiglu_grad_u" Fixed(2), [], i::broadcast, Weft("SwigluGradU"), Fused;
     Gelu         "gelu"          Fixed(1), [], i::float, Weft("Gelu"), Fused;
     GeluGrad     "gelu_grad"     Fixed(2), [], i::same, Weft("GeluGrad"), Fused;
     GeluTanh     "gelu_tanh"     Fixed(1), [], i::float, Weft("GeluTanh"), Fused;
@@ -248,7 +250,7 @@ ops! {
     // factors, and a magnitude where its definition has one.
     Adapted      "adapted"       AtLeast(5), [attr("alpha", Kind::Float, Internal), attr("rank", Kind::Int, Internal)], i::matmul, Expand, Matmul;
     // x without the elements whose draw, rows times columns modulo the prime `field`, falls below the rate.
-    Dropout      "dropout"       Fixed(4), [attr("field", Kind::Int, Internal)], i::dropout, Weft("Dropout"), Fused;
+    Dropout      "dropout"       Fixed(4), [attr("field", Kind::Int, Attribute("field"))], i::dropout, Weft("Dropout"), Fused;
     // The length of each column of w + a b.
     WeightNorm   "weight_norm"   Fixed(3), [], i::weight_norm, Weft("WeightNorm"), Fused;
     // A named result of the training step.

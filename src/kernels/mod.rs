@@ -1,15 +1,76 @@
-//! Native kernels for functions of the domain `ai.weft`.
+//! Native kernels for functions of the domain `ai.weft`, on the CPU, for f32.
 //!
 //! ONNX Runtime prefers a kernel to the function of the same name, so a file stays portable and runs fast
-//! here.  A kernel computes what its function's body says, to the bit where a test says so.
+//! here.  A kernel computes what its function's body says: to the bit where a test says so, else within rounding.
+//!
+//! To add one: a type that implements [`operator::Compute`] in a file of its family, and a line in `KERNELS`.
+mod activation;
 pub mod adamw;
+mod broadcast;
+mod dropout;
+mod gather;
+mod loss;
+mod norm;
+mod operator;
+mod rope;
+mod rows;
+mod vector;
 
 use crate::error::{Error, Result};
+use operator::{Entry, entry};
 use ort::operator::OperatorDomain;
+use rows::{ByRow, Elementwise};
 use std::sync::Arc;
+
+/// The kernels of a training step.
+const KERNELS: &[Entry] = &[
+    entry::<ByRow<norm::RmsNorm, 2>>(),
+    entry::<ByRow<norm::RmsNormGrad, 3>>(),
+    entry::<ByRow<norm::RmsNormGradW, 2>>(),
+    entry::<norm::RmsNormGradSum>(),
+    entry::<ByRow<norm::LayerNorm, 3>>(),
+    entry::<ByRow<norm::LayerNormGrad, 3>>(),
+    entry::<ByRow<norm::Normalize, 1>>(),
+    entry::<ByRow<rope::Rope, 3>>(),
+    entry::<ByRow<rope::RopeGrad, 3>>(),
+    entry::<Elementwise<activation::SiluGrad, 2>>(),
+    entry::<Elementwise<activation::Swiglu, 2>>(),
+    entry::<Elementwise<activation::SwigluGrad, 3>>(),
+    entry::<Elementwise<activation::SwigluGradU, 2>>(),
+    entry::<Elementwise<activation::Gelu, 1>>(),
+    entry::<Elementwise<activation::GeluGrad, 2>>(),
+    entry::<Elementwise<activation::GeluTanh, 1>>(),
+    entry::<Elementwise<activation::GeluTanhGrad, 2>>(),
+    entry::<loss::SoftmaxGrad>(),
+    entry::<loss::TokenEntropy>(),
+    entry::<loss::WeightedCrossEntropy>(),
+    entry::<loss::WeightedCrossEntropyGrad>(),
+    entry::<gather::GatherGrad>(),
+    entry::<dropout::Dropout>(),
+];
+
+fn refused(e: ort::Error) -> Error {
+    Error::runtime(format!("ONNX Runtime takes no kernels: {}", e.message()))
+}
 
 /// The kernels of the optimizer, to be given to a session.  ONNX Runtime must be loaded.
 pub fn optimizer() -> Result<Arc<OperatorDomain>> {
     let domain = OperatorDomain::new("ai.weft").and_then(|d| d.add(adamw::AdamW));
-    domain.map(Arc::new).map_err(|e| Error::runtime(format!("ONNX Runtime takes no kernels: {}", e.message())))
+    domain.map(Arc::new).map_err(refused)
+}
+
+/// Kernels for those of a file's functions that have one, to be given to a session; `None` where none has.
+///
+/// Every function must be one over f32.  Further bodies of one operator have a number behind its name (`Rope2`): a
+/// kernel serves them all.  ONNX Runtime must be loaded.
+pub fn step<'a>(functions: impl IntoIterator<Item = &'a str>) -> Result<Option<Arc<OperatorDomain>>> {
+    let mut domain = None;
+    for name in functions {
+        let base = name.trim_end_matches(|c: char| c.is_ascii_digit());
+        if let Some(entry) = KERNELS.iter().find(|e| e.name == base) {
+            let some = domain.map_or_else(|| OperatorDomain::new("ai.weft"), Ok);
+            domain = Some(some.and_then(|d| (entry.add)(d, name)).map_err(refused)?);
+        }
+    }
+    Ok(domain.map(Arc::new))
 }

@@ -1,6 +1,6 @@
 //! IR nodes as ONNX nodes: one scope is the main graph or the body of one function.
 
-use super::functions::{Functions, node_attributes};
+use super::functions::{Functions, is_known, node_attributes};
 use super::proto::attribute_proto::AttributeType;
 use super::proto::{AttributeProto, NodeProto, TensorProto, tensor_proto};
 use super::sizes::{relative_shape, scalar_bytes};
@@ -213,8 +213,10 @@ impl<'a> Scope<'a> {
                 let types: Vec<&Type> = children.iter().map(|c| self.graph.type_of(*c)).collect();
                 let function = self.functions.name(op, &types, self.rules)?;
                 let inputs = self.operands(operands, weak)?;
+                let known = |k: usize| self.literal(attrs[k]).is_none_or(is_known);
+                let carried = node_attributes(op).filter(|(k, ..)| known(*k));
                 let attributes: Result<Vec<_>> =
-                    node_attributes(op).map(|(k, a, onnx_name)| self.attribute(onnx_name, a.kind, attrs[k])).collect();
+                    carried.map(|(k, a, onnx_name)| self.attribute(onnx_name, a.kind, attrs[k])).collect();
                 self.push(&function, DOMAIN, inputs, name, attributes?);
             }
             Emit::Custom => self.custom(id, op, operands, attrs, name)?,

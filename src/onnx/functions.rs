@@ -4,7 +4,7 @@ use super::emit::{DOMAIN, OPSET, Scope};
 use super::proto::{FunctionProto, OperatorSetIdProto};
 use crate::error::{Error, Result};
 use crate::ir::op::{Attr, Emit, Kind, Slot};
-use crate::ir::{F64, Lit, Op, Type};
+use crate::ir::{DType, F64, Lit, Op, TensorType, Type};
 use crate::lower;
 use crate::rules::{Rule, Term};
 use std::collections::BTreeMap;
@@ -25,6 +25,12 @@ impl Functions {
         let types = with_placeholders(op, types);
         let signature = types.iter().map(|t| format!("{t} ")).collect::<String>();
         let signature = format!("{base} {signature}");
+        // A node cannot carry a size that is known only when it runs: its function is called otherwise, since a
+        // kernel reads the attribute.
+        let base = match unknown(op, &types).next() {
+            Some(name) => &format!("{base}_any_{name}"),
+            None => base,
+        };
         if let Some(name) = self.by_signature.get(&signature) {
             return Ok(name.clone());
         }
@@ -52,6 +58,19 @@ pub(super) fn node_attributes(op: Op) -> impl Iterator<Item = (usize, &'static A
     })
 }
 
+/// Whether the node carries the attribute: not where it is a size that is unknown before the graph runs.
+pub(super) fn is_known(lit: &Lit) -> bool {
+    lit.int().is_none_or(|d| d.known().is_some())
+}
+
+/// The attributes that the node does not carry.
+fn unknown(op: Op, types: &[Type]) -> impl Iterator<Item = &'static str> {
+    let first = op.operands(types.len());
+    node_attributes(op)
+        .filter(move |(k, ..)| types[first + k].lit().is_some_and(|l| !is_known(l)))
+        .map(|(.., name)| name)
+}
+
 /// The names that the operator's `lower` rule gives its operands.
 fn operand_names(op: Op, rules: &[Rule]) -> Vec<String> {
     let vars = rules.iter().find_map(|r| match &r.left {
@@ -68,6 +87,13 @@ fn operand_names(op: Op, rules: &[Rule]) -> Vec<String> {
 fn with_placeholders(op: Op, types: &[&Type]) -> Vec<Type> {
     let mut types: Vec<Type> = types.iter().map(|t| (*t).clone()).collect();
     let first = op.operands(types.len());
+    // A number among the operands is handed over like the others, as a scalar of their type.
+    let weak = types[..first].iter().find_map(Type::tensor).map_or(DType::F32, |t| t.dtype);
+    for operand in &mut types[..first] {
+        if operand.lit().is_some() {
+            *operand = Type::Tensor(TensorType::new(weak, vec![]));
+        }
+    }
     for (k, attr, _) in node_attributes(op) {
         if attr.kind == Kind::Float {
             types[first + k] = Type::Lit(Lit::Float(F64(f64::from_bits(0x7ff8_0000_0000_0000 | (k as u64 + 1)))));
@@ -92,7 +118,10 @@ fn function(op: Op, types: &[&Type], rules: &[Rule]) -> Result<FunctionProto> {
         domain: DOMAIN.into(),
         input: body.leaves.iter().map(|l| l.name.clone()).collect(),
         output,
-        attribute: node_attributes(op).map(|(_, _, name)| name.to_string()).collect(),
+        attribute: node_attributes(op)
+            .filter(|(k, ..)| types[first + k].lit().is_none_or(is_known))
+            .map(|(_, _, name)| name.to_string())
+            .collect(),
         node,
         doc_string: doc.first().unwrap_or(&"").to_string(),
         opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],

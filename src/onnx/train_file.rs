@@ -186,6 +186,11 @@ impl TrainFile {
         self.model.graph.as_ref().unwrap_or(&NONE)
     }
 
+    /// The names of the functions of our domain, in the file's order.
+    pub fn functions(&self) -> impl Iterator<Item = &str> {
+        self.model.functions.iter().filter(|f| f.domain == DOMAIN).map(|f| f.name.as_str())
+    }
+
     /// The function `name` of our domain.  Errors where the file has none.
     fn function(&self, name: &str) -> Result<&FunctionProto> {
         let mine = |f: &&FunctionProto| f.domain == DOMAIN && f.name == name;

@@ -80,7 +80,7 @@ pub struct OnnxRuntime {
 
 impl OnnxRuntime {
     /// Opens the sessions; `trainable` are the parameters in order.  `accumulate` keeps sums of gradients;
-    /// `portable` runs the update's function instead of our kernel, where there is one; `decay` says which parameters
+    /// `portable` runs functions instead of our kernels, where there are some; `decay` says which parameters
     /// decay.
     pub fn new(
         file: &TrainFile,
@@ -92,7 +92,10 @@ impl OnnxRuntime {
         decay: Decay,
     ) -> Result<Self> {
         let assignment = options.device != Device::Cpu;
-        let options = Options { folder: Some(file.folder().to_path_buf()), assignment, ..options.clone() };
+        let mut options = Options { folder: Some(file.folder().to_path_buf()), assignment, ..options.clone() };
+        if options.device == Device::Cpu && !portable && file.manifest.compute == "f32" {
+            options.operators.extend(kernels::step(file.functions())?);
+        }
         let step = Session::from_bytes(&file.session_bytes(trainable)?, &options)?;
         let memory = step.memory()?;
         let on_cpu = if assignment { step.assignment()?.remove("CPU").unwrap_or_default() } else { BTreeMap::new() };
@@ -122,7 +125,7 @@ impl OnnxRuntime {
             }
         }
         // Small graphs without weights: nothing to look up beside a file.
-        let plain = Options { folder: None, assignment: false, ..options.clone() };
+        let plain = Options { folder: None, assignment: false, operators: Vec::new(), ..options.clone() };
         let open = |bytes: &[u8]| Session::from_bytes(bytes, &plain)?.bind();
         let mut sum = if accumulate { Some(open(&file.sum_model(trainable))?) } else { None };
         let mut norm = open(&file.norm_model(trainable))?;

@@ -70,6 +70,15 @@ pub fn dropout(args: &Args) -> Inferred {
     same(args)
 }
 
+/// A sum over all axes but the last, of operands of one shape [.. n]: [n].
+pub fn last_axis(args: &Args) -> Inferred {
+    let (dy, x) = (args.tensor(0)?, args.tensor(1)?);
+    match x.shape.last() {
+        Some(n) if dy.shape == x.shape && dy.dtype == x.dtype => tensor(x.dtype, vec![n.clone()]),
+        _ => Err(format!("{dy} and {x} must have one shape, of at least one axis")),
+    }
+}
+
 /// The lengths [n] of the columns of w [k n] + a [k r] b [r n].
 pub fn weight_norm(args: &Args) -> Inferred {
     let (w, a, b) = (args.tensor(0)?, args.tensor(1)?, args.tensor(2)?);

@@ -150,9 +150,11 @@ pub fn draw(
         (
             Op::RmsNormGrad
             | Op::RmsNormGradW
+            | Op::RmsNormGradSum
             | Op::LayerNormGrad
             | Op::SiluGrad
             | Op::SwigluGrad
+            | Op::SwigluGradU
             | Op::GeluGrad
             | Op::GeluTanhGrad
             | Op::SoftmaxGrad,
@@ -165,6 +167,7 @@ pub fn draw(
             | Op::Normalize
             | Op::RmsNormGrad
             | Op::RmsNormGradW
+            | Op::RmsNormGradSum
             | Op::LayerNormGrad
             | Op::SoftmaxGrad,
             ..,

@@ -1,0 +1,134 @@
+//! Times each native kernel beside its function's body; prints a table, or JSON lines.
+//!
+//! `cargo bench --bench kernels -- [--threads 2] [--seconds 0.3] [--only rope] [--json]`
+//!
+//! Sizes are those of the model `small`: [4, 256, 512], feed-forward 1536, 8 heads of 64, vocabulary 4096.  Runs of
+//! both take turns; the figures are medians.
+
+use clap::Parser;
+use prost::Message;
+use serde_json::json;
+use std::error::Error;
+use std::time::Instant;
+use weftc::ir::DType;
+use weftc::kernels;
+use weftc::onnx::proto::ModelProto;
+use weftc::onnx::write::plain;
+use weftc::rng::SplitMix64;
+use weftc::rules::parse::library;
+use weftc::runtime::{Bound, Buffer, HostTensor, Options, Session};
+
+#[derive(Parser)]
+struct Arguments {
+    #[arg(long, value_delimiter = ',', default_value = "1,2")]
+    threads: Vec<usize>,
+    /// For each kernel and number of threads
+    #[arg(long, default_value_t = 0.3)]
+    seconds: f64,
+    /// Only nodes whose name contains this
+    #[arg(long, default_value = "")]
+    only: String,
+    #[arg(long)]
+    json: bool,
+    /// cargo passes this to every benchmark
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// A node and its inputs.
+const NODES: &[(&str, &str)] = &[
+    ("rms_norm x w 0.00001", "x f32 [4 256 512]; w f32 [512]"),
+    ("rms_norm_grad dy x w 0.00001", "dy f32 [4 256 512]; x f32 [4 256 512]; w f32 [512]"),
+    ("rms_norm_grad_w dy x 0.00001", "dy f32 [4 256 512]; x f32 [4 256 512]"),
+    ("rms_norm_grad_sum dy x 0.00001", "dy f32 [4 256 512]; x f32 [4 256 512]"),
+    ("layer_norm x w b 0.00001", "x f32 [4 256 512]; w f32 [512]; b f32 [512]"),
+    ("layer_norm_grad dy x w 0.00001", "dy f32 [4 256 512]; x f32 [4 256 512]; w f32 [512]"),
+    ("normalize x 0.00001", "x f32 [4 256 512]"),
+    ("rope x cos sin", "x f32 [4 8 256 64]; cos f32 [256 64]; sin f32 [256 64]"),
+    ("rope_grad dy cos sin", "dy f32 [4 8 256 64]; cos f32 [256 64]; sin f32 [256 64]"),
+    ("silu_grad x dy", "x f32 [4 256 1536]; dy f32 [4 256 1536]"),
+    ("swiglu g u", "g f32 [4 256 1536]; u f32 [4 256 1536]"),
+    ("swiglu_grad dy g u", "dy f32 [4 256 1536]; g f32 [4 256 1536]; u f32 [4 256 1536]"),
+    ("swiglu_grad_u dy g", "dy f32 [4 256 1536]; g f32 [4 256 1536]"),
+    ("gelu x", "x f32 [4 256 1536]"),
+    ("gelu_grad x dy", "x f32 [4 256 1536]; dy f32 [4 256 1536]"),
+    ("gelu_tanh x", "x f32 [4 256 1536]"),
+    ("gelu_tanh_grad x dy", "x f32 [4 256 1536]; dy f32 [4 256 1536]"),
+    ("softmax_grad y dy -1", "y f32 [4 8 256 256]; dy f32 [4 8 256 256]"),
+    ("token_entropy z answer", "z f32 [4 256 4096]; answer bool [4 256]"),
+    ("weighted_cross_entropy z ids w", "z f32 [4 256 4096]; ids i64 [4 256]; w f32 [4 256]"),
+    ("weighted_cross_entropy_grad z ids w", "z f32 [4 256 4096]; ids i64 [4 256]; w f32 [4 256]"),
+    ("gather_grad dy ids 4096", "dy f32 [4 256 512]; ids i64 [4 256]"),
+    ("dropout x rate rows columns 2039", "x f32 [4 256 512]; rate f32 []; rows f32 [4 256 3]; columns f32 [4 3 512]"),
+];
+
+fn value(dtype: DType, shape: &[i64], rng: &mut SplitMix64) -> HostTensor {
+    let n = shape.iter().product::<i64>() as usize;
+    let mut one = || match dtype {
+        DType::Bool => 1.0,
+        DType::I64 => rng.below(4096) as f64,
+        _ => rng.below(1 << 20) as f64 / f64::from(1 << 18) - 2.0,
+    };
+    HostTensor::from_f64(dtype, shape, &(0..n).map(|_| one()).collect::<Vec<f64>>()).expect("sizes fit")
+}
+
+fn bound(bytes: &[u8], native: bool, threads: usize) -> Result<Bound, Box<dyn Error>> {
+    let mut options = Options { threads, ..Options::default() };
+    weftc::runtime::environment(&mut |line| eprintln!("{line}"))?;
+    if native {
+        let model = ModelProto::decode(bytes)?;
+        options.operators.extend(kernels::step(model.functions.iter().map(|f| f.name.as_str()))?);
+        assert!(!options.operators.is_empty(), "there is no kernel");
+    }
+    Ok(Session::from_bytes(bytes, &options)?.bind()?)
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments = Arguments::parse();
+    for (node, inputs) in NODES.iter().filter(|(node, _)| node.contains(&arguments.only)) {
+        let list = inputs.split("; ").map(|i| format!("(input {i})")).collect::<Vec<_>>().join(" ");
+        let text = format!("(graph g {list} (let y ({node})) (output result y))");
+        let graph = weftc::ir::text::parse(&text).map_err(|e| format!("{e:?}"))?;
+        let out = graph.tensor_type(graph.outputs[0].1).ok_or("no type")?.clone();
+        let bytes = plain(&graph, &library()?.lower)?;
+        let name = node.split(' ').next().unwrap_or_default();
+        for &threads in &arguments.threads {
+            let mut rng = SplitMix64::new(1);
+            let mut sessions = [bound(&bytes, false, threads)?, bound(&bytes, true, threads)?];
+            let shape: Vec<i64> = out.shape.iter().filter_map(|d| d.known()).collect();
+            let mut result = Buffer::zeros(out.dtype, &shape)?;
+            let mut kept = Vec::new();
+            for leaf in &graph.leaves {
+                let shape: Vec<i64> = leaf.ty.shape.iter().filter_map(|d| d.known()).collect();
+                kept.push((leaf.name.clone(), Buffer::from_host(&value(leaf.ty.dtype, &shape, &mut rng))?));
+            }
+            for session in &mut sessions {
+                for (name, buffer) in &kept {
+                    session.input(name, buffer)?;
+                }
+                session.output("result", &mut result)?;
+            }
+            let (started, mut times) = (Instant::now(), [Vec::new(), Vec::new()]);
+            while times[0].len() < 5 || started.elapsed().as_secs_f64() < arguments.seconds {
+                for (session, times) in sessions.iter_mut().zip(&mut times) {
+                    let started = Instant::now();
+                    session.run()?;
+                    times.push(started.elapsed().as_secs_f64() * 1e3);
+                }
+            }
+            let [body, kernel] = times.map(|mut t| {
+                t.sort_by(f64::total_cmp);
+                t[t.len() / 2]
+            });
+            if arguments.json {
+                println!("{}", json!({ "node": name, "threads": threads, "body_ms": body, "kernel_ms": kernel }));
+            } else {
+                println!(
+                    "{name:<28} {threads} threads  body {body:8.3} ms  kernel {kernel:8.3} ms  {:5.2}",
+                    body / kernel
+                );
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,245 @@
+//! Every native kernel computes what its function's body says, on ONNX Runtime.
+
+use proptest::prelude::*;
+use prost::Message;
+use weftc::ir::DType;
+use weftc::kernels;
+use weftc::onnx::proto::ModelProto;
+use weftc::onnx::write::plain;
+use weftc::rng::SplitMix64;
+use weftc::rules::parse::library;
+use weftc::runtime::{HostTensor, Options, Session};
+
+/// Relative to the largest value of a row, or to 1.
+const TOLERANCE: f64 = 2e-6;
+
+/// A session of the graph with kernels, or with bodies.
+fn session(text: &str, native: bool, threads: usize) -> Session {
+    let graph = weftc::ir::text::parse(text).unwrap_or_else(|e| panic!("{e:?}\n{text}"));
+    let bytes = plain(&graph, &library().unwrap().lower).unwrap();
+    let model = ModelProto::decode(bytes.as_slice()).unwrap();
+    let mut options = Options { threads, ..Options::default() };
+    weftc::runtime::environment(&mut |line| eprintln!("{line}")).unwrap();
+    if native {
+        let names: Vec<&str> = model.functions.iter().map(|f| f.name.as_str()).collect();
+        assert!(!names.is_empty());
+        let kernels = kernels::step(names.iter().copied()).unwrap();
+        options.operators.push(kernels.unwrap_or_else(|| panic!("there is no kernel for {names:?}")));
+    }
+    Session::from_bytes(&bytes, &options).unwrap_or_else(|e| panic!("{e}\n{text}"))
+}
+
+/// What is drawn for an operand.
+#[derive(Clone, Copy)]
+enum Draw {
+    /// From -3 to 3.
+    Values,
+    /// From -1 to 1.
+    Small,
+    /// Whole numbers below a limit.
+    Below(i64),
+    /// Whole numbers below a limit, as f32.
+    Numbers(i64),
+    /// Mostly 1, else 0.
+    Flags,
+    /// A fixed number.
+    Is(f64),
+    /// Values, a third of them 0.
+    Sparse,
+    /// Non-negative rows that sum to 1.
+    Probabilities,
+}
+
+struct Operand {
+    name: &'static str,
+    dtype: DType,
+    shape: Vec<i64>,
+    draw: Draw,
+}
+
+fn f(name: &'static str, shape: &[i64]) -> Operand {
+    Operand { name, dtype: DType::F32, shape: shape.to_vec(), draw: Draw::Values }
+}
+
+impl Operand {
+    fn drawn(self, dtype: DType, draw: Draw) -> Self {
+        Operand { dtype, draw, ..self }
+    }
+
+    fn value(&self, rng: &mut SplitMix64) -> HostTensor {
+        let n = self.shape.iter().product::<i64>() as usize;
+        let mut unit = || rng.below(1 << 24) as f64 / (1 << 24) as f64;
+        let mut one = |draw: Draw| match draw {
+            Draw::Values | Draw::Probabilities => 6.0 * unit() - 3.0,
+            Draw::Small => 2.0 * unit() - 1.0,
+            Draw::Below(k) | Draw::Numbers(k) => (unit() * k as f64).floor(),
+            Draw::Flags => f64::from(u8::from(unit() < 0.7)),
+            Draw::Is(x) => x,
+            Draw::Sparse => (unit() * 3.0 - 1.0).max(0.0),
+        };
+        let mut values: Vec<f64> = (0..n).map(|_| one(self.draw)).collect();
+        if let (Draw::Probabilities, Some(width)) = (self.draw, self.shape.last()) {
+            for row in values.chunks_mut(*width as usize) {
+                let sum: f64 = row.iter().map(|x| x.exp()).sum();
+                row.iter_mut().for_each(|x| *x = x.exp() / sum);
+            }
+        }
+        HostTensor::from_f64(self.dtype, &self.shape, &values).unwrap()
+    }
+}
+
+/// The graph of one node.
+fn graph(node: &str, operands: &[Operand]) -> String {
+    let inputs = operands.iter().map(|o| {
+        let sizes: Vec<String> = o.shape.iter().map(i64::to_string).collect();
+        format!("(input {} {} [{}])", o.name, o.dtype.name(), sizes.join(" "))
+    });
+    format!("(graph g {} (let out ({node})) (output result out))", inputs.collect::<Vec<_>>().join(" "))
+}
+
+fn same(text: &str, feeds: &[(&str, HostTensor)], width: usize) -> Result<(), String> {
+    let run = |native: bool, threads: usize| {
+        let mut session = session(text, native, threads);
+        session.run(feeds.iter().map(|(n, v)| (*n, v))).unwrap_or_else(|e| panic!("{e}\n{text}"))["result"].clone()
+    };
+    let (want, got) = (run(false, 1), run(true, 1));
+    if run(true, 2) != got {
+        return Err(format!("two threads give other bits\n{text}"));
+    }
+    if (got.shape(), got.dtype()) != (want.shape(), want.dtype()) {
+        return Err(format!("{got:?} is not {want:?}\n{text}"));
+    }
+    let (got, want) = (got.to_f64(), want.to_f64());
+    for (row, (got, want)) in got.chunks(width.max(1)).zip(want.chunks(width.max(1))).enumerate() {
+        let scale = want.iter().filter(|x| x.is_finite()).fold(1.0f64, |m, x| m.max(x.abs()));
+        for (k, (got, want)) in got.iter().zip(want).enumerate() {
+            let alike = got == want || (got.is_nan() && want.is_nan()) || (got - want).abs() <= TOLERANCE * scale;
+            if !alike {
+                return Err(format!("row {row}, element {k}: kernel {got}, body {want}\n{text}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sizes: leading b and l, width n.
+type Sizes = (i64, i64, i64);
+
+/// Every kernel, with operands of such sizes.
+fn nodes((b, l, n): Sizes) -> Vec<(&'static str, Vec<Operand>)> {
+    let x = || f("x", &[b, l, n]);
+    // Small, so that products of three are, and what cancels is not large beside the result.
+    let small = |name: &'static str, shape: &[i64]| f(name, shape).drawn(DType::F32, Draw::Small);
+    let dy = || small("dy", &[b, l, n]);
+    let (w, bias) = (|| small("w", &[n]), || small("bias", &[n]));
+    let (even, tokens) = (2 * n, [b, l]);
+    let table = |name: &'static str| f(name, &[l, even]);
+    let turned = |name: &'static str| f(name, &[b, 3, l, even]);
+    let ids = || f("ids", &tokens).drawn(DType::I64, Draw::Below(n));
+    vec![
+        ("rms_norm x w 0.5", vec![x(), w()]),
+        ("rms_norm_grad dy x w 0.5", vec![dy(), x(), w()]),
+        ("rms_norm_grad_w dy x 0.5", vec![dy(), x()]),
+        ("rms_norm_grad_sum dy x 0.5", vec![dy(), x()]),
+        ("layer_norm x w bias 0.5", vec![x(), w(), bias()]),
+        ("layer_norm_grad dy x w 0.5", vec![dy(), x(), w()]),
+        ("layer_norm_grad dy x 1.0 0.5", vec![dy(), x()]),
+        ("normalize x 0.5", vec![x()]),
+        ("rope x cos sin", vec![turned("x"), table("cos"), table("sin")]),
+        ("rope x cos sin", vec![turned("x"), f("cos", &[1, 1, l, even]), f("sin", &[b, 1, l, even])]),
+        ("rope_grad dy cos sin", vec![turned("dy"), table("cos"), table("sin")]),
+        ("silu_grad x dy", vec![x(), dy()]),
+        ("swiglu x u", vec![x(), f("u", &[b, l, n])]),
+        ("swiglu x u", vec![x(), f("u", &[l, 1])]),
+        ("swiglu_grad dy x u", vec![dy(), x(), f("u", &[b, l, n])]),
+        ("swiglu_grad_u dy x", vec![dy(), x()]),
+        ("gelu x", vec![x()]),
+        ("gelu_grad x dy", vec![x(), dy()]),
+        ("gelu_tanh x", vec![x()]),
+        ("gelu_tanh_grad x dy", vec![x(), dy()]),
+        ("softmax_grad y dy -1", vec![f("y", &[b, l, n]).drawn(DType::F32, Draw::Probabilities), dy()]),
+        ("softmax_grad y dy 1", vec![f("y", &[b, l, n]).drawn(DType::F32, Draw::Probabilities), dy()]),
+        ("token_entropy x answer", vec![x(), f("answer", &tokens).drawn(DType::Bool, Draw::Flags)]),
+        ("weighted_cross_entropy x ids g", vec![x(), ids(), f("g", &tokens).drawn(DType::F32, Draw::Sparse)]),
+        ("weighted_cross_entropy_grad x ids g", vec![x(), ids(), f("g", &tokens).drawn(DType::F32, Draw::Sparse)]),
+        ("gather_grad dy ids 7", vec![dy(), f("ids", &tokens).drawn(DType::I64, Draw::Below(7))]),
+        (
+            "dropout x rate rows columns 2039",
+            vec![
+                x(),
+                f("rate", &[]).drawn(DType::F32, Draw::Is(0.3)),
+                f("rows", &[b, l, 3]).drawn(DType::F32, Draw::Numbers(2039)),
+                f("columns", &[b, 3, n]).drawn(DType::F32, Draw::Numbers(2039)),
+            ],
+        ),
+    ]
+}
+
+fn compare(sizes: Sizes, seed: u64) -> Result<(), String> {
+    let mut rng = SplitMix64::new(seed);
+    for (node, operands) in nodes(sizes) {
+        let feeds: Vec<(&str, HostTensor)> = operands.iter().map(|o| (o.name, o.value(&mut rng))).collect();
+        same(&graph(node, &operands), &feeds, sizes.2 as usize)?;
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn kernels_mean_what_their_bodies_say(b in 1i64..4, l in 1i64..6, n in 1i64..300, seed in any::<u64>()) {
+        if let Err(why) = compare((b, l, n), seed) {
+            prop_assert!(false, "{why}");
+        }
+    }
+}
+
+/// Several threads, several parts; no sequence at all; rows of one element.
+#[test]
+fn sizes_at_the_edges() {
+    for sizes in [(2, 70, 1031), (0, 3, 5), (3, 1, 1), (1, 1, 64), (1, 40_000, 2)] {
+        compare(sizes, 3).unwrap();
+    }
+}
+
+/// Logits of -inf have no probability, rows without weight no loss.
+#[test]
+fn special_logits() {
+    let z: Vec<f32> = (0..3 * 70).map(|k| if k % 5 == 0 { f32::NEG_INFINITY } else { (k % 13) as f32 * 7.0 }).collect();
+    let z = HostTensor::new(&[1, 3, 70], &z).unwrap();
+    let ids = HostTensor::new(&[1, 3], &[1i64, 2, 69]).unwrap();
+    let g = HostTensor::new(&[1, 3], &[1f32, 0.0, 0.25]).unwrap();
+    let answer = HostTensor::new(&[1, 3], &[true, true, false]).unwrap();
+    let (tokens, logits) = ([1, 3], [1, 3, 70]);
+    let ids_of = || f("ids", &tokens).drawn(DType::I64, Draw::Values);
+    for node in ["weighted_cross_entropy z ids g", "weighted_cross_entropy_grad z ids g"] {
+        let text = graph(node, &[f("z", &logits), ids_of(), f("g", &tokens)]);
+        same(&text, &[("z", z.clone()), ("ids", ids.clone()), ("g", g.clone())], 70).unwrap();
+    }
+    let text =
+        graph("token_entropy z answer", &[f("z", &logits), f("answer", &tokens).drawn(DType::Bool, Draw::Flags)]);
+    same(&text, &[("z", z), ("answer", answer)], 70).unwrap();
+}
+
+/// Results that overwrite their operands: ONNX Runtime reuses a buffer that nobody else reads.
+#[test]
+fn results_may_take_the_place_of_operands() {
+    let text = "(graph g (input x f32 [5 130]) (input w f32 [130]) (input c f32 [5 130]) (input s f32 [5 130])
+        (let a (mul x 2.0)) (let b (gelu_tanh a)) (let d (rope b c s)) (let e (rms_norm d w 0.1)) (let h (gelu e))
+        (let i (swiglu_grad_u h x)) (output result i))";
+    let mut rng = SplitMix64::new(5);
+    let shapes: [(&'static str, &[i64]); 4] = [("x", &[5, 130]), ("w", &[130]), ("c", &[5, 130]), ("s", &[5, 130])];
+    let feeds: Vec<_> = shapes.iter().map(|(name, shape)| (*name, f(name, shape).value(&mut rng))).collect();
+    same(text, &feeds, 130).unwrap();
+}
+
+/// An error of a kernel names the operator and the shapes.
+#[test]
+fn what_does_not_fit_is_refused() {
+    let text = "(graph g (input dy f32 [2 4]) (input ids i64 [2]) (output z (gather_grad dy ids 3)))";
+    let dy = HostTensor::new(&[2, 4], &[0f32; 8]).unwrap();
+    let ids = HostTensor::new(&[2], &[0i64, 3]).unwrap();
+    let error = session(text, true, 1).run([("dy", &dy), ("ids", &ids)]).unwrap_err().to_string();
+    assert!(error.contains("GatherGrad: index 3 is beyond 3 rows"), "{error}");
+}
