@@ -77,7 +77,7 @@ fn bound(bytes: &[u8], native: bool, threads: usize) -> Result<Bound, Box<dyn Er
     weftc::runtime::environment(&mut |line| eprintln!("{line}"))?;
     if native {
         let model = ModelProto::decode(bytes)?;
-        options.operators.extend(kernels::step(model.functions.iter().map(|f| f.name.as_str()))?);
+        options.operators.extend(kernels::step(model.functions.iter().map(|f| f.name.as_str()), threads)?);
         assert!(!options.operators.is_empty(), "there is no kernel");
     }
     Ok(Session::from_bytes(bytes, &options)?.bind()?)

@@ -30,7 +30,7 @@ use std::time::Instant;
 
 pub use compiled::{Compiled, StageReport};
 pub use options::{Options, Stage, Trainable};
-pub use stages::{add_gradients, lift, lower_for, optimise, sink, usable};
+pub use stages::{add_gradients, lift, lower_for, optimise, rows, sink, usable};
 
 /// Runs the whole pipeline.
 pub fn compile(options: &Options) -> Result<Compiled> {
@@ -264,7 +264,7 @@ impl<'a> Pipeline<'a> {
         if compute == DType::F16 {
             loss = precision::scaled(&mut graph, loss)?;
         }
-        add_gradients(&mut graph, loss, trainable, &self.library.grad)?;
+        add_gradients(&mut graph, loss, trainable, &rows(&self.library, self.options.target))?;
         Ok(graph)
     }
 

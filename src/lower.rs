@@ -7,20 +7,23 @@ use crate::error::{Error, Result};
 use crate::ir::op::Emit;
 use crate::ir::{Builder, Dim, Graph, Id, Leaf, LeafKind, Lit, Node, Op, TensorType, Type};
 use crate::rules::template::{Subst, bind_lets, holds, instantiate};
-use crate::rules::{Rule, Term};
+use crate::rules::{Rule, Target, Term};
 use std::collections::BTreeMap;
 
 /// Every `lower` rule unfolds into smaller operators, so few rounds reach the bottom.
 const MAX_ROUNDS: usize = 16;
 
 /// Replaces every operator that cannot be written, until none is left.  Counts rule uses in `fired`.
-pub fn expand(graph: &Graph, rules: &[Rule], fired: &mut BTreeMap<String, usize>) -> Result<Graph> {
-    expand_where(graph, rules, fired, |op| op.row().emit == Emit::Expand)
+pub fn expand(graph: &Graph, rules: &[Rule], target: Target, fired: &mut BTreeMap<String, usize>) -> Result<Graph> {
+    expand_where(graph, rules, fired, |op| match op.row().emit {
+        Emit::Kernel(_) => target != Target::Cpu,
+        emit => emit == Emit::Expand,
+    })
 }
 
 /// Replaces fused nodes too, as ONNX Runtime does when it loads the file.  Counts rule uses in `fired`.
 pub fn inline(graph: &Graph, rules: &[Rule], fired: &mut BTreeMap<String, usize>) -> Result<Graph> {
-    expand_where(graph, rules, fired, |op| matches!(op.row().emit, Emit::Expand | Emit::Weft(_)))
+    expand_where(graph, rules, fired, |op| matches!(op.row().emit, Emit::Expand | Emit::Weft(_) | Emit::Kernel(_)))
 }
 
 fn expand_where(
@@ -111,7 +114,7 @@ pub fn body(op: Op, types: &[&Type], names: &[String], rules: &[Rule]) -> Result
     }
     let call = graph.op(op, &children).map_err(internal)?;
     graph.outputs = vec![("y0".into(), call)];
-    let fused = |op: Op| matches!(op.row().emit, Emit::Expand | Emit::Weft(_));
+    let fused = |op: Op| matches!(op.row().emit, Emit::Expand | Emit::Weft(_) | Emit::Kernel(_));
     let mut graph = expand_where(&graph, rules, &mut BTreeMap::new(), fused)?;
     let root = graph.outputs[0].1;
     if let Node::Op(Op::Tuple, parts) = graph.node(root).clone() {

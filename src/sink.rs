@@ -158,7 +158,7 @@ fn flops_a_token(graph: &Graph, value: Id) -> u64 {
             let inner = graph.type_of(c[0]).shape().last().and_then(|d| d.known()).unwrap_or(0);
             2 * own * inner.max(0) as u64
         }
-        Node::Op(Op::Reshape | Op::Transpose | Op::Gather | Op::Cast, _) => 0,
+        Node::Op(Op::Reshape | Op::Transpose | Op::Gather | Op::Cast | Op::ShiftLogits, _) => 0,
         _ => own,
     }
 }

@@ -15,6 +15,11 @@ pub fn usable<'r>(families: &[&'r [Rule]], target: Target) -> Vec<&'r Rule> {
     all.filter(|r| !r.search && target.takes(r.target)).collect()
 }
 
+/// The gradient rows for `target`.
+pub fn rows(library: &Library, target: Target) -> Vec<Rule> {
+    library.grad.iter().filter(|r| r.target.is_none_or(|t| t == target)).cloned().collect()
+}
+
 /// Composites for exporters' idioms; only what the outputs need is kept.
 pub fn lift(model: &Graph, library: &Library, target: Target) -> Result<Saturated> {
     rewrite::saturate(model, &usable(&[&library.lift, &library.simplify], target), &rewrite::Options::default())
@@ -49,7 +54,7 @@ pub fn lower_for(
     target: Target,
     fired: &mut BTreeMap<String, usize>,
 ) -> Result<Graph> {
-    let expanded = lower::expand(graph, &library.lower, fired)?;
+    let expanded = lower::expand(graph, &library.lower, target, fired)?;
     let saturated = rewrite::saturate(&expanded, &usable(&[&library.fuse], target), &rewrite::Options::default())?;
     rewrite::count(fired, &saturated.fired);
     Ok(saturated.graph)

@@ -28,6 +28,11 @@ pub fn eval(op: Op, operands: &[Tensor], attrs: &[Lit], out: &TensorType) -> std
     value.map_err(|e| format!("{}: {e}", op.name()))
 }
 
+fn product(a: &Args) -> Result<Tensor> {
+    let (x, y) = (l::turned(a.x(0)?, a.int("trans_x")?)?, l::turned(a.x(1)?, a.int("trans_y")?)?);
+    l::matmul(&x, &y)?.affine(a.float("alpha")?, 0.0)
+}
+
 fn arm(a: &Args) -> Result<Tensor> {
     let x = || a.x(0);
     match a.op() {
@@ -72,8 +77,9 @@ fn arm(a: &Args) -> Result<Tensor> {
         Op::Softmax => e::softmax(x()?, a.axis(x()?.rank())?),
         Op::MatMul => l::matmul(x()?, a.x(1)?),
         Op::Gemm => l::matmul(&l::turned(x()?, a.int("trans_x")?)?, &l::turned(a.x(1)?, a.int("trans_y")?)?),
-        Op::FusedMatMul => l::matmul(&l::turned(x()?, a.int("trans_x")?)?, &l::turned(a.x(1)?, a.int("trans_y")?)?)?
-            .affine(a.float("alpha")?, 0.0),
+        Op::FusedMatMul => product(a),
+        Op::Product => product(a),
+        Op::ProductAdd => product(a)?.broadcast_add(a.x(2)?),
         Op::Dequantize => l::dequantize(x()?, a.x(1)?, a.int("bits")?, a.size("k")?),
         Op::MatMulNBits => l::matmul(x()?, &l::dequantize(a.x(1)?, a.x(2)?, a.int("bits")?, a.size("k")?)?.t()?),
         Op::Transpose => x()?.permute(a.axes("perm", x()?.rank())?)?.contiguous(),
@@ -122,6 +128,8 @@ fn arm(a: &Args) -> Result<Tensor> {
         Op::GeluTanhGrad => m::gelu_tanh_slope(x()?)?.broadcast_mul(a.x(1)?),
         Op::Attention => m::attention(x()?, a.x(1)?, a.x(2)?, None, a.float("scale")?),
         Op::AttentionBias => m::attention(x()?, a.x(1)?, a.x(2)?, Some(a.x(3)?), a.float("scale")?),
+        Op::AttentionGrad => m::attention_grad(x()?, a.x(1)?, a.x(2)?, a.x(3)?, None, a.float("scale")?),
+        Op::AttentionBiasGrad => m::attention_grad(x()?, a.x(1)?, a.x(2)?, a.x(3)?, Some(a.x(4)?), a.float("scale")?),
         Op::AttentionProbs => m::attention_probs(x()?, a.x(1)?, None, a.float("scale")?),
         Op::AttentionProbsBias => m::attention_probs(x()?, a.x(1)?, Some(a.x(2)?), a.float("scale")?),
         Op::SoftmaxGrad => m::softmax_grad(x()?, a.x(1)?, a.axis(x()?.rank())?),

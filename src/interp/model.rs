@@ -122,6 +122,22 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>, scal
     matmul(&attention_probs(q, k, bias, scale)?, v)
 }
 
+/// dq, dk and dv, flat and one behind the other.
+pub fn attention_grad(
+    dy: &Tensor,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    bias: Option<&Tensor>,
+    scale: f64,
+) -> Result<Tensor> {
+    let p = attention_probs(q, k, bias, scale)?;
+    let ds = softmax_grad(&p, &matmul(dy, &v.t()?)?, p.rank() - 1)?.affine(scale, 0.0)?;
+    let parts = [matmul(&ds, k)?, matmul(&ds.t()?, q)?, matmul(&p.t()?, dy)?];
+    let flat = parts.iter().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
+    Tensor::cat(&flat, 0)
+}
+
 /// `y (dy - sum(dy y))`.
 pub fn softmax_grad(y: &Tensor, dy: &Tensor, axis: usize) -> Result<Tensor> {
     y.broadcast_mul(&dy.broadcast_sub(&dy.broadcast_mul(y)?.sum_keepdim(axis)?)?)

@@ -54,6 +54,8 @@ pub enum Emit {
     Contrib(&'static str),
     /// A fused node of domain `ai.weft`; its function body is the operator's `lower` rule.
     Weft(&'static str),
+    /// The same where the target has a kernel for it (`cpu`), elsewhere as `Expand`.
+    Kernel(&'static str),
     /// Nothing: its `lower` rule replaces it before the file is written.
     Expand,
     /// The writer has an arm of its own.
@@ -121,7 +123,7 @@ const fn attr(name: &'static str, kind: Kind, slot: Slot) -> Attr {
 }
 use Arity::{AtLeast, Fixed};
 use Cost::{Free, Fused, Matmul, Move};
-use Emit::{Contrib, Custom, Expand, Std, Weft};
+use Emit::{Contrib, Custom, Expand, Kernel, Std, Weft};
 use Slot::{Attribute, Input, Internal};
 
 const AXIS: Attr = attr("axis", Kind::Int, Attribute("axis"));
@@ -194,6 +196,9 @@ ops! {
     MatMul       "matmul"        Fixed(2), [], i::matmul, Std("MatMul"), Matmul;
     Gemm         "gemm"          Fixed(2), [attr("trans_x", Kind::Int, Attribute("transA")), attr("trans_y", Kind::Int, Attribute("transB"))], i::gemm, Std("Gemm"), Matmul;
     FusedMatMul  "fused_matmul"  Fixed(2), [attr("trans_x", Kind::Int, Attribute("transA")), attr("trans_y", Kind::Int, Attribute("transB")), attr("alpha", Kind::Float, Attribute("alpha"))], i::fused_matmul, Contrib("FusedMatMul"), Matmul;
+    // Our own product, and one added to a third operand.
+    Product      "product"       Fixed(2), [attr("trans_x", Kind::Int, Attribute("transA")), attr("trans_y", Kind::Int, Attribute("transB")), attr("alpha", Kind::Float, Attribute("alpha"))], i::fused_matmul, Weft("Product"), Matmul;
+    ProductAdd   "product_add"   Fixed(3), [attr("trans_x", Kind::Int, Attribute("transA")), attr("trans_y", Kind::Int, Attribute("transB")), attr("alpha", Kind::Float, Attribute("alpha"))], i::product_add, Weft("ProductAdd"), Matmul;
     // Weights in `bits` (8 or 4) bits: codes [n, blocks, block], scales [n, blocks], `k` elements a row.
     Dequantize   "dequantize"    Fixed(2), [attr("bits", Kind::Int, Internal), attr("k", Kind::Int, Internal)], i::dequantize, Custom, Move;
     MatMulNBits  "matmul_nbits"  Fixed(3), [attr("bits", Kind::Int, Internal), attr("k", Kind::Int, Internal)], i::matmul_nbits, Custom, Matmul;
@@ -239,8 +244,11 @@ ops! {
     GeluGrad     "gelu_grad"     Fixed(2), [], i::same, Weft("GeluGrad"), Fused;
     GeluTanh     "gelu_tanh"     Fixed(1), [], i::float, Weft("GeluTanh"), Fused;
     GeluTanhGrad "gelu_tanh_grad" Fixed(2), [], i::same, Weft("GeluTanhGrad"), Fused;
-    Attention    "attention"     Fixed(3), [SCALE], i::attention, Expand, Matmul;
-    AttentionBias "attention_bias" Fixed(4), [SCALE], i::attention, Expand, Matmul;
+    Attention    "attention"     Fixed(3), [SCALE], i::attention, Kernel("Attention"), Matmul;
+    AttentionBias "attention_bias" Fixed(4), [SCALE], i::attention, Kernel("AttentionBias"), Matmul;
+    // The cotangents of q, k and v, flat and one behind the other, from dy, q, k, v.
+    AttentionGrad "attention_grad" Fixed(4), [SCALE], i::attention_grad, Kernel("AttentionGrad"), Matmul;
+    AttentionBiasGrad "attention_bias_grad" Fixed(5), [SCALE], i::attention_grad, Kernel("AttentionBiasGrad"), Matmul;
     AttentionProbs "attention_probs" Fixed(2), [SCALE], i::attention_probs, Expand, Matmul;
     AttentionProbsBias "attention_probs_bias" Fixed(3), [SCALE], i::attention_probs, Expand, Matmul;
     SoftmaxGrad  "softmax_grad"  Fixed(2), [AXIS], i::same, Weft("SoftmaxGrad"), Fused;

@@ -6,12 +6,14 @@
 //! To add one: a type that implements [`operator::Compute`] in a file of its family, and a line in `KERNELS`.
 mod activation;
 pub mod adamw;
+mod attention;
 mod broadcast;
 mod dropout;
 mod gather;
 mod loss;
 mod norm;
 mod operator;
+mod product;
 mod rope;
 mod rows;
 mod vector;
@@ -47,6 +49,12 @@ const KERNELS: &[Entry] = &[
     entry::<loss::WeightedCrossEntropyGrad>(),
     entry::<gather::GatherGrad>(),
     entry::<dropout::Dropout>(),
+    entry::<product::Product>(),
+    entry::<product::ProductAdd>(),
+    entry::<attention::Attention>(),
+    entry::<attention::AttentionBias>(),
+    entry::<attention::AttentionGrad>(),
+    entry::<attention::AttentionBiasGrad>(),
 ];
 
 fn refused(e: ort::Error) -> Error {
@@ -62,14 +70,17 @@ pub fn optimizer() -> Result<Arc<OperatorDomain>> {
 /// Kernels for those of a file's functions that have one, to be given to a session; `None` where none has.
 ///
 /// Every function must be one over f32.  Further bodies of one operator have a number behind its name (`Rope2`): a
-/// kernel serves them all.  ONNX Runtime must be loaded.
-pub fn step<'a>(functions: impl IntoIterator<Item = &'a str>) -> Result<Option<Arc<OperatorDomain>>> {
+/// kernel serves them all.  They share their work out to `threads`, those of the session; 0 are all of the machine.
+/// ONNX Runtime must be loaded.
+pub fn step<'a>(functions: impl IntoIterator<Item = &'a str>, threads: usize) -> Result<Option<Arc<OperatorDomain>>> {
+    let all = || std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = if threads > 0 { threads } else { all() };
     let mut domain = None;
     for name in functions {
         let base = name.trim_end_matches(|c: char| c.is_ascii_digit());
         if let Some(entry) = KERNELS.iter().find(|e| e.name == base) {
             let some = domain.map_or_else(|| OperatorDomain::new("ai.weft"), Ok);
-            domain = Some(some.and_then(|d| (entry.add)(d, name)).map_err(refused)?);
+            domain = Some(some.and_then(|d| (entry.add)(d, name, threads)).map_err(refused)?);
         }
     }
     Ok(domain.map(Arc::new))

@@ -37,16 +37,20 @@ pub enum Known {
 /// A row of the table of kernels.
 pub struct Entry {
     pub name: &'static str,
-    pub add: fn(OperatorDomain, &str) -> ort::Result<OperatorDomain>,
+    pub add: fn(OperatorDomain, &str, usize) -> ort::Result<OperatorDomain>,
 }
 
 /// The row of `K`.
 pub const fn entry<K: Compute>() -> Entry {
-    Entry { name: K::NAME, add: |domain, name| domain.add(Registered::<K> { name: name.into(), kernel: PhantomData }) }
+    Entry {
+        name: K::NAME,
+        add: |domain, name, threads| domain.add(Registered::<K> { name: name.into(), threads, kernel: PhantomData }),
+    }
 }
 
 struct Registered<K> {
     name: String,
+    threads: usize,
     kernel: PhantomData<K>,
 }
 
@@ -88,15 +92,22 @@ impl<K: Compute> Operator for Registered<K> {
     }
 
     fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> ort::Result<Running<K>> {
-        K::new(context).map(Running).map_err(|e| ort::Error::new(format!("{}: {e}", K::NAME)))
+        K::new(context)
+            .map(|kernel| Running { kernel, threads: self.threads })
+            .map_err(|e| ort::Error::new(format!("{}: {e}", K::NAME)))
     }
 }
 
-struct Running<K>(K);
+struct Running<K> {
+    kernel: K,
+    threads: usize,
+}
 
 impl<K: Compute> Kernel for Running<K> {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
-        self.0.compute(&Call { context }).map_err(|e| ort::Error::new(format!("{}: {e}", K::NAME)))
+        self.kernel
+            .compute(&Call { context, threads: self.threads })
+            .map_err(|e| ort::Error::new(format!("{}: {e}", K::NAME)))
     }
 }
 
@@ -162,6 +173,8 @@ impl Target {
 
 /// One evaluation of a node.
 pub struct Call<'a> {
+    /// How many threads the session has.
+    pub threads: usize,
     context: &'a ComputeContext,
 }
 

@@ -209,7 +209,7 @@ impl<'a> Scope<'a> {
                 self.uses_contrib |= contrib;
                 self.push(onnx, if contrib { CONTRIB } else { "" }, inputs, name, attributes);
             }
-            Emit::Weft(_) => {
+            Emit::Weft(_) | Emit::Kernel(_) => {
                 let types: Vec<&Type> = children.iter().map(|c| self.graph.type_of(*c)).collect();
                 let function = self.functions.name(op, &types, self.rules)?;
                 let inputs = self.operands(operands, weak)?;
@@ -398,7 +398,10 @@ impl<'a> Scope<'a> {
             }
             (Kind::Float, l) => {
                 let f = l.number().ok_or_else(wrong)? as f32;
-                attribute(name, AttributeType::Float, |a| a.f = Some(f))
+                match self.attribute_name(l) {
+                    Some(own) => attribute(name, AttributeType::Float, |a| a.ref_attr_name = own.into()),
+                    None => attribute(name, AttributeType::Float, |a| a.f = Some(f)),
+                }
             }
             (Kind::DType, Lit::DType(t)) => attribute(name, AttributeType::Int, |a| a.i = Some(data_type(*t) as i64)),
             (Kind::Word, Lit::Word(w)) => attribute(name, AttributeType::String, |a| a.s = Some(w.to_string().into())),

@@ -1,6 +1,6 @@
 //! The functions of domain `ai.weft`: what each fused node means in standard operators.
 
-use super::emit::{DOMAIN, OPSET, Scope};
+use super::emit::{CONTRIB, DOMAIN, OPSET, Scope};
 use super::proto::{FunctionProto, OperatorSetIdProto};
 use crate::error::{Error, Result};
 use crate::ir::op::{Attr, Emit, Kind, Slot};
@@ -19,7 +19,7 @@ pub struct Functions {
 impl Functions {
     /// The name of the function for a fused node over operands of these types.
     pub fn name(&mut self, op: Op, types: &[&Type], rules: &[Rule]) -> Result<String> {
-        let Emit::Weft(base) = op.row().emit else {
+        let (Emit::Weft(base) | Emit::Kernel(base)) = op.row().emit else {
             return Err(Error::internal("write", format!("{} is not a fused node", op.name())));
         };
         let types = with_placeholders(op, types);
@@ -112,6 +112,9 @@ fn function(op: Op, types: &[&Type], rules: &[Rule]) -> Result<FunctionProto> {
     scope.run(&order)?;
     let output: Vec<String> = body.outputs.iter().map(|(name, _)| name.clone()).collect();
     let node = std::mem::take(&mut scope.nodes);
+    let domains = if scope.uses_contrib { vec![("", OPSET), (CONTRIB, 1)] } else { vec![("", OPSET)] };
+    let opset = |(domain, version): (&str, i64)| OperatorSetIdProto { domain: domain.into(), version };
+    let opset_import = domains.into_iter().map(opset).collect();
     let doc: Vec<&str> =
         rules.iter().filter(|r| matches!(&r.left, Term::Op(h, _) if *h == op)).map(|r| r.doc.as_str()).collect();
     Ok(FunctionProto {
@@ -124,7 +127,7 @@ fn function(op: Op, types: &[&Type], rules: &[Rule]) -> Result<FunctionProto> {
             .collect(),
         node,
         doc_string: doc.first().unwrap_or(&"").to_string(),
-        opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
+        opset_import,
         ..Default::default()
     })
 }

@@ -86,7 +86,8 @@ pub fn encode_with(parts: &Parts, mut beside: Option<Beside>) -> Result<Vec<u8>>
     if !functions.protos.is_empty() {
         opset_import.push(opset(DOMAIN, 1));
     }
-    if uses_contrib {
+    let imports = |f: &super::proto::FunctionProto| f.opset_import.iter().any(|o| o.domain == CONTRIB);
+    if uses_contrib || functions.protos.values().any(imports) {
         opset_import.push(opset(CONTRIB, 1));
     }
     let mut metadata_props = Vec::new();
@@ -218,7 +219,7 @@ pub fn table(graph: &Graph) -> String {
     use std::fmt::Write;
     let mut out = String::new();
     let counts = graph.histogram();
-    let fused = |name: &str| Op::parse(name).is_some_and(|op| matches!(op.row().emit, Emit::Weft(_)));
+    let fused = |name: &str| Op::parse(name).is_some_and(|op| matches!(op.row().emit, Emit::Weft(_) | Emit::Kernel(_)));
     for want in [true, false] {
         for (name, n) in counts.iter().filter(|(name, _)| fused(name) == want) {
             let _ = writeln!(out, "{} {name:<30} {n:>6}", if want { "ai.weft" } else { "       " });

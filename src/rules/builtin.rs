@@ -146,6 +146,7 @@ pub static GUARDS: &[Guard] = &[
     Row { name: "gt", arity: Some(2), doc: "a > b", run: |a| Some(number(a[0])? > number(a[1])?) },
     Row { name: "near", arity: Some(2), doc: "two numbers agree to 1e-6, as after a trip through f32", run: |a| Some((number(a[0])? - number(a[1])?).abs() <= 1e-6 * number(a[1])?.abs()) },
     Row { name: "is_float", arity: Some(1), doc: "x holds floating-point numbers", run: |a| Some(a[0].tensor()?.dtype.is_float()) },
+    Row { name: "single", arity: Some(1), doc: "x holds floating-point numbers of 32 bits", run: |a| Some(a[0].tensor()?.dtype == DType::F32) },
     Row { name: "narrow", arity: Some(1), doc: "x holds floating-point numbers of 16 bits", run: |a| Some(matches!(a[0].tensor()?.dtype, DType::F16 | DType::BF16)) },
     Row { name: "identity_perm", arity: Some(1), doc: "p moves no axis", run: |a| { let p = perm(a[0])?; Some(p.iter().enumerate().all(|(k, x)| k == *x)) } },
     Row { name: "swaps_last", arity: Some(1), doc: "p swaps the last two axes and moves no other", run: |a| { let p = perm(a[0])?; Some(swapped(p.len())? == p) } },

@@ -81,7 +81,7 @@ pub fn explain(request: &Request) -> Result<Explanation> {
     for (belongs, before, stage, rules) in runs {
         let Some(graph) = graphs.get(&before).filter(|_| belongs) else { continue };
         let expanded = match stage {
-            Stage::Lower => lower::expand(graph, &library.lower, &mut BTreeMap::new())?,
+            Stage::Lower => lower::expand(graph, &library.lower, request.target, &mut BTreeMap::new())?,
             _ => graph.clone(),
         };
         let rules: Vec<&Rule> = rules.iter().collect();

@@ -7,7 +7,7 @@ use crate::kernels;
 use crate::manifest::PROBE;
 use crate::onnx::train_file::{Function, NO_DECAY, Port, TrainFile};
 use crate::runtime::device::Device;
-use crate::runtime::{Bound, Buffer, HostTensor, Options, Session};
+use crate::runtime::{Bound, Buffer, HostTensor, Options, Session, environment};
 use indexmap::IndexMap;
 use std::collections::BTreeMap;
 
@@ -94,7 +94,9 @@ impl OnnxRuntime {
         let assignment = options.device != Device::Cpu;
         let mut options = Options { folder: Some(file.folder().to_path_buf()), assignment, ..options.clone() };
         if options.device == Device::Cpu && !portable && file.manifest.compute == "f32" {
-            options.operators.extend(kernels::step(file.functions())?);
+            // Kernels are ONNX Runtime's objects: it must be loaded.
+            environment(&mut |line| eprintln!("{line}"))?;
+            options.operators.extend(kernels::step(file.functions(), options.threads)?);
         }
         let step = Session::from_bytes(&file.session_bytes(trainable)?, &options)?;
         let memory = step.memory()?;

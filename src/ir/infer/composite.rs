@@ -45,6 +45,19 @@ pub fn attention(args: &Args) -> Inferred {
     contract(&s, v, false, false)
 }
 
+/// The cotangents of q, k and v in one list.
+pub fn attention_grad(args: &Args) -> Inferred {
+    let (dy, q, k, v) = (args.tensor(0)?, args.tensor(1)?, args.tensor(2)?, args.tensor(3)?);
+    let s = scores(q, k)?;
+    if args.operands() == 5 {
+        biased(s.clone(), args.tensor(4)?)?;
+    }
+    if contract(&s, v, false, false)?.tensor() != Some(dy) {
+        return Err("the cotangent must be as large as the result".into());
+    }
+    tensor(q.dtype, vec![numel(&q.shape) + numel(&k.shape) + numel(&v.shape)])
+}
+
 /// One number a token: logits `[.., V]` to `[..]`; the other operands must broadcast to that.
 pub fn per_token(args: &Args) -> Inferred {
     let logits = args.tensor(0)?;

@@ -46,6 +46,15 @@ pub fn fused_matmul(args: &Args) -> Inferred {
     contract(args.tensor(0)?, args.tensor(1)?, args.known(0)? != 0, args.known(1)? != 0)
 }
 
+/// `alpha x y + c`, `c` as large as the product.
+pub fn product_add(args: &Args) -> Inferred {
+    let product = fused_matmul(args)?;
+    match product.tensor() {
+        Some(t) if t == args.tensor(2)? => Ok(product),
+        _ => Err("what is added must be as large as the product".into()),
+    }
+}
+
 /// Codes `[n, blocks, block]` and scales `[n, blocks]`, operands `at` and `at + 1`, as the weight `[n, k]`.
 fn quantised(args: &Args, at: usize) -> Result<TensorType, String> {
     let (q, s, bits, k) = (args.tensor(at)?, args.tensor(at + 1)?, args.known(0)?, args.int(1)?);
