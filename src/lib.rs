@@ -25,7 +25,8 @@
 //!
 //! [`compile`] strings the stages together; each takes the graph of the one before and never looks back.
 //! [`train`] runs what was written: it knows [`runtime`] and the [`manifest`], not the compiler.
-//! [`kernels`] holds native forms of `ai.weft` functions, which the training step takes on the CPU in f32; [`generate`] decodes with a trained model, [`eval`] scores it,
+//! [`kernels`] holds native forms of `ai.weft` functions, which the training step takes on the CPU in f32,
+//! [`generate`] decodes with a trained model, [`eval`] scores it,
 //! [`peft`] reads adapters and merges them, [`profile`] knows the published families of models, [`report`] draws runs.
 //! [`export`] writes what a run learnt in the formats of others.
 //! [`tools`] uses the stages for other ends: to show a model, to explain a rule, to write plain gradients.
