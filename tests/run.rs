@@ -402,3 +402,100 @@ fn kernels_give_the_gradients_of_their_functions() {
         }
     }
 }
+
+/// ONNX Runtime in f32 beside the interpreter in f64, over a compiled model.
+#[test]
+fn the_interpreter_trains_alike() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/llada_micro_dynamo18.onnx");
+    let options = weftc::compile::Options { mask_id: Some(31), ..weftc::compile::Options::new(&model) };
+    let train = folder.path().join("train.onnx");
+    weftc::compile::compile(&options).unwrap().write(&train).unwrap();
+    let setup = || Setup { optimizer: ADAMW, decay: Decay::All, ..Setup::default() };
+    let mut fast = Trainer::load(&train, setup()).unwrap();
+    let mut exact = Trainer::load_interpreted(&train, setup()).unwrap();
+    for step in 0..3 {
+        let (a, b) = (DRAWS.step(&mut fast).unwrap(), DRAWS.step(&mut exact).unwrap());
+        assert_eq!((a.outcome, a.masked), (Outcome::Updated, b.masked), "step {step}");
+        assert_close(&[a.loss, a.grad_norm], &[b.loss, b.grad_norm], 1e-4);
+        let names: Vec<String> = fast.parameters().map(str::to_string).collect();
+        for name in names {
+            let (ours, theirs) = (fast.gradient(&name).unwrap().to_f64(), exact.gradient(&name).unwrap().to_f64());
+            let scale = theirs.iter().fold(1.0f64, |m, x| m.max(x.abs()));
+            let apart = ours.iter().zip(&theirs).fold(0.0f64, |m, (x, y)| m.max((x - y).abs()));
+            assert!(apart < 1e-4 * scale, "step {step}, {name}: {apart:e} of {scale}");
+        }
+    }
+}
+
+#[test]
+fn fixed_shapes_are_respected() {
+    let folder = tempfile::tempdir().unwrap();
+    let train = toy::write(folder.path(), &toy::Options { fixed: Some(["2", "5"]), ..Default::default() });
+    // Three samples in batches of two: the last batch is filled up with a row of padding.
+    let summary = run(&args(&train, &["--epochs", "2"])).unwrap();
+    assert_eq!((summary.steps, summary.tokens), (4, 2 * (4 + 2 + 4)));
+    let text = run(&args(&train, &["--batch-size", "3"])).unwrap_err().to_string();
+    assert!(text.contains("batches of 2, not 3"), "{text}");
+    let train = toy::write(folder.path(), &toy::Options { fixed: Some(["2", "4"]), ..Default::default() });
+    let text = run(&args(&train, &[])).unwrap_err().to_string();
+    assert!(text.contains("data.jsonl:3: 5 tokens do not fit") && text.contains("--max-length 4"), "{text}");
+}
+
+#[test]
+fn nothing_is_written_for_another_source_or_over_a_broken_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let train = toy::write(folder.path(), &toy::Options::default());
+    let out = train.with_file_name("out");
+    // model.safetensors is a folder: the last rename fails and leaves no scratch file.
+    std::fs::create_dir_all(out.join("model.safetensors")).unwrap();
+    assert!(run(&args(&train, &["--out", out.to_str().unwrap()])).is_err());
+    let names: Vec<_> = std::fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(names.iter().all(|n| !n.to_string_lossy().starts_with(".weftc")), "{names:?}");
+
+    let mut source = std::fs::read(folder.path().join("toy.onnx")).unwrap();
+    source.extend_from_slice(&[0x42, 0]); // an empty protobuf field: the same model, other bytes
+    std::fs::write(folder.path().join("toy.onnx"), source).unwrap();
+    let text = run(&args(&train, &["--out", out.to_str().unwrap()])).unwrap_err().to_string();
+    assert!(text.contains("was compiled from toy.onnx with SHA-256"), "{text}");
+}
+
+/// By default neither norms nor biases decay, on ONNX Runtime with our kernel and without it, and on the interpreter.
+#[test]
+fn only_matrices_decay_by_default() {
+    let folder = tempfile::tempdir().unwrap();
+    let train = folder.path().join("train.onnx");
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/dream_micro_dynamo18.onnx");
+    let options = weftc::compile::Options { mask_id: Some(31), ..weftc::compile::Options::new(&model) };
+    weftc::compile::compile(&options).unwrap().write(&train).unwrap();
+    let draws = || {
+        let tensor = |n: i64| HostTensor::new(&[1, n], &(0..n).collect::<Vec<i64>>()).unwrap();
+        let answer = HostTensor::new(&[1, 8], &[true; 8]).unwrap();
+        let u = HostTensor::new(&[1, 8], &[0.1f32; 8]).unwrap();
+        (tensor(8), answer, HostTensor::new(&[1], &[0.9f32]).unwrap(), u)
+    };
+    let after = |decay: Decay, weight_decay: f64, engine: usize| {
+        let optimizer = Optimizer { weight_decay, ..ADAMW };
+        let setup = Setup { optimizer, decay, portable: engine == 1, ..Setup::default() };
+        let open = if engine == 2 { Trainer::load_interpreted } else { Trainer::load };
+        let mut trainer = open(&train, setup).unwrap();
+        let (tokens, answer, t, u) = draws();
+        trainer.step_with(tokens, answer, t, u).unwrap();
+        let value = |n: &str| (n.to_string(), trainer.parameter(n).unwrap());
+        trainer.parameters().map(value).collect::<Vec<_>>()
+    };
+    for engine in 0..3 {
+        let (without, weights, all) =
+            (after(Decay::All, 0.0, engine), after(Decay::Weights, 0.5, engine), after(Decay::All, 0.5, engine));
+        let mut vectors = 0;
+        for ((a, b), c) in without.iter().zip(&weights).zip(&all) {
+            let is_vector = a.1.shape().len() == 1;
+            vectors += usize::from(is_vector);
+            assert_eq!(a.1.bytes() == b.1.bytes(), is_vector, "engine {engine}: {}", a.0);
+            // A bias that is still 0 cannot decay.
+            let zero = a.1.to_f64().iter().all(|x| x.abs() < 0.02);
+            assert!(zero || a.1.bytes() != c.1.bytes(), "engine {engine}: {}", a.0);
+        }
+        assert!(vectors > 3 && vectors < without.len());
+    }
+}
