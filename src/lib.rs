@@ -26,7 +26,8 @@
 //!
 //! [`compile`] strings the stages together; each takes the graph of the one before and never looks back.
 //! [`train`] runs what was written: it knows [`runtime`] and the [`manifest`], not the compiler.
-//! [`kernels`] holds native forms of `ai.weft` functions, [`generate`] decodes with a trained model, [`eval`] scores it,
+//! [`kernels`] holds native forms of `ai.weft` functions, which the training step takes on the CPU in f32,
+//! [`generate`] decodes with a trained model, [`eval`] scores it,
 //! [`peft`] reads adapters and merges them, [`profile`] knows the published families of models, [`report`] draws runs.
 //! [`export`] writes what a run learnt in the formats of others.
 //! [`tools`] uses the stages for other ends: to show a model, to explain a rule, to write plain gradients.
@@ -35,6 +36,8 @@
 //!
 //! - an operator: a row in [`ir::op`], an arm in [`interp`], a line in `rules/grad.egg`;
 //! - a rule: a form in `rules/` (the language: `rules/README.md`; what it may call: [`rules::builtin`]);
+//! - a kernel: a type in a file of its family in [`kernels`] and a line in its table; `tests/kernels.rs` compares it
+//!   with the function's body, `benches/kernels.rs` says whether it pays;
 //! - a method or an adapter: a file in `rules/methods/` or `rules/adapters/`, and its line in [`rules::parse`].
 //!
 //! Their tests exist already: `tests/rules.rs` loops over the tables.

@@ -354,9 +354,26 @@ fn a_cached_probe_is_resumed_to_the_bit() {
     assert!(trained[0] != trained[1] && trained[1] != trained[2] && trained[0] != trained[2]);
 }
 
-/// Our kernel and the function in standard operators round alike.
+/// The update's kernel and its function in standard operators round alike.
 #[test]
 fn the_kernel_is_its_function_to_the_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let train = toy::write(folder.path(), &toy::Options::default());
+    let after = |portable: bool| {
+        let session = Options { threads: 1, ..Options::default() };
+        let setup = Setup { optimizer: ADAMW, decay: Decay::All, session, portable, ..Setup::default() };
+        let mut trainer = Trainer::load(&train, setup).unwrap();
+        for _ in 0..3 {
+            assert_eq!(DRAWS.step(&mut trainer).unwrap().outcome, Outcome::Updated);
+        }
+        trainer.parameters().map(|n| trainer.parameter(n).unwrap()).collect::<Vec<_>>()
+    };
+    assert!(after(false) == after(true));
+}
+
+/// With all kernels of a step the loss and every gradient are those of the functions, within rounding.
+#[test]
+fn kernels_give_the_gradients_of_their_functions() {
     let folder = tempfile::tempdir().unwrap();
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/sudoku.onnx");
     let options = weftc::compile::Options { mask_id: Some(15), ..weftc::compile::Options::new(&model) };
@@ -364,22 +381,26 @@ fn the_kernel_is_its_function_to_the_bit() {
     weftc::compile::compile(&options).unwrap().write(&train).unwrap();
     let after = |portable: bool| {
         let session = Options { threads: 1, ..Options::default() };
-        let mut trainer =
-            Trainer::load(&train, Setup { optimizer: ADAMW, decay: Decay::All, session, portable, ..Setup::default() })
-                .unwrap();
+        let mut trainer = Trainer::load(&train, Setup { session, portable, ..Setup::default() }).unwrap();
         // The sudoku model was exported for 33 tokens.
-        let tokens: Vec<i64> = (0..66).map(|k| k % 7).collect();
-        let u: Vec<f32> = (0..66).map(|k| k as f32 / 66.0).collect();
         let shape = [2, 33];
-        for _ in 0..3 {
-            let tokens = HostTensor::new(&shape, &tokens).unwrap();
-            let answer = HostTensor::new(&shape, &[true; 66]).unwrap();
-            let (t, u) = (HostTensor::new(&[2], &[0.5f32, 0.75]).unwrap(), HostTensor::new(&shape, &u).unwrap());
-            assert_eq!(trainer.step_with(tokens, answer, t, u).unwrap().outcome, Outcome::Updated);
-        }
-        trainer.parameters().map(|n| trainer.parameter(n).unwrap()).collect::<Vec<_>>()
+        let tokens = HostTensor::new(&shape, &(0..66).map(|k| k % 7).collect::<Vec<i64>>()).unwrap();
+        let answer = HostTensor::new(&shape, &[true; 66]).unwrap();
+        let u = HostTensor::new(&shape, &(0..66).map(|k| k as f32 / 66.0).collect::<Vec<f32>>()).unwrap();
+        let t = HostTensor::new(&[2], &[0.5f32, 0.75]).unwrap();
+        let result = trainer.step_with(tokens, answer, t, u).unwrap();
+        let gradients = trainer.parameters().map(|n| trainer.gradient(n).unwrap().to_f64()).collect::<Vec<_>>();
+        (result.loss, gradients)
     };
-    assert!(after(false) == after(true));
+    let ((loss, gradients), (loss_of_bodies, bodies)) = (after(false), after(true));
+    assert!((loss - loss_of_bodies).abs() <= 1e-6 * loss_of_bodies, "{loss} and {loss_of_bodies}");
+    assert_ne!(gradients, bodies, "no kernel was taken");
+    for (gradient, body) in gradients.iter().zip(&bodies) {
+        let scale = body.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        for (a, b) in gradient.iter().zip(body) {
+            assert!((a - b).abs() <= 1e-4 * scale, "{a} and {b}, of at most {scale}");
+        }
+    }
 }
 
 /// ONNX Runtime in f32 beside the interpreter in f64, over a compiled model.
