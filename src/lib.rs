@@ -81,6 +81,7 @@ pub mod ir;
 pub mod kernels;
 pub mod lower;
 pub mod manifest;
+pub mod memory;
 pub mod method;
 pub mod objective;
 pub mod onnx;

@@ -1,0 +1,213 @@
+//! How ONNX Runtime lays values into buffers, and what they take at the worst moment.
+//!
+//! Its planner goes through the nodes in the order of execution.  A node that computes elementwise takes over the
+//! buffer of an operand of the same size which nobody reads afterwards.  Another takes over a buffer of the same shape
+//! that is free, and a buffer that will be taken over is not given back in between.  Results of the graph have buffers
+//! of their own.
+//!
+//! Source: `allocation_planner.cc` of microsoft/onnxruntime, core/framework.
+
+use crate::ir::op::{Cost, Emit};
+use crate::ir::{Graph, Id, Node, Op, Sym, TensorType};
+
+/// The allocator's unit.
+const UNIT: u64 = 256;
+
+/// When each buffer is made and given back.
+pub struct Plan {
+    buffers: Vec<Buffer>,
+    end: usize,
+}
+
+struct Buffer {
+    /// The value that it was made for.
+    value: Id,
+    made: usize,
+    /// The last position at which it is held.
+    last: usize,
+}
+
+impl Plan {
+    /// Plans the values of `order`, an order of execution.  Outputs for which `bound` holds lie in buffers of others.
+    pub fn new(graph: &Graph, order: &[Id], bound: &dyn Fn(&str) -> bool) -> Self {
+        let mut uses = vec![0u32; graph.len()];
+        order.iter().flat_map(|id| graph.node(*id).children()).for_each(|c| uses[usize::from(*c)] += 1);
+        let mut output = vec![false; graph.len()];
+        let mut elsewhere = vec![false; graph.len()];
+        for (name, id) in &graph.outputs {
+            output[usize::from(*id)] = true;
+            elsewhere[usize::from(*id)] |= bound(name);
+        }
+        let mut planner = Planner { graph, buffers: vec![], buffer: vec![None; graph.len()], held: vec![], free: vec![] };
+        for (at, &id) in order.iter().enumerate() {
+            let Node::Op(op, children) = graph.node(id) else { continue };
+            if !elsewhere[usize::from(id)] {
+                let own = if output[usize::from(id)] { None } else { planner.taken_over(id, *op, children, &uses, &output) };
+                planner.give(id, own, at);
+                if output[usize::from(id)] {
+                    // One use more than there are readers: it stays.
+                    uses[usize::from(id)] += 1;
+                }
+                planner.hold(id, uses[usize::from(id)]);
+            }
+            for child in children.iter() {
+                uses[usize::from(*child)] -= 1;
+                planner.release(*child, at);
+            }
+            if uses[usize::from(id)] == 0 {
+                planner.release_all(id, at);
+            }
+        }
+        let end = order.len();
+        // What is held to the end is what the outputs lie in.
+        for (buffer, held) in planner.buffers.iter_mut().zip(&planner.held) {
+            if *held > 0 {
+                buffer.last = end;
+            }
+        }
+        Plan { buffers: planner.buffers, end }
+    }
+
+    /// Bytes at the worst moment.
+    pub fn peak(&self, graph: &Graph, value: &dyn Fn(&Sym) -> Option<i64>) -> u64 {
+        let mut change = vec![(0u64, 0u64); self.end + 1];
+        for buffer in &self.buffers {
+            let size = graph.tensor_type(buffer.value).map_or(0, |t| bytes(t, value)).next_multiple_of(UNIT);
+            change[buffer.made].0 += size;
+            change[buffer.last].1 += size;
+        }
+        let (mut live, mut peak) = (0u64, 0u64);
+        for (made, freed) in change {
+            live += made;
+            peak = peak.max(live);
+            live -= freed;
+        }
+        peak
+    }
+}
+
+struct Planner<'g> {
+    graph: &'g Graph,
+    buffers: Vec<Buffer>,
+    /// By node, the buffer that its value lies in.
+    buffer: Vec<Option<usize>>,
+    /// By buffer, how many reads of values in it are still to come.
+    held: Vec<u64>,
+    /// Buffers that nobody needs now, the latest last.
+    free: Vec<usize>,
+}
+
+impl Planner<'_> {
+    /// The buffer that the result of a node takes over.
+    fn taken_over(&mut self, id: Id, op: Op, children: &[Id], uses: &[u32], output: &[bool]) -> Option<usize> {
+        let operands = &children[..op.operands(children.len())];
+        if op.row().cost == Cost::Free {
+            return self.buffer[usize::from(*operands.first()?)];
+        }
+        let ty = self.graph.tensor_type(id)?;
+        let fits = |x: &Id| self.graph.tensor_type(*x).is_some_and(|t| t.shape == ty.shape && t.dtype.size() == ty.dtype.size());
+        if in_place(op) {
+            let mut dying = operands.iter().filter(|x| {
+                let buffer = self.buffer[usize::from(**x)];
+                let times = operands.iter().filter(|y| y == x).count();
+                uses[usize::from(**x)] as usize == times
+                    && !output[usize::from(**x)]
+                    && buffer.is_some_and(|b| self.held[b] == times as u64)
+                    && fits(x)
+            });
+            if let Some(x) = dying.next() {
+                return self.buffer[usize::from(*x)];
+            }
+        }
+        let k = self.free.iter().rposition(|b| fits(&self.buffers[*b].value))?;
+        Some(self.free.remove(k))
+    }
+
+    fn give(&mut self, id: Id, own: Option<usize>, at: usize) {
+        let own = own.unwrap_or_else(|| {
+            self.buffers.push(Buffer { value: id, made: at, last: at });
+            self.held.push(0);
+            self.buffers.len() - 1
+        });
+        self.buffer[usize::from(id)] = Some(own);
+    }
+
+    fn hold(&mut self, id: Id, uses: u32) {
+        if let Some(b) = self.buffer[usize::from(id)] {
+            self.held[b] += u64::from(uses);
+        }
+    }
+
+    fn release(&mut self, id: Id, at: usize) {
+        let Some(b) = self.buffer[usize::from(id)] else { return };
+        self.held[b] -= 1;
+        self.buffers[b].last = at;
+        if self.held[b] == 0 {
+            self.free.push(b);
+        }
+    }
+
+    /// Nobody reads the value.
+    fn release_all(&mut self, id: Id, at: usize) {
+        let Some(b) = self.buffer[usize::from(id)].filter(|b| self.held[*b] == 0) else { return };
+        self.buffers[b].last = at;
+        if !self.free.contains(&b) {
+            self.free.push(b);
+        }
+    }
+}
+
+/// Whether ONNX Runtime's kernel may write its result over an operand.
+fn in_place(op: Op) -> bool {
+    use Op::{
+        Abs, Add, And, Ceil, Div, Exp, Floor, Log, Mul, Neg, Not, Or, Reciprocal, Sigmoid, Sign, Softmax, Softplus, Sqrt,
+        Sub, Tanh,
+    };
+    matches!(op.row().emit, Emit::Std(_))
+        && matches!(
+            op,
+            Abs | Add | And | Ceil | Div | Exp | Floor | Log | Mul | Neg | Not | Or | Reciprocal | Sigmoid | Sign | Softmax
+                | Softplus | Sqrt | Sub | Tanh
+        )
+}
+
+/// The size of a tensor; unknown sizes count nothing.
+pub fn bytes(ty: &TensorType, value: &dyn Fn(&Sym) -> Option<i64>) -> u64 {
+    let sizes = ty.shape.iter().map(|d| d.eval(value).and_then(|n| u64::try_from(n).ok()).unwrap_or(0));
+    ty.dtype.bytes(sizes.fold(1, u64::saturating_mul))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::text;
+
+    fn peak(source: &str) -> u64 {
+        let graph = text::parse(source).unwrap_or_else(|e| panic!("{}", e.message));
+        let value = |s: &Sym| Some(if s.as_str() == "batch" { 8 } else { 32 });
+        Plan::new(&graph, &graph.live(), &|name| name.starts_with("grad/")).peak(&graph, &value)
+    }
+
+    /// x lives until the sum reads its reshape, which has no memory of its own, and is then overwritten; the gradient
+    /// lies elsewhere.
+    #[test]
+    fn the_peak_is_the_worst_moment() {
+        let source = "(graph g (input a f32 [batch seq])
+          (let x (exp a)) (let y (sin x)) (let r (reshape x [batch*seq])) (let s (reshape r [batch seq]))
+          (let z (cos (add y s))) (output loss (sum z [-2 -1])) (output grad/a (abs z)))";
+        // x and sin(x), each of 256 numbers of 4 bytes; cos lies in the buffer of the other; the sum.
+        assert_eq!(peak(source), 2 * 1024 + 256);
+    }
+
+    /// sqrt may overwrite exp(a) and exp(b); the transposes may not.
+    #[test]
+    fn elementwise_nodes_overwrite_what_nobody_reads() {
+        let chain = |op: &str| {
+            format!("(graph g (input a f32 [batch batch]) (output y ({op} (exp a))))").replace("(transpose (exp a))", "(transpose (exp a) [1 0])")
+        };
+        // The result has a buffer of its own in either case.
+        assert_eq!((peak(&chain("sqrt")), peak(&chain("transpose"))), (512, 512));
+        let three = "(graph g (input a f32 [batch seq]) (output y (sum (sqrt (exp a)) [-2 -1])))";
+        assert_eq!(peak(three), 1024 + 256);
+    }
+}
