@@ -3,6 +3,7 @@
 //! `read -> lift -> precision -> objective -> differentiate -> optimise -> lower -> schedule -> write`; each stage
 //! takes the graph of the one before and never looks back.
 
+mod budget;
 mod compiled;
 mod dropout;
 mod method;
@@ -13,6 +14,7 @@ mod tables;
 use crate::adapt;
 use crate::error::{Error, Problem, Result};
 use crate::ir::{DType, Graph, LeafId, LeafKind, text};
+use crate::lower;
 use crate::manifest::{self, Input, Manifest, Method, Parameter, Role};
 use crate::objective::{self, Ports};
 use crate::onnx::write::Parts;
@@ -28,6 +30,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
+pub use budget::{Budget, bytes};
 pub use compiled::{Compiled, StageReport};
 pub use options::{Options, Stage, Trainable};
 pub use stages::{add_gradients, lift, lower_for, optimise, usable};
@@ -132,9 +135,12 @@ impl<'a> Pipeline<'a> {
         let lowered = lower_for(&optimised, &self.library, self.options.target, &mut self.fired)?;
         self.done(Stage::Lower, &lowered, on_stage);
 
+        let lowered = lower::expand_gradients(&lowered, &self.library.lower)?;
+        let (lowered, recompute) = self.fit(lowered, &source.graph, &ports.token_input, &trainable)?;
         let order = schedule::order(&lowered);
         self.done(Stage::Schedule, &lowered, on_stage);
         let mut manifest = self.manifest(&source, &ports, method, &lowered, &trainable, compute);
+        manifest.recompute = recompute;
         for p in manifest.parameters.iter_mut().filter(|p| quantized.names.contains(&p.name)) {
             p.quantized = self.options.quantize;
         }
@@ -312,6 +318,7 @@ impl<'a> Pipeline<'a> {
             logits_output: ports.logits_output.clone(),
             vocab_size: ports.vocab_size,
             adapter: None,
+            recompute: None,
             parameters,
             mended: source.mended.clone(),
             rules_fired: self.fired.clone(),

@@ -89,6 +89,7 @@ pub mod peft;
 pub mod precision;
 pub mod profile;
 pub mod quantize;
+pub mod recompute;
 pub mod report;
 pub mod rewrite;
 pub mod rng;

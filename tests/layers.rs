@@ -15,6 +15,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("autodiff.rs", &["ir", "rules", "error"]),
     ("lower.rs", &["ir", "rules", "error"]),
     ("schedule", &["ir", "schedule"]),
+    ("recompute.rs", &["ir", "error"]),
     ("memory.rs", &["ir", "rules", "lower", "schedule", "error"]),
     ("adapt", &["adapt", "ir", "rules", "rewrite", "manifest", "rng", "error"]),
     ("method.rs", &["ir", "rules", "manifest", "error"]),

@@ -265,6 +265,7 @@ impl<'a> Scope<'a> {
                 let (zero, one) = (self.scalar(0.0, DType::I64), self.scalar(1.0, DType::I64));
                 self.push("Range", "", vec![zero, limit, one], name, vec![]);
             }
+            Op::After => self.after(id, operands, name)?,
             Op::Dequantize => self.dequantize(id, operands, name)?,
             Op::MatMulNBits => self.matmul_nbits(id, operands, name)?,
             _ => return Err(Error::internal("write", format!("no ONNX form for {}", op.name()))),

@@ -296,6 +296,14 @@ impl Bound {
         &self.session
     }
 
+    /// Ends the profile and returns its file.
+    ///
+    /// # Errors
+    /// As [`Session::end_profile`].
+    pub fn end_profile(&mut self) -> Result<PathBuf> {
+        self.session.end_profile()
+    }
+
     /// Feeds `name` from `buffer` in all runs to come.
     pub fn input(&mut self, name: &str, buffer: &Buffer) -> Result<()> {
         self.binding.bind_input(name, &buffer.inner).map_err(failed("bind an input"))

@@ -2,12 +2,9 @@
 
 use crate::compile::Compiled;
 use crate::error::{Error, Result};
-use crate::ir::infer::resolve_axis;
-use crate::ir::{Builder, Dim, Graph, Id, LeafKind, Node, Op, Sym};
-use crate::manifest::Role;
-use crate::memory::Values;
+use crate::ir::{Graph, Sym};
+use crate::memory::{Fixed, Values, longest};
 use crate::rules::Rule;
-use crate::schedule::plan::bytes;
 use serde::Serialize;
 
 /// Batch sizes that are shown.
@@ -46,15 +43,7 @@ pub struct Step {
 pub fn estimate(compiled: &Compiled, read: &Graph, rules: &[Rule]) -> Result<Memory> {
     let values = Values::new(&compiled.graph, &compiled.order, rules)?;
     let graph = values.graph();
-    let used = values.leaves();
-    let weights = used.iter().map(|l| graph.leaf(*l)).filter(|l| l.kind != LeafKind::Input);
-    let parameters = weights.map(|l| bytes(&l.ty, &|_| None)).sum();
-    let trainable = |role| compiled.manifest.parameters.iter().filter(move |p| p.role == role).map(|p| &p.name);
-    let gradients = trainable(Role::Trainable)
-        .filter_map(|n| graph.find_leaf(n))
-        .map(|l| bytes(&graph.leaf(l).ty, &|_| None))
-        .sum();
-    let moments = 2 * gradients;
+    let Fixed { parameters, gradients, moments } = values.fixed(&compiled.trainable);
     let tokens = graph.find_leaf(&compiled.manifest.token_input).map(|l| &graph.leaf(l).ty.shape);
     let Some([batch, length]) = tokens.map(Vec::as_slice) else {
         return Err(Error::internal("inspect", "the tokens are not [batch, length]"));
@@ -79,52 +68,9 @@ fn lengths(longest: Option<i64>) -> Vec<i64> {
     lengths
 }
 
-/// The rows of the smallest table of positions: a weight or constant that is cut to the length, or that is
-/// looked up at counted indices.
-fn longest(graph: &Graph, length: &Dim) -> Option<i64> {
-    let mentions = |d: &Dim| length.symbols().iter().any(|s| d.symbols().contains(s));
-    let is_table = |id: Id| graph.as_leaf(id).is_some_and(|l| graph.leaf(l).kind != LeafKind::Input);
-    let rows = graph.live().into_iter().filter_map(|id| match graph.node(id) {
-        Node::Op(Op::Slice, c) if is_table(c[0]) => {
-            let shape = &graph.tensor_type(c[0])?.shape;
-            let axis = resolve_axis(int(graph, c.get(1))?.known()?, shape.len()).ok()?;
-            int(graph, c.get(3)).filter(mentions)?;
-            shape[axis].known()
-        }
-        Node::Op(Op::Gather, c) if is_table(c[0]) => {
-            let counted = graph.reachable([c[1]]).iter().any(|x| graph.node(*x).op() == Some(Op::Iota));
-            let positions = counted && graph.tensor_type(c[1])?.shape.iter().any(mentions);
-            graph.tensor_type(c[0]).filter(|_| positions)?.shape.first()?.known()
-        }
-        _ => None,
-    });
-    rows.min()
-}
-
-/// The integer behind a literal node.
-fn int(graph: &Graph, id: Option<&Id>) -> Option<Dim> {
-    graph.type_of(*id?).lit()?.int().cloned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::text;
-
-    /// The table of two token types is looked up at as many indices as there are positions.
-    #[test]
-    fn the_longest_length_is_that_of_the_positions() {
-        let graph = text::parse(
-            "(graph g (input ids i64 [batch seq]) (param wpe f32 [96 4]) (param wtt f32 [2 4]) (const mask f32 [1 80])
-              (let p (gather wpe (iota seq) 0)) (let t (gather wtt (mul ids 0) 0))
-              (let m (slice mask 1 0 seq 1)) (output h (add p t)) (output m m))",
-        );
-        let mut graph = graph.unwrap_or_else(|e| panic!("{}", e.message));
-        assert_eq!(longest(&graph, &Dim::sym("seq")), Some(80));
-        graph.outputs.pop();
-        assert_eq!(longest(&graph, &Dim::sym("seq")), Some(96));
-        assert_eq!(longest(&graph, &Dim::sym("length")), None);
-    }
 
     #[test]
     fn lengths_double_up_to_the_longest() {
