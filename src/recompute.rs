@@ -45,10 +45,11 @@ impl Layers {
             let inherited = graph.node(*id).children().iter().filter_map(|c| after[usize::from(*c)]).max();
             after[usize::from(*id)] = number.get(id).copied().or(inherited);
         }
-        // What is computed between a cut and the next.
+        // What is computed between a cut and the next: what makes the first cut is not part of it.
         let mut kinds: Vec<Vec<Op>> = vec![vec![]; cuts.len()];
         for id in &forward {
-            if let (Some(k), Some(op)) = (after[usize::from(*id)], graph.node(*id).op()) {
+            let own = after[usize::from(*id)].filter(|k| cuts[*k] != *id);
+            if let (Some(k), Some(op)) = (own, graph.node(*id).op()) {
                 kinds[k].push(op);
             }
         }
@@ -203,20 +204,37 @@ fn cuts(graph: &Graph, forward: &[Id], order: &[Id], backward: &[bool]) -> Vec<I
     }
 }
 
-/// The longest run of equal groups: its start, the size of a group, and how many there are.  A group that is itself a
-/// repetition is none.
+/// The run of equal groups that covers most operators: its start, the size of a group, and how many there are; of
+/// equals the one with the smallest groups.
 fn repetition(kinds: &[Vec<Op>]) -> (usize, usize, usize) {
-    let mut best = (0, 1, 0);
+    let (mut best, mut most) = ((0, 1, 0), 0);
     for period in 1..=LONGEST.min(kinds.len()) {
         let mut run = 0;
         for at in period..kinds.len() {
             run = if kinds[at] == kinds[at - period] { run + 1 } else { 0 };
-            // The cut behind the last layer must be one, too.
             let count = run / period + 1;
-            if run >= period && count * period > best.2 * best.1 && at + 1 < kinds.len() {
-                best = (at + 1 - count * period, period, count);
+            let first = at + 1 - count * period;
+            let covered = kinds[first..=at].iter().map(Vec::len).sum();
+            // The cut behind the last layer must be one, too.
+            if run >= period && covered > most && at + 1 < kinds.len() {
+                (best, most) = ((first, period, count), covered);
             }
         }
     }
     best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_repetition_that_covers_most_is_found() {
+        let [a, b, none] = [vec![Op::MatMul, Op::Softmax, Op::MatMul], vec![Op::MatMul, Op::Gelu], vec![]];
+        let kinds = [&none, &a, &b, &a, &b, &a, &b, &none, &none, &none, &none, &none, &none, &none];
+        let kinds: Vec<Vec<Op>> = kinds.into_iter().cloned().collect();
+        assert_eq!(repetition(&kinds), (1, 2, 3));
+        assert_eq!(repetition(&kinds[..7]), (1, 2, 2), "what ends the last layer must be there");
+        assert_eq!(repetition(&kinds[..3]).2, 0);
+    }
 }

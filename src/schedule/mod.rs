@@ -26,8 +26,10 @@ pub fn order(graph: &Graph) -> Vec<Id> {
     let live = graph.live();
     let read = read(graph, &live);
     let weights = Weights::new(graph, &live);
-    let mut ends: Vec<Id> = graph.outputs.iter().map(|(_, id)| *id).filter(|id| !read[usize::from(*id)]).collect();
-    ends.sort_by_key(|id| weights.depth[usize::from(*id)]);
+    let ends = graph.outputs.iter().filter(|(_, id)| !read[usize::from(*id)]);
+    let mut ends: Vec<(bool, Id)> = ends.map(|(name, id)| (name.starts_with("grad/"), *id)).collect();
+    ends.sort_by_key(|(is_gradient, id)| (*is_gradient, weights.depth[usize::from(*id)]));
+    let mut ends: Vec<Id> = ends.into_iter().map(|(_, id)| id).collect();
     let by_need = |id: Id, operands: &mut Vec<Id>| {
         let extra = |x: &Id| weights.need[usize::from(*x)].saturating_sub(weights.size[usize::from(*x)]);
         operands.extend(graph.node(id).children());
@@ -42,7 +44,6 @@ pub fn order(graph: &Graph) -> Vec<Id> {
     // Backwards: what is meant to come late stands early, as far as operands stand before users; nodes that nobody
     // reads stand last of all.
     let is_end = |id: Id| !read[usize::from(id)] && graph.node(id).op().is_some();
-    let mut ends = ends;
     ends.sort_by_key(|id| Reverse(at[usize::from(*id)]));
     let late_first = |id: Id, operands: &mut Vec<Id>| {
         operands.extend(graph.node(id).children());
