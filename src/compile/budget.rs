@@ -89,7 +89,11 @@ impl Pipeline<'_> {
         };
         let (mut chosen, mut estimate) = with(of)?;
         if estimate > budget.bytes {
-            let told = if of == 0 { "no repeated layers were found that could be recomputed".into() } else { format!("with all {of} layers recomputed it takes {}", mb(estimate)) };
+            let told = if of == 0 {
+                "no repeated layers were found that could be recomputed".into()
+            } else {
+                format!("with all {of} layers recomputed it takes {}", mb(estimate))
+            };
             let problem = Problem::new("--memory-budget", format!("{} do not hold {step}: {told}", mb(budget.bytes)))
                 .help(format!(
                     "the least is --memory-budget {}MB; fewer or shorter sequences (--budget-batch, --budget-length), \

@@ -199,7 +199,8 @@ impl Session {
     /// Where the allocator keeps no count.
     pub fn most_memory(&self) -> Result<u64> {
         let info = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default);
-        let allocator = info.and_then(|info| Allocator::new(&self.inner, info)).map_err(failed("find its allocator"))?;
+        let allocator =
+            info.and_then(|info| Allocator::new(&self.inner, info)).map_err(failed("find its allocator"))?;
         let mut stats = std::ptr::null_mut();
         // SAFETY: the allocator is alive and the out-pointer valid.
         let status = unsafe { (ort::api().AllocatorGetStats)(allocator.ptr(), &mut stats) };

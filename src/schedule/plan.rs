@@ -2,12 +2,14 @@
 //!
 //! Its planner goes through the nodes in the order of execution.  Some kernels write over an operand of the same size
 //! which nobody reads afterwards.  Any other node takes over a buffer of the same shape that is free, and a buffer that
-//! will be taken over is not given back in between.  Results of the graph have buffers of their own.
+//! will be taken over is not given back in between.  Either needs shapes that ONNX Runtime can infer before it runs, up
+//! to the names of sizes; it loses them where a reshape merges or splits unknown sizes, as around each `Gemm`.  Results
+//! of the graph have buffers of their own.
 //!
 //! Source: `allocation_planner.cc` of microsoft/onnxruntime, core/framework.
 
 use crate::ir::op::Cost;
-use crate::ir::{Graph, Id, Node, Op, Sym, TensorType};
+use crate::ir::{Builder, Graph, Id, Node, Op, Sym, TensorType};
 
 /// The allocator's unit.
 const UNIT: u64 = 256;
@@ -37,11 +39,14 @@ impl Plan {
             output[usize::from(*id)] = true;
             elsewhere[usize::from(*id)] |= bound(name);
         }
-        let mut planner = Planner { graph, buffers: vec![], buffer: vec![None; graph.len()], held: vec![], free: vec![] };
+        let buffer = vec![None; graph.len()];
+        let inferred = inferred(graph, order);
+        let mut planner = Planner { graph, inferred, buffers: vec![], buffer, held: vec![], free: vec![] };
         for (at, &id) in order.iter().enumerate() {
             let Node::Op(op, children) = graph.node(id) else { continue };
             if !elsewhere[usize::from(id)] {
-                let own = if output[usize::from(id)] { None } else { planner.taken_over(id, *op, children, &uses, &output) };
+                let own =
+                    if output[usize::from(id)] { None } else { planner.taken_over(id, *op, children, &uses, &output) };
                 planner.give(id, own, at);
                 if output[usize::from(id)] {
                     // One use more than there are readers: it stays.
@@ -87,6 +92,8 @@ impl Plan {
 
 struct Planner<'g> {
     graph: &'g Graph,
+    /// By node, whether ONNX Runtime knows its shape.
+    inferred: Vec<bool>,
     buffers: Vec<Buffer>,
     /// By node, the buffer that its value lies in.
     buffer: Vec<Option<usize>>,
@@ -103,8 +110,11 @@ impl Planner<'_> {
         if op.row().cost == Cost::Free {
             return self.buffer[usize::from(*operands.first()?)];
         }
-        let ty = self.graph.tensor_type(id)?;
-        let fits = |x: &Id| self.graph.tensor_type(*x).is_some_and(|t| t.shape == ty.shape && t.dtype.size() == ty.dtype.size());
+        let ty = self.graph.tensor_type(id).filter(|_| self.inferred[usize::from(id)])?;
+        let fits = |x: &Id| {
+            self.inferred[usize::from(*x)]
+                && self.graph.tensor_type(*x).is_some_and(|t| t.shape == ty.shape && t.dtype.size() == ty.dtype.size())
+        };
         let x = operands.first().filter(|_| in_place(op));
         if let Some(x) = x.filter(|x| fits(x) && uses[usize::from(**x)] == 1 && !output[usize::from(**x)]) {
             let own = self.buffer[usize::from(*x)].filter(|b| self.held[*b] == 1);
@@ -148,6 +158,32 @@ impl Planner<'_> {
             self.free.push(b);
         }
     }
+}
+
+/// By node, whether its shape can be inferred from those of the inputs.
+fn inferred(graph: &Graph, order: &[Id]) -> Vec<bool> {
+    let mut inferred = vec![true; graph.len()];
+    for &id in order {
+        let Node::Op(op, children) = graph.node(id) else { continue };
+        let own = match (op, children.first()) {
+            (Op::Full | Op::Iota | Op::Expand, _) => is_known(graph, id),
+            // Sizes that stay in place are copied.
+            (Op::Reshape, Some(x)) => {
+                let from = graph.type_of(*x).shape();
+                let shape = graph.type_of(id).shape().iter().enumerate();
+                shape.into_iter().all(|(k, d)| d.known().is_some() || from.get(k) == Some(d))
+            }
+            _ => true,
+        };
+        let operands = &children[..op.operands(children.len())];
+        inferred[usize::from(id)] = own && (is_known(graph, id) || operands.iter().all(|x| inferred[usize::from(*x)]));
+    }
+    inferred
+}
+
+/// Whether every size is a number.
+fn is_known(graph: &Graph, id: Id) -> bool {
+    graph.type_of(id).shape().iter().all(|d| d.known().is_some())
 }
 
 /// Whether ONNX Runtime's kernel for a CPU may write its result over the first operand.  Most may not, elementwise ones

@@ -38,8 +38,9 @@ pub struct Step {
 
 /// Estimates the memory of a compiled step, for batches and lengths that the model takes.
 ///
-/// Fused nodes count with the values inside their bodies.  ONNX Runtime may reuse more than is assumed here
-/// (it computes some nodes in place) and its allocator may hold more.
+/// Fused nodes count with the values inside their bodies.  Activations are what ONNX Runtime's allocator counts as in use
+/// at most (`tests/memory.rs` holds them together); ONNX Runtime itself, the program, and what the allocator holds in
+/// reserve come on top.
 pub fn estimate(compiled: &Compiled, read: &Graph, rules: &[Rule]) -> Result<Memory> {
     let values = Values::new(&compiled.graph, &compiled.order, rules)?;
     let graph = values.graph();
