@@ -219,9 +219,11 @@ fn recomputed_layers_give_the_same_numbers_in_less_memory() {
         let plain = sudoku(trainable);
         let (whole, tight) = (case(&plain), case(&within(&plain, least(&plain))));
         let told = tight.compiled.manifest.recompute.unwrap();
-        assert_eq!((told.layers, told.of, told.batch, told.length), (2, 3, BATCH as i64, LENGTH as i64));
+        assert!(told.layers >= 2, "{told:?}");
+        assert_eq!((told.of, told.batch, told.length), (3, BATCH as i64, LENGTH as i64));
         assert!(told.estimate <= told.budget);
-        assert!(tight.compiled.notes.iter().any(|n| n.starts_with("recomputes the first 2 of 3 layers")));
+        let note = format!("recomputes the first {} of 3 layers", told.layers);
+        assert!(tight.compiled.notes.iter().any(|n| n.starts_with(&note)));
         let (before, after) = (whole.run(BATCH, LENGTH, false), tight.run(BATCH, LENGTH, false));
         assert_eq!(before.outputs.keys().collect::<Vec<_>>(), after.outputs.keys().collect::<Vec<_>>());
         for (name, values) in &before.outputs {
