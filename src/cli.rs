@@ -6,7 +6,7 @@ mod data;
 mod tools;
 
 use crate::adapt;
-use crate::compile::{self, Compiled, Options, Stage, Trainable};
+use crate::compile::{self, Budget, Compiled, Options, Stage, Trainable};
 use crate::error::{Error, Result};
 use crate::eval::command::{EvalArgs, eval};
 use crate::export::{ExportArgs, export};
@@ -144,6 +144,17 @@ struct CompileArgs {
     /// report says what it saves
     #[arg(long, value_enum)]
     quantize_base: Option<Quantization>,
+    /// What a training step may take in memory, as 12GB or 800MB: weights, gradients, AdamW's moments and the values of
+    /// one micro-batch. As few layers as that takes are computed again in the backward part instead of being kept; the
+    /// numbers are the same. ONNX Runtime itself takes some 50 MB more
+    #[arg(long, value_name = "BYTES", value_parser = compile::bytes)]
+    memory_budget: Option<u64>,
+    /// Sequences in a micro-batch, for --memory-budget [default: the model's own, else 8]
+    #[arg(long, value_name = "B", requires = "memory_budget")]
+    budget_batch: Option<i64>,
+    /// Tokens in a sequence, for --memory-budget [default: the model's own, else the longest that it takes]
+    #[arg(long, value_name = "L", requires = "memory_budget")]
+    budget_length: Option<i64>,
     /// Name of the token input, where the model has several integer inputs
     #[arg(long)]
     token_input: Option<String>,
@@ -244,6 +255,11 @@ impl CompileArgs {
             target: self.target,
             compute: self.compute,
             quantize: self.quantize_base,
+            memory: self.memory_budget.map(|bytes| Budget {
+                bytes,
+                batch: self.budget_batch,
+                length: self.budget_length,
+            }),
             token_input: self.token_input.clone(),
             logits_output: self.logits_output.clone(),
             rules: self.rules.rules.clone(),

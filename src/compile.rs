@@ -3,6 +3,7 @@
 //! `read -> lift -> precision -> objective -> sink -> differentiate -> optimise -> lower -> schedule -> write`; each stage
 //! takes the graph of the one before and never looks back.
 
+mod budget;
 mod compiled;
 mod dropout;
 mod method;
@@ -13,6 +14,7 @@ mod tables;
 use crate::adapt;
 use crate::error::{Error, Problem, Result};
 use crate::ir::{DType, Graph, LeafId, LeafKind, text};
+use crate::lower;
 use crate::manifest::{self, Input, Manifest, Method, Parameter, Role};
 use crate::objective::{self, Ports};
 use crate::onnx::write::Parts;
@@ -20,6 +22,7 @@ use crate::onnx::{Source, read};
 use crate::precision;
 use crate::quantize::{self, Quantized};
 use crate::rewrite::{self, Saturated};
+use crate::rules::Target;
 use crate::rules::parse::{Library, suggest};
 use crate::rules::user::library_with;
 use crate::schedule;
@@ -28,6 +31,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
+pub use budget::{Budget, bytes};
 pub use compiled::{Compiled, StageReport};
 pub use options::{Options, Stage, Trainable};
 pub use stages::{add_gradients, lift, lower_for, optimise, rows, sink, usable};
@@ -138,9 +142,16 @@ impl<'a> Pipeline<'a> {
         let lowered = lower_for(&optimised, &self.library, self.options.target, &mut self.fired)?;
         self.done(Stage::Lower, &lowered, on_stage);
 
+        // Where there are kernels, a node that has one is no function any more.
+        let lowered = match self.options.target {
+            Target::Cpu => lowered,
+            _ => lower::expand_gradients(&lowered, &self.library.lower)?,
+        };
+        let (lowered, recompute) = self.fit(lowered, &source.graph, &ports.token_input, &trainable, compute)?;
         let order = schedule::order(&lowered);
         self.done(Stage::Schedule, &lowered, on_stage);
         let mut manifest = self.manifest(&source, &ports, method, &lowered, &trainable, compute);
+        manifest.recompute = recompute;
         for p in manifest.parameters.iter_mut().filter(|p| quantized.names.contains(&p.name)) {
             p.quantized = self.options.quantize;
         }
@@ -319,6 +330,7 @@ impl<'a> Pipeline<'a> {
             logits_output: ports.logits_output.clone(),
             vocab_size: ports.vocab_size,
             adapter: None,
+            recompute: None,
             parameters,
             mended: source.mended.clone(),
             rules_fired: self.fired.clone(),

@@ -21,7 +21,8 @@
 //! | differentiate | one reverse sweep over a table of rows | `rules/grad.egg`, [`autodiff`] |
 //! | optimise | directed algebra over forward and backward together | `rules/simplify.egg`, [`rewrite`] |
 //! | lower | composites become ONNX operators and `ai.weft` functions | `rules/lower.egg`, `rules/fuse.egg`, [`lower`] |
-//! | schedule | the order of nodes in the file | [`schedule`] |
+//! | schedule | layers are recomputed where memory is short | [`recompute`], [`memory`] |
+//! | | the order of nodes in the file, and what ONNX Runtime makes of it | [`schedule`] |
 //! | write | one fixed opset, deterministic names | [`onnx::write`] |
 //!
 //! [`compile`] strings the stages together; each takes the graph of the one before and never looks back.
@@ -74,6 +75,8 @@
 //!   products: by the forward pass alone `x (W + A B)` is cheaper, and its gradient is that of a whole weight.
 //! - A cached entropy pass stays in the one train.onnx, as the output `probe/beta`; the runner opens the step and the
 //!   pass as two sessions over the parts of the file that each needs.
+//! - Control edges do not exist in ONNX: recomputed layers hang on a cotangent by `after`, a reshape of their input to
+//!   its own shape, read off the cotangent.
 //! - `mask_rate` is evaluated in f64: ONNX has neither `log1p` nor `expm1`, and `1 - exp(r log(1 - t))`
 //!   over [batch, length] numbers costs nothing there.
 
@@ -91,6 +94,7 @@ pub mod ir;
 pub mod kernels;
 pub mod lower;
 pub mod manifest;
+pub mod memory;
 pub mod method;
 pub mod objective;
 pub mod onnx;
@@ -98,6 +102,7 @@ pub mod peft;
 pub mod precision;
 pub mod profile;
 pub mod quantize;
+pub mod recompute;
 pub mod report;
 pub mod rewrite;
 pub mod rng;

@@ -26,6 +26,18 @@ pub fn inline(graph: &Graph, rules: &[Rule], fired: &mut BTreeMap<String, usize>
     expand_where(graph, rules, fired, |op| matches!(op.row().emit, Emit::Expand | Emit::Weft(_) | Emit::Kernel(_)))
 }
 
+/// Replaces fused nodes that are gradients.
+///
+/// ONNX Runtime puts a function's body behind all other nodes.  A body that nobody reads would be the first thing it
+/// computes (see `schedule`), and with it the whole backward part before any other gradient.
+pub fn expand_gradients(graph: &Graph, rules: &[Rule]) -> Result<Graph> {
+    let gradients = graph.outputs.iter().filter(|(name, _)| name.starts_with("grad/"));
+    let ops: Vec<Op> = gradients.filter_map(|(_, id)| graph.node(*id).op()).collect();
+    expand_where(graph, rules, &mut BTreeMap::new(), |op| {
+        matches!(op.row().emit, Emit::Weft(_)) && ops.contains(&op) || op.row().emit == Emit::Expand
+    })
+}
+
 fn expand_where(
     graph: &Graph,
     rules: &[Rule],

@@ -48,6 +48,9 @@ pub struct Manifest {
     /// What was put beside frozen weights, where adapters are trained.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub adapter: Option<Adapter>,
+    /// What is computed twice to save memory.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub recompute: Option<Recompute>,
     /// Every weight of the source, trainable ones first, each in the order of the source.
     pub parameters: Vec<Parameter>,
     /// What the reader mended, one line each.
@@ -58,6 +61,20 @@ pub struct Manifest {
 
 fn f32_name() -> String {
     "f32".into()
+}
+
+/// Layers that the backward part computes again instead of keeping their values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recompute {
+    /// How many, from the first on.
+    pub layers: usize,
+    /// How many there are.
+    pub of: usize,
+    /// Bytes that a step of `batch` x `length` tokens may take, and is estimated to.
+    pub budget: u64,
+    pub batch: i64,
+    pub length: i64,
+    pub estimate: u64,
 }
 
 /// The method and its hyper-parameters.  METHOD.md gives the mathematics.

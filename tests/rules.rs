@@ -76,7 +76,7 @@ const NO_ROW: &[(&str, &[Op])] = &[
         ],
     ),
     ("unfolds before differentiation", &[Op::Objective, Op::Adapted]),
-    ("not part of a loss", &[Op::AdamW, Op::Sgd, Op::Tuple]),
+    ("not part of a loss", &[Op::AdamW, Op::Sgd, Op::After, Op::Tuple]),
 ];
 
 #[test]

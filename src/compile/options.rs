@@ -1,5 +1,6 @@
 //! What to compile and for which method.
 
+use super::Budget;
 use crate::adapt;
 use crate::manifest::Probe;
 use crate::precision::Compute;
@@ -55,6 +56,8 @@ pub struct Options {
     pub compute: Compute,
     /// How frozen matrices are stored, where not as in the source.
     pub quantize: Option<Quantization>,
+    /// What a step may take in memory.
+    pub memory: Option<Budget>,
     pub token_input: Option<String>,
     pub logits_output: Option<String>,
     /// A folder of the user's own rules (`rules::user`).
@@ -79,6 +82,7 @@ impl Options {
             target: Target::Cpu,
             compute: Compute::Auto,
             quantize: None,
+            memory: None,
             token_input: None,
             logits_output: None,
             rules: None,

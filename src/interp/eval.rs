@@ -36,6 +36,7 @@ fn product(a: &Args) -> Result<Tensor> {
 fn arm(a: &Args) -> Result<Tensor> {
     let x = || a.x(0);
     match a.op() {
+        Op::After => Ok(x()?.clone()),
         Op::Neg => x()?.neg(),
         Op::Abs => x()?.abs(),
         Op::Sign => x()?.sign(),

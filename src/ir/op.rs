@@ -278,6 +278,8 @@ ops! {
     // The optimizer.  Scalars (learning rate and so on) are f64, so that 1 - beta is exact.
     AdamW        "adamw"         Fixed(11), [], i::tuple, Weft("AdamW"), Fused;
     Sgd          "sgd"           Fixed(8), [], i::tuple, Weft("Sgd"), Fused;
+    // x, but not before the second operand is computed: what comes after it is merged with nothing that does not.
+    After        "after"         Fixed(2), [], i::same, Custom, Free;
     // Several results under one root.
     Tuple        "tuple"         AtLeast(0), [], i::tuple, Custom, Free;
 }

@@ -299,6 +299,7 @@ impl<'a> Scope<'a> {
                 let shape = self.ints(&t.shape)?;
                 self.push("Reshape", "", vec![joined, shape], name, vec![]);
             }
+            Op::After => self.after(id, operands, name)?,
             Op::Dequantize => self.dequantize(id, operands, name)?,
             Op::MatMulNBits => self.matmul_nbits(id, operands, name)?,
             _ => return Err(Error::internal("write", format!("no ONNX form for {}", op.name()))),

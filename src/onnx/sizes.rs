@@ -5,7 +5,7 @@ use super::proto::attribute_proto::AttributeType;
 use super::proto::{TensorProto, tensor_proto};
 use crate::error::{Error, Result};
 use crate::ir::dim::Sym;
-use crate::ir::{DType, Dim};
+use crate::ir::{Builder, DType, Dim, Id};
 
 /// The bytes of one number as ONNX stores it.
 pub(super) fn scalar_bytes(value: f64, dtype: DType) -> Vec<u8> {
@@ -31,6 +31,34 @@ impl Scope<'_> {
             ..Default::default()
         };
         self.constant(format!("{}_{value:?}", dtype.name()), tensor)
+    }
+
+    /// The first operand, but not before the second is computed: a reshape to its own shape, which is read off the
+    /// second operand, or to which a zero made of the second operand is added.
+    ///
+    /// ONNX Runtime lets a reshape share the buffer of what it reads.
+    pub(super) fn after(&mut self, id: Id, operands: &[Id], name: &str) -> Result<()> {
+        let shape = self.graph.type_of(id).shape().to_vec();
+        let (x, d) = (self.operand(operands[0], DType::F32)?, self.operand(operands[1], DType::F32)?);
+        let size = self.fresh("size");
+        // A shape that is known would be folded into a constant.
+        let alike = self.graph.type_of(operands[1]).shape() == shape.as_slice();
+        if alike && shape.iter().any(|d| d.known().is_none()) {
+            self.push("Shape", "", vec![d], &size, vec![]);
+        } else {
+            let [flat, first, whole, zero] = ["flat", "first", "whole", "zero"].map(|stem| self.fresh(stem));
+            let [all, start, end] = [-1, 0, 1].map(|n| self.ints(&[Dim::Known(n)]));
+            self.push("Reshape", "", vec![d, all?], &flat, vec![]);
+            self.push("Slice", "", vec![flat, start?, end?], &first, vec![]);
+            let to = attribute("to", AttributeType::Int, |a| a.i = Some(data_type(DType::I64) as i64));
+            self.push("Cast", "", vec![first], &whole, vec![to]);
+            let nothing = self.scalar(0.0, DType::I64);
+            self.push("Mul", "", vec![whole, nothing], &zero, vec![]);
+            let known = self.ints(&shape)?;
+            self.push("Add", "", vec![known, zero], &size, vec![]);
+        }
+        self.push("Reshape", "", vec![x, size], name, vec![]);
+        Ok(())
     }
 
     /// A one-dimensional int64 value.

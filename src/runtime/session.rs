@@ -69,6 +69,8 @@ pub struct Options {
     pub device: Device,
     /// Whether [`Session::assignment`] is noted.
     pub assignment: bool,
+    /// Where ONNX Runtime's profile goes: the start of the file's name.
+    pub profile: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -82,6 +84,7 @@ impl Default for Options {
             operators: Vec::new(),
             device: Device::Cpu,
             assignment: false,
+            profile: None,
         }
     }
 }
@@ -157,6 +160,9 @@ impl Session {
             if options.assignment {
                 builder = builder.with_config_entry("session.record_ep_graph_assignment_info", "1")?;
             }
+            if let Some(profile) = &options.profile {
+                builder = builder.with_profiling(profile)?;
+            }
             for domain in &options.operators {
                 builder = builder.with_operators(domain.clone())?;
             }
@@ -185,6 +191,37 @@ impl Session {
         let info = MemoryInfo::new(AllocationDevice::CUDA, id as i32, AllocatorType::Device, MemoryType::Default);
         let allocator = info.and_then(|info| Allocator::new(&self.inner, info));
         allocator.map(|a| Memory(Some(a))).map_err(failed("find the device's memory"))
+    }
+
+    /// The most bytes that values and the session's own weights have taken at once on the CPU so far.
+    ///
+    /// # Errors
+    /// Where the allocator keeps no count.
+    pub fn most_memory(&self) -> Result<u64> {
+        let info = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default);
+        let allocator =
+            info.and_then(|info| Allocator::new(&self.inner, info)).map_err(failed("find its allocator"))?;
+        let mut stats = std::ptr::null_mut();
+        // SAFETY: the allocator is alive and the out-pointer valid.
+        let status = unsafe { (ort::api().AllocatorGetStats)(allocator.ptr(), &mut stats) };
+        // SAFETY: the status is that of the call just made.
+        unsafe { ort::Error::result_from_status(status) }.map_err(failed("count its memory"))?;
+        // SAFETY: `stats` was just filled; the key is zero-terminated; the value lives as long as `stats`.
+        let most = unsafe {
+            let value = (ort::api().GetKeyValue)(stats, c"MaxInUse".as_ptr());
+            let text = (!value.is_null()).then(|| std::ffi::CStr::from_ptr(value).to_string_lossy().into_owned());
+            (ort::api().ReleaseKeyValuePairs)(stats);
+            text
+        };
+        most.and_then(|m| m.parse().ok()).ok_or_else(|| Error::runtime("ONNX Runtime does not count its memory"))
+    }
+
+    /// Ends the profile and returns its file.
+    ///
+    /// # Errors
+    /// Where `Options::profile` asked for none.
+    pub fn end_profile(&mut self) -> Result<PathBuf> {
+        self.inner.end_profiling().map(PathBuf::from).map_err(failed("write its profile"))
     }
 
     /// How many nodes each execution provider computes, by operator.  Noted where `Options::assignment` asks for it.
@@ -258,6 +295,14 @@ pub struct Bound {
 impl Bound {
     pub fn session(&self) -> &Session {
         &self.session
+    }
+
+    /// Ends the profile and returns its file.
+    ///
+    /// # Errors
+    /// As [`Session::end_profile`].
+    pub fn end_profile(&mut self) -> Result<PathBuf> {
+        self.session.end_profile()
     }
 
     /// Feeds `name` from `buffer` in all runs to come.

@@ -2,15 +2,10 @@
 
 use crate::compile::Compiled;
 use crate::error::{Error, Result};
-use crate::ir::infer::resolve_axis;
-use crate::ir::op::Cost;
-use crate::ir::{Builder, Dim, Graph, Id, LeafId, LeafKind, Node, Op, Sym, TensorType};
-use crate::lower;
-use crate::manifest::Role;
-use crate::rules::Rule;
-use crate::schedule;
+use crate::ir::{DType, Graph, Sym};
+use crate::memory::{Fixed, Values, longest, size};
+use crate::rules::{Rule, Target};
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
 
 /// Batch sizes that are shown.
 const BATCHES: [i64; 3] = [1, 4, 8];
@@ -43,30 +38,23 @@ pub struct Step {
 
 /// Estimates the memory of a compiled step, for batches and lengths that the model takes.
 ///
-/// Fused nodes count with the values inside their bodies.  ONNX Runtime may reuse more than is assumed here
-/// (it computes some nodes in place) and its allocator may hold more.
+/// Fused nodes count with the values inside their bodies.  Activations are what ONNX Runtime's allocator counts as in use
+/// at most (`tests/memory.rs` holds them together); ONNX Runtime itself, the program, and what the allocator holds in
+/// reserve come on top.
 pub fn estimate(compiled: &Compiled, read: &Graph, rules: &[Rule]) -> Result<Memory> {
-    let graph = lower::inline(&compiled.graph, rules, &mut BTreeMap::new())?;
-    // Weights that are held as codes alone are still leaves, but nothing reads them.
-    let used: BTreeSet<LeafId> = graph.live().iter().filter_map(|id| graph.as_leaf(*id)).collect();
-    let weights = used.iter().map(|l| graph.leaf(*l)).filter(|l| l.kind != LeafKind::Input);
-    let parameters = weights.map(|l| bytes(&l.ty, &|_| None)).sum();
-    let trainable = |role| compiled.manifest.parameters.iter().filter(move |p| p.role == role).map(|p| &p.name);
-    let gradients = trainable(Role::Trainable)
-        .filter_map(|n| graph.find_leaf(n))
-        .map(|l| bytes(&graph.leaf(l).ty, &|_| None))
-        .sum();
-    let moments = 2 * gradients;
+    let kernels = compiled.manifest.target == Target::Cpu && compiled.manifest.compute == DType::F32.name();
+    let values = Values::new(&compiled.graph, &compiled.order, rules, kernels)?;
+    let graph = values.graph();
+    let Fixed { parameters, gradients, moments } = values.fixed(&compiled.trainable);
     let tokens = graph.find_leaf(&compiled.manifest.token_input).map(|l| &graph.leaf(l).ty.shape);
     let Some([batch, length]) = tokens.map(Vec::as_slice) else {
         return Err(Error::internal("inspect", "the tokens are not [batch, length]"));
     };
     let batches = batch.known().map_or(BATCHES.to_vec(), |b| vec![b]);
     let lengths = length.known().map_or_else(|| lengths(longest(read, length)), |l| vec![l]);
-    let lives = Lives::new(&graph);
     let step = |b: i64, l: i64| {
-        let value = |s: &Sym| Some(if batch.symbols().contains(s) { b } else { l });
-        let activations = lives.peak(&graph, &value);
+        let value = |s: &Sym| Some(size(s, batch, b, l));
+        let activations = values.peak(&value);
         Step { batch: b, length: l, activations, total: activations + parameters + gradients + moments }
     };
     let steps = lengths.iter().flat_map(|l| batches.iter().map(move |b| (*b, *l))).map(|(b, l)| step(b, l)).collect();
@@ -82,129 +70,9 @@ fn lengths(longest: Option<i64>) -> Vec<i64> {
     lengths
 }
 
-/// The rows of the smallest table of positions: a weight or constant that is cut to the length, or that is
-/// looked up at counted indices.
-fn longest(graph: &Graph, length: &Dim) -> Option<i64> {
-    let mentions = |d: &Dim| length.symbols().iter().any(|s| d.symbols().contains(s));
-    let is_table = |id: Id| graph.as_leaf(id).is_some_and(|l| graph.leaf(l).kind != LeafKind::Input);
-    let rows = graph.live().into_iter().filter_map(|id| match graph.node(id) {
-        Node::Op(Op::Slice, c) if is_table(c[0]) => {
-            let shape = &graph.tensor_type(c[0])?.shape;
-            let axis = resolve_axis(int(graph, c.get(1))?.known()?, shape.len()).ok()?;
-            int(graph, c.get(3)).filter(mentions)?;
-            shape[axis].known()
-        }
-        Node::Op(Op::Gather, c) if is_table(c[0]) => {
-            let counted = graph.reachable([c[1]]).iter().any(|x| graph.node(*x).op() == Some(Op::Iota));
-            let positions = counted && graph.tensor_type(c[1])?.shape.iter().any(mentions);
-            graph.tensor_type(c[0]).filter(|_| positions)?.shape.first()?.known()
-        }
-        _ => None,
-    });
-    rows.min()
-}
-
-/// The integer behind a literal node.
-fn int(graph: &Graph, id: Option<&Id>) -> Option<Dim> {
-    graph.type_of(*id?).lit()?.int().cloned()
-}
-
-/// When each value that takes memory is made and last read.
-struct Lives {
-    /// Node, position where it is made, position of the last reader.
-    spans: Vec<(Id, usize, usize)>,
-    end: usize,
-}
-
-impl Lives {
-    fn new(graph: &Graph) -> Self {
-        let order = schedule::order(graph);
-        let end = order.len();
-        let mut span: Vec<Option<(usize, usize)>> = vec![None; graph.len()];
-        // A reshape has no memory of its own: what it reads lives as long as its readers.
-        let mut storage: Vec<Id> = (0..graph.len()).map(Id::from).collect();
-        for (at, &id) in order.iter().enumerate() {
-            let Node::Op(op, children) = graph.node(id) else { continue };
-            for c in children.iter() {
-                if let Some((_, last)) = &mut span[usize::from(storage[usize::from(*c)])] {
-                    *last = at;
-                }
-            }
-            match children.first() {
-                Some(x) if op.row().cost == Cost::Free => storage[usize::from(id)] = storage[usize::from(*x)],
-                _ => span[usize::from(id)] = Some((at, at)),
-            }
-        }
-        for (name, id) in &graph.outputs {
-            let span = &mut span[usize::from(storage[usize::from(*id)])];
-            match span {
-                // Gradients are counted on their own.
-                Some(_) if name.starts_with("grad/") => *span = None,
-                Some((_, last)) => *last = end,
-                None => {}
-            }
-        }
-        let spans = span.iter().enumerate().filter_map(|(k, s)| s.map(|(from, to)| (Id::from(k), from, to))).collect();
-        Lives { spans, end }
-    }
-
-    /// Bytes at the worst moment.
-    fn peak(&self, graph: &Graph, value: &dyn Fn(&Sym) -> Option<i64>) -> u64 {
-        let mut change = vec![(0u64, 0u64); self.end + 1];
-        for (id, from, to) in &self.spans {
-            let size = graph.tensor_type(*id).map_or(0, |t| bytes(t, value));
-            change[*from].0 += size;
-            change[*to].1 += size;
-        }
-        let (mut live, mut peak) = (0u64, 0u64);
-        for (made, freed) in change {
-            live += made;
-            peak = peak.max(live);
-            live -= freed;
-        }
-        peak
-    }
-}
-
-/// The size of a tensor; unknown sizes count nothing.
-fn bytes(ty: &TensorType, value: &dyn Fn(&Sym) -> Option<i64>) -> u64 {
-    let sizes = ty.shape.iter().map(|d| d.eval(value).and_then(|n| u64::try_from(n).ok()).unwrap_or(0));
-    ty.dtype.bytes(sizes.fold(1, u64::saturating_mul))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::text;
-
-    /// x lives until the sum reads its reshape, which has no memory of its own; the gradient is left out.
-    #[test]
-    fn the_peak_is_the_worst_moment() {
-        let graph = text::parse(
-            "(graph g (input a f32 [batch seq])
-              (let x (exp a)) (let y (neg x)) (let r (reshape x [batch*seq])) (let s (reshape r [batch seq]))
-              (let z (add y s)) (output loss (sum z [-2 -1])) (output grad/a (abs z)))",
-        );
-        let graph = graph.unwrap_or_else(|e| panic!("{}", e.message));
-        let value = |s: &Sym| Some(if s.as_str() == "batch" { 2 } else { 10 });
-        // exp, neg and add, each of 20 numbers of 4 bytes.
-        assert_eq!(Lives::new(&graph).peak(&graph, &value), 3 * 80);
-    }
-
-    /// The table of two token types is looked up at as many indices as there are positions.
-    #[test]
-    fn the_longest_length_is_that_of_the_positions() {
-        let graph = text::parse(
-            "(graph g (input ids i64 [batch seq]) (param wpe f32 [96 4]) (param wtt f32 [2 4]) (const mask f32 [1 80])
-              (let p (gather wpe (iota seq) 0)) (let t (gather wtt (mul ids 0) 0))
-              (let m (slice mask 1 0 seq 1)) (output h (add p t)) (output m m))",
-        );
-        let mut graph = graph.unwrap_or_else(|e| panic!("{}", e.message));
-        assert_eq!(longest(&graph, &Dim::sym("seq")), Some(80));
-        graph.outputs.pop();
-        assert_eq!(longest(&graph, &Dim::sym("seq")), Some(96));
-        assert_eq!(longest(&graph, &Dim::sym("length")), None);
-    }
 
     #[test]
     fn lengths_double_up_to_the_longest() {

@@ -1,0 +1,141 @@
+//! What the values of a training step need in memory: the lowered graph as ONNX Runtime will run it.
+
+use crate::error::Result;
+use crate::ir::graph::ROWS;
+use crate::ir::infer::resolve_axis;
+use crate::ir::op::Emit;
+use crate::ir::{Builder, Dim, Graph, Id, LeafId, LeafKind, Node, Op, Sym};
+use crate::lower;
+use crate::rules::Rule;
+use crate::schedule::executed;
+use crate::schedule::plan::{Plan, bytes};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The values of a step, planned into buffers.
+///
+/// ONNX Runtime puts the bodies of functions in the place of fused nodes, behind all other nodes, and merges what is
+/// computed twice; so does this.  Gradients are left out: they lie in buffers of the runner.
+pub struct Values {
+    graph: Graph,
+    plan: Plan,
+}
+
+impl Values {
+    /// Plans the lowered `graph` that is written in the order `file`; `rules` are the `lower` rules.  With `kernels` a
+    /// fused node is one computation, else its function's body takes its place.
+    ///
+    /// # Errors
+    /// Where a fused node has no body.
+    pub fn new(graph: &Graph, file: &[Id], rules: &[Rule], kernels: bool) -> Result<Self> {
+        let mut marked = graph.clone();
+        // Outputs of their own tell what became of each node.
+        let plain = |id: &&Id| graph.node(**id).op().is_some_and(|op| kernels || !matches!(op.row().emit, Emit::Weft(_)));
+        let written: Vec<&Id> = file.iter().filter(|id| graph.node(**id).op().is_some()).collect();
+        marked.outputs = written.iter().map(|id| (String::new(), **id)).chain(graph.outputs.clone()).collect();
+        let mut inlined = if kernels { marked } else { lower::inline(&marked, rules, &mut BTreeMap::new())? };
+        let outputs = inlined.outputs.split_off(written.len());
+        let mut index: Vec<usize> = (0..inlined.len()).map(|k| written.len() + k).collect();
+        for (k, ((_, now), before)) in inlined.outputs.iter().zip(&written).enumerate().rev() {
+            if plain(before) {
+                index[usize::from(*now)] = k;
+            }
+        }
+        inlined.outputs = outputs;
+        let order = executed(&inlined, &inlined.live(), &|id| index[usize::from(id)]);
+        let plan = Plan::new(&inlined, &order, &|name| name.starts_with("grad/"));
+        Ok(Values { graph: inlined, plan })
+    }
+
+    /// Bytes at the worst moment, for sizes of the graph's symbols.
+    pub fn peak(&self, value: &dyn Fn(&Sym) -> Option<i64>) -> u64 {
+        self.plan.peak(&self.graph, value)
+    }
+
+    /// What is held whatever the sizes are, where `trainable` are trained with AdamW.
+    pub fn fixed(&self, trainable: &[LeafId]) -> Fixed {
+        let size = |l: &LeafId| bytes(&self.graph.leaf(*l).ty, &|_| None);
+        // Weights that are held as codes alone are still leaves, but nothing reads them.
+        let used: BTreeSet<LeafId> = self.graph.live().iter().filter_map(|id| self.graph.as_leaf(*id)).collect();
+        let weights = used.iter().filter(|l| self.graph.leaf(**l).kind != LeafKind::Input);
+        let gradients = trainable.iter().map(size).sum();
+        Fixed { parameters: weights.map(size).sum(), gradients, moments: 2 * gradients }
+    }
+
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+}
+
+/// Bytes that are held through a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Fixed {
+    /// All weights, frozen ones too, and constant tables.
+    pub parameters: u64,
+    /// One for each trainable number.
+    pub gradients: u64,
+    /// Two for each trainable number.
+    pub moments: u64,
+}
+
+impl Fixed {
+    pub fn total(&self) -> u64 {
+        self.parameters + self.gradients + self.moments
+    }
+}
+
+/// The value of a size for a batch and a length: all tokens where rows are counted, which is the most.
+pub fn size(symbol: &Sym, batches: &Dim, batch: i64, length: i64) -> i64 {
+    match symbol.as_str() {
+        rows if rows.starts_with(ROWS) => batch * length,
+        _ if batches.symbols().contains(symbol) => batch,
+        _ => length,
+    }
+}
+
+/// The rows of the smallest table of positions: a weight or constant that is cut to the length, or that is
+/// looked up at counted indices.
+pub fn longest(graph: &Graph, length: &Dim) -> Option<i64> {
+    let mentions = |d: &Dim| length.symbols().iter().any(|s| d.symbols().contains(s));
+    let is_table = |id: Id| graph.as_leaf(id).is_some_and(|l| graph.leaf(l).kind != LeafKind::Input);
+    let rows = graph.live().into_iter().filter_map(|id| match graph.node(id) {
+        Node::Op(Op::Slice, c) if is_table(c[0]) => {
+            let shape = &graph.tensor_type(c[0])?.shape;
+            let axis = resolve_axis(int(graph, c.get(1))?.known()?, shape.len()).ok()?;
+            int(graph, c.get(3)).filter(mentions)?;
+            shape[axis].known()
+        }
+        Node::Op(Op::Gather, c) if is_table(c[0]) => {
+            let counted = graph.reachable([c[1]]).iter().any(|x| graph.node(*x).op() == Some(Op::Iota));
+            let positions = counted && graph.tensor_type(c[1])?.shape.iter().any(mentions);
+            graph.tensor_type(c[0]).filter(|_| positions)?.shape.first()?.known()
+        }
+        _ => None,
+    });
+    rows.min()
+}
+
+/// The integer behind a literal node.
+fn int(graph: &Graph, id: Option<&Id>) -> Option<Dim> {
+    graph.type_of(*id?).lit()?.int().cloned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::text;
+
+    /// The table of two token types is looked up at as many indices as there are positions.
+    #[test]
+    fn the_longest_length_is_that_of_the_positions() {
+        let graph = text::parse(
+            "(graph g (input ids i64 [batch seq]) (param wpe f32 [96 4]) (param wtt f32 [2 4]) (const mask f32 [1 80])
+              (let p (gather wpe (iota seq) 0)) (let t (gather wtt (mul ids 0) 0))
+              (let m (slice mask 1 0 seq 1)) (output h (add p t)) (output m m))",
+        );
+        let mut graph = graph.unwrap_or_else(|e| panic!("{}", e.message));
+        assert_eq!(longest(&graph, &Dim::sym("seq")), Some(80));
+        graph.outputs.pop();
+        assert_eq!(longest(&graph, &Dim::sym("seq")), Some(96));
+        assert_eq!(longest(&graph, &Dim::sym("length")), None);
+    }
+}
