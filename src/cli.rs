@@ -20,6 +20,7 @@ use crate::quantize::Quantization;
 use crate::report::{self, ReportArgs};
 use crate::rules::Target;
 use crate::runtime::doctor;
+use crate::sampling;
 use crate::train::{self, RunArgs};
 use clap::{Args, Parser, Subcommand};
 use std::collections::BTreeMap;
@@ -261,7 +262,7 @@ pub fn main() -> ExitCode {
     };
     let outcome = match Cli::parse_from(words).command {
         Command::Compile(args) => compile(&args),
-        Command::Run(args) => match train::interrupt::listen().and_then(|()| train::run(&args)) {
+        Command::Run(args) => match train::interrupt::listen().and_then(|()| sampling::run(&args)) {
             Ok(summary) => match summary.folder.as_deref().map_or(Ok(()), report::beside) {
                 Ok(()) if summary.interrupted => return ExitCode::from(train::interrupt::EXIT_CODE),
                 other => other,

@@ -27,7 +27,7 @@
 //! [`train`] runs what was written: it knows [`runtime`] and the [`manifest`], not the compiler.
 //! [`kernels`] holds native forms of `ai.weft` functions, [`generate`] decodes with a trained model, [`eval`] scores it,
 //! [`peft`] reads adapters and merges them, [`profile`] knows the published families of models, [`report`] draws runs.
-//! [`export`] writes what a run learnt in the formats of others.
+//! [`export`] writes what a run learnt in the formats of others; [`sampling`] has the model answer while it is trained.
 //! [`tools`] uses the stages for other ends: to show a model, to explain a rule, to write plain gradients.
 //!
 //! # Where to start
@@ -93,6 +93,7 @@ pub mod rewrite;
 pub mod rng;
 pub mod rules;
 pub mod runtime;
+pub mod sampling;
 pub mod schedule;
 pub mod stdout;
 pub mod tools;

@@ -94,7 +94,8 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
         batch: args.batch_size,
         watch: args.watch,
     };
-    answers(&mut model, &language, &request, &rows, &mut |row, answer| {
+    let mut logits = |tokens: &[i64], batch, len| model.logits(tokens, batch, len);
+    answers(&mut logits, &language, &request, &rows, &mut |row, answer| {
         let text = language.decode(language.before_end(&answer.tokens), true)?;
         let out = if args.json {
             let object = json!({

@@ -12,6 +12,7 @@ use super::log::{Log, Metrics};
 use super::plan::Plan;
 use super::prepare::{self, Prepared, open, prepare, source};
 use super::record::{self, Record, State};
+use super::samples::{self, Open, Samples};
 use super::settings::{Chosen, Settings};
 use super::state::{self, Position};
 use super::store::{self, Store};
@@ -71,6 +72,14 @@ impl Summary {
 /// Everything that is wrong with the command line, the graph or the data; failures of the runtime; ten
 /// steps in a row that are not finite.
 pub fn run(args: &RunArgs) -> Result<Summary> {
+    run_with(args, None)
+}
+
+/// The same; `open` makes what answers prompts, where the run is to show samples.
+///
+/// # Errors
+/// As [`run`]; samples that are asked for without `open`.
+pub fn run_with(args: &RunArgs, open_samples: Option<Open>) -> Result<Summary> {
     let found = args.resume.as_deref().map(store::find).transpose()?;
     let mut args = args.clone();
     if let (None, Some((_, folder))) = (&args.out, &found) {
@@ -127,10 +136,21 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
         args.out.as_deref().map(|out| record.save(out, state, summary)).transpose()
     };
     stands(State::Running, None)?;
+    let mut speaker = None;
+    if samples::wanted(args) {
+        let open = open_samples.ok_or_else(|| Error::internal("run", "samples are made by weftc::sampling::run"))?;
+        let rows = held_out.as_ref().map_or(&dataset.samples, |h| &h.first);
+        speaker = Some(Samples::new(args, &prepared, rows, &trainer, open, step)?);
+    }
     let mut log = Log::new(step, steps, args.quiet, args.out.as_deref(), args.tensorboard)?;
     notes.iter().chain(&plan.padding()).for_each(|n| log.say(n));
     let mut summary = Summary { notes, folder: args.out.clone(), ..Summary::default() };
     let (mut seen, text) = (Tokens::default(), Text(prepared.tokenizer.as_ref()));
+    if let Some(speaker) = &mut speaker {
+        let lines = speaker.at(step, &trainer, false);
+        // A model that cannot answer is told before anything is trained.
+        tell(if interrupt::asked() { lines } else { Ok(lines?) }, step, &log)?;
+    }
     let mut losses = Vec::new();
     let mut order = (u32::MAX, Vec::new());
     while step < steps {
@@ -195,6 +215,9 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
         if result.outcome != Outcome::Skipped {
             good = position;
         }
+        if let Some(speaker) = &mut speaker {
+            tell(speaker.at(step, &trainer, step == steps), step, &log)?;
+        }
     }
     args.out.iter().try_for_each(|out| seen.save(out))?;
     summary.steps = step;
@@ -225,6 +248,16 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
     Ok(summary)
 }
 
+/// Logs samples.  A model that cannot answer ends no run, a full disk does.
+fn tell(lines: Result<Vec<String>>, step: u64, log: &Log) -> Result<()> {
+    match lines {
+        Ok(lines) => lines.iter().for_each(|line| log.say(line)),
+        Err(e @ Error::Io { .. }) => return Err(e),
+        Err(e) => log.say(&format!("no samples after {step} steps: {e}")),
+    }
+    Ok(())
+}
+
 /// The data of `--eval-data`, read as the training data are.
 fn held_out(args: &RunArgs, trainer: &Trainer, own: &Prepared, notes: &mut Vec<String>) -> Result<Option<HeldOut>> {
     let Some(data) = args.eval_data.clone() else {
@@ -232,7 +265,8 @@ fn held_out(args: &RunArgs, trainer: &Trainer, own: &Prepared, notes: &mut Vec<S
         return if args.eval_every.is_some() { Err(Error::usage(problem)) } else { Ok(None) };
     };
     let known = notes.len();
-    let found = prepare(&RunArgs { data, ..args.clone() }, trainer.manifest(), trainer.shape(), notes)?;
+    let found =
+        prepare(&RunArgs { data, sample_prompts: None, ..args.clone() }, trainer.manifest(), trainer.shape(), notes)?;
     // What was chosen for the training data was told already.
     notes.truncate(known);
     notes.push(format!("{} samples of --eval-data are held out", found.dataset.samples.len()));

@@ -362,6 +362,11 @@ impl Trainer {
         found.ok_or_else(|| Error::usage(Problem::new(name, "no trainable parameter has this name")))
     }
 
+    /// What is fed besides tokens and draws: name and type.
+    pub(super) fn extras(&self) -> &[(String, DType)] {
+        &self.extras
+    }
+
     fn feeds(&self, batch: &Batch) -> Result<Vec<(String, HostTensor)>> {
         let mut feeds = vec![(self.file.manifest.token_input.clone(), batch.tokens.clone())];
         for name in &self.draws {
