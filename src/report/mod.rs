@@ -2,11 +2,13 @@
 
 mod chart;
 mod page;
+mod samples;
 mod tokens;
 
 use crate::atomic;
 use crate::error::{Error, Problem, Result};
 use crate::stdout::print;
+use samples::Sample;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -41,6 +43,8 @@ pub(crate) struct Run {
     settings: BTreeMap<String, String>,
     /// What is in tokens.json, where it is there.
     tokens: Option<Tokens>,
+    /// The lines of samples.jsonl.
+    samples: Vec<Sample>,
 }
 
 /// Writes the page.
@@ -96,5 +100,6 @@ fn read(folder: &Path) -> Result<Option<Run>> {
         settings.extend(record["settings"][key].as_str().map(|value| (name.to_string(), value.to_string())));
     }
     let tokens = serde_json::from_str(&text("tokens.json")?).ok();
-    Ok((!steps.is_empty()).then(|| Run { name: folder.display().to_string(), state, steps, settings, tokens }))
+    let samples = text("samples.jsonl")?.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+    Ok((!steps.is_empty()).then(|| Run { name: folder.display().to_string(), state, steps, settings, tokens, samples }))
 }

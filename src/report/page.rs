@@ -1,7 +1,7 @@
 //! The page: figures, charts, settings.
 
 use super::chart::{number, svg};
-use super::{Run, tokens};
+use super::{Run, samples, tokens};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -18,7 +18,7 @@ figure{margin:0}figcaption{font-weight:600}svg{width:100%;height:auto}text{font-
 .wide{overflow-x:auto}table{border-collapse:collapse}th,td{border-bottom:1px solid var(--faint);padding:.25rem .75rem;text-align:left;overflow-wrap:anywhere}\
 td{font-variant-numeric:tabular-nums}.differs{background:var(--mark)}.map{white-space:pre-wrap;overflow-wrap:anywhere;border-left:3px solid var(--faint);padding-left:1rem}\
 .token{background:color-mix(in srgb,#e69f00 var(--h),transparent)}.masked{text-decoration:underline 2px #0072b2}\
-.key{width:3rem;height:.75rem;vertical-align:middle}";
+td.said{white-space:pre-wrap;vertical-align:top;max-width:28rem}details{margin-top:.5rem}.key{width:3rem;height:.75rem;vertical-align:middle}";
 
 /// The whole file.
 pub fn html(runs: &[Run]) -> String {
@@ -37,9 +37,10 @@ pub fn html(runs: &[Run]) -> String {
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\"><link rel=\"icon\" href=\"data:,\">\
          <title>weftc report</title><style>{STYLE}</style></head><body><main><h1>Training runs</h1>\n\
          <h2>Figures</h2>{}\n<h2>Curves</h2><p>Faint lines are single steps, strong ones their running mean.</p>\
-         <div class=\"charts\">{}</div>\n{}\n<h2>Settings</h2>{}</main></body></html>\n",
+         <div class=\"charts\">{}</div>\n{}\n{}\n<h2>Settings</h2>{}</main></body></html>\n",
         figures(runs),
         charts.concat(),
+        samples::html(runs),
         tokens::html(runs),
         settings(runs)
     )

@@ -28,6 +28,7 @@ pub mod settings;
 pub mod state;
 pub mod store;
 pub mod tensorboard;
+pub mod token_weight;
 pub mod tokens;
 pub mod trainer;
 

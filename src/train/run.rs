@@ -177,7 +177,7 @@ pub fn run_with(args: &RunArgs, open_samples: Option<Open>) -> Result<Summary> {
         };
         step += 1;
         if let Some(batch) = batches.last() {
-            seen.step(step, &result, batch, dataset, &text);
+            seen.step(step, &result, batch, dataset, &text, &manifest.method);
         }
         let outcome = match result.outcome {
             Outcome::Updated => "updated",
