@@ -35,6 +35,9 @@ pub struct ExportArgs {
     /// The folder of rules that the run was compiled with, for an adapter of one's own
     #[arg(long, value_name = "DIR")]
     pub rules: Option<PathBuf>,
+    /// Print nothing on success
+    #[arg(short, long)]
+    pub quiet: bool,
 }
 
 /// Writes what `args` ask for; returns the files.

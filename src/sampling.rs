@@ -1,5 +1,7 @@
-//! Runs whose model is asked while it is trained: the compiler's inference graph over the run's own parameters, decoded
-//! as `weftc generate` decodes.
+//! What runs need of the compiler.
+//!
+//! Samples: the model is asked while it is trained, the compiler's inference graph over the run's own parameters, decoded
+//! as `weftc generate` decodes.  Plans: the memory of a step.
 //!
 //! The graph is compiled once; a session of it lives only while prompts are answered, so that training has the
 //! machine's memory between.  It reads the parameters in place and draws from a seed of its own: a run's steps are
@@ -10,7 +12,9 @@ use crate::error::{Error, Problem, Result};
 use crate::generate::DecodingArgs;
 use crate::generate::answers::{Request, answers};
 use crate::generate::language::{Language, LanguageArgs};
+use crate::tools::plan;
 use crate::train::forward::Forward;
+use crate::train::run::Compiler;
 use crate::train::samples::{Answerer, Asked};
 use crate::train::{self, RunArgs, Summary, checkpoint, interrupt};
 use std::path::Path;
@@ -20,7 +24,8 @@ use std::path::Path;
 /// # Errors
 /// As `train::run`; a source model that is missing or cannot be compiled for answers.
 pub fn run(args: &RunArgs) -> Result<Summary> {
-    train::run::run_with(args, Some(&open))
+    let compiler = Compiler { open: &open, activations: &plan::activations };
+    train::run::run_with(args, Some(compiler))
 }
 
 /// A greedy decoder in blocks of 32 tokens (Dream's: all at once), with half as many model calls as tokens.

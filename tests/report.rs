@@ -47,7 +47,7 @@ fn runs_stand_side_by_side_in_one_file_that_asks_for_nothing() {
     );
     assert!(html.contains("title=\"H 0.5 nats, beta 1.5, t 0.5, not masked (would weigh 2)\">&lt;b&gt;</span>"));
     let said = ["1 + 1?", "&lt;i&gt;", "two!", "two"].map(|t| format!("<td class=\"said\">{t}</td>")).concat();
-    assert!(html.contains(&said) && html.contains("before, after 0 steps") && html.contains("after 1000 steps"));
+    assert!(html.contains(&said) && html.contains("before training") && html.contains("after 1000 steps"));
     assert!(html.contains("<th scope=\"row\">500</th><td class=\"said\">one</td>"));
     // Two curves, each over its points, in each of four charts; and two keys.
     assert_eq!((html.matches("<figure>").count(), html.matches("<polyline").count()), (4, 2 * 4 * 2 - 2 + 2));

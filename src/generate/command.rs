@@ -66,7 +66,7 @@ const MERGED: &str = "merged.onnx";
 fn merged(model: &Path, adapter: &Path) -> Result<tempfile::TempDir> {
     let folder = tempfile::tempdir().map_err(|e| Error::io("create", &std::env::temp_dir(), e))?;
     let (model, adapter, output) = (model.to_path_buf(), adapter.to_path_buf(), folder.path().join(MERGED));
-    merge(&MergeArgs { model, adapter, output })?;
+    merge(&MergeArgs { model, adapter, output, quiet: true })?;
     Ok(folder)
 }
 

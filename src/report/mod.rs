@@ -1,6 +1,7 @@
 //! `weftc report`: the curves and settings of runs, side by side, in one file that needs nothing else.
 
 mod chart;
+mod figure;
 mod page;
 mod samples;
 mod tokens;
@@ -23,6 +24,12 @@ pub struct ReportArgs {
     /// Where to write the page
     #[arg(short, long, value_name = "FILE", default_value = "report.html")]
     output: PathBuf,
+    /// Also write the curves and the token map of the first run as an SVG, for a README or a paper
+    #[arg(long, value_name = "FILE.svg")]
+    figure: Option<PathBuf>,
+    /// Print nothing on success
+    #[arg(short, long)]
+    quiet: bool,
 }
 
 /// What run.json has of the things that a run was made of, and what the page calls them.
@@ -67,7 +74,14 @@ pub fn report(args: &ReportArgs) -> Result<()> {
     }
     let html = page::html(&runs);
     atomic::write(&args.output, |file| file.write_all(html.as_bytes()))?;
-    print(&format!("wrote {} ({} runs, {:.0} kB)\n", args.output.display(), runs.len(), html.len() as f64 / 1e3))
+    let mut wrote =
+        format!("wrote {} ({} runs, {:.0} kB)\n", args.output.display(), runs.len(), html.len() as f64 / 1e3);
+    if let (Some(path), Some(run)) = (&args.figure, runs.first()) {
+        let svg = figure::svg(run);
+        atomic::write(path, |file| file.write_all(svg.as_bytes()))?;
+        wrote += &format!("wrote {} ({:.0} kB)\n", path.display(), svg.len() as f64 / 1e3);
+    }
+    if args.quiet { Ok(()) } else { print(&wrote) }
 }
 
 /// Writes `report.html` into a run's own folder, if it has made a step.

@@ -47,7 +47,7 @@ pub fn html(runs: &[Run]) -> String {
 }
 
 /// A number of steps that were made: one without masked tokens has a loss of 0 that says nothing.
-fn updated(name: &'static str) -> impl Fn(&Value) -> Option<f64> {
+pub fn updated(name: &'static str) -> impl Fn(&Value) -> Option<f64> {
     move |m| m[name].as_f64().filter(|_| m["outcome"] == "updated")
 }
 

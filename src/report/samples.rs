@@ -46,7 +46,7 @@ fn section(run: &Run, most: usize) -> String {
     let rows: String = prompts.values().take(PROMPTS).map(row).collect();
     let heads = [
         "prompt".to_string(),
-        format!("before, after {first} steps"),
+        if first == 0 { "before training".into() } else { format!("after {first} steps") },
         format!("after {last} steps"),
         "in the data".to_string(),
     ];

@@ -22,7 +22,7 @@ struct Bin {
 }
 
 #[derive(Debug, Deserialize)]
-struct Token {
+pub struct Token {
     text: String,
     answer: bool,
     entropy: Option<f64>,
@@ -32,6 +32,35 @@ struct Token {
     masked: bool,
     loss: Option<f64>,
     weight: Option<f64>,
+}
+
+impl Tokens {
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    pub fn samples(&self) -> &[Vec<Token>] {
+        &self.samples
+    }
+}
+
+impl Token {
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    pub fn answer(&self) -> bool {
+        self.answer
+    }
+
+    pub fn masked(&self) -> bool {
+        self.masked
+    }
+
+    /// What a map shows by its colour.
+    pub fn shade(&self) -> f64 {
+        self.entropy.or(self.surprise).or(self.rate).filter(|x| x.is_finite()).unwrap_or(0.0)
+    }
 }
 
 /// The tokens of maps on one page: about 300 bytes each.
@@ -73,8 +102,7 @@ fn section(name: &str, tokens: &Tokens, most: usize) -> String {
 
 /// A sample as running text.
 fn map(sample: &[Token]) -> String {
-    let shade = |t: &Token| t.entropy.or(t.surprise).or(t.rate).filter(|x| x.is_finite()).unwrap_or(0.0);
-    let top = sample.iter().map(shade).fold(f64::MIN_POSITIVE, f64::max);
+    let top = sample.iter().map(Token::shade).fold(f64::MIN_POSITIVE, f64::max);
     let mut out = String::from("<p class=\"map\">");
     for token in sample {
         if !token.answer {
@@ -94,7 +122,7 @@ fn map(sample: &[Token]) -> String {
         });
         title.extend(token.loss.map(|l| format!("cross-entropy {}", number(l))));
         let class = if token.masked { "token masked" } else { "token" };
-        let strength = 100.0 * shade(token) / top;
+        let strength = 100.0 * token.shade() / top;
         let _ = write!(
             out,
             "<span class=\"{class}\" style=\"--h:{strength:.0}%\" title=\"{}\">{}</span>",

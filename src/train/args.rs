@@ -174,6 +174,9 @@ pub struct RunArgs {
     /// Print the plan and stop: steps, tokens, memory, what is trained
     #[arg(long)]
     pub dry_run: bool,
+    /// Print the run's summary as an object on standard output, at its end
+    #[arg(long)]
+    pub json: bool,
     /// Print nothing but errors
     #[arg(long, short)]
     pub quiet: bool,

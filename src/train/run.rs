@@ -20,7 +20,9 @@ use super::tokens::{Text, Tokens};
 use super::trainer::{Outcome, Trainer, shape_of};
 use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
+use crate::manifest::Manifest;
 use crate::onnx::train_file::TrainFile;
+use crate::onnx::weights;
 use crate::stdout::print;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -75,11 +77,21 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
     run_with(args, None)
 }
 
-/// The same; `open` makes what answers prompts, where the run is to show samples.
+/// What a run needs of the compiler, which training does not know.
+#[derive(Clone, Copy)]
+pub struct Compiler<'a> {
+    /// Makes what answers prompts.
+    pub open: Open<'a>,
+    /// Bytes of the activations of a micro-batch of so many sequences and tokens of a train.onnx with this manifest and
+    /// source model; for plans.
+    pub activations: &'a dyn Fn(&Manifest, &Path, usize, usize) -> Result<u64>,
+}
+
+/// The same, with samples and whole plans.
 ///
 /// # Errors
-/// As [`run`]; samples that are asked for without `open`.
-pub fn run_with(args: &RunArgs, open_samples: Option<Open>) -> Result<Summary> {
+/// As [`run`]; samples that are asked for without a compiler.
+pub fn run_with(args: &RunArgs, compiler: Option<Compiler>) -> Result<Summary> {
     let found = args.resume.as_deref().map(store::find).transpose()?;
     let mut args = args.clone();
     if let (None, Some((_, folder))) = (&args.out, &found) {
@@ -88,7 +100,7 @@ pub fn run_with(args: &RunArgs, open_samples: Option<Open>) -> Result<Summary> {
     let args = &args;
     check_folder(args, found.as_ref().map(|(_, folder)| folder.as_path()))?;
     if args.dry_run {
-        return dry_run(args);
+        return dry_run(args, compiler);
     }
     let mut notes = Vec::new();
     let mut trainer = open(args, &mut notes)?;
@@ -114,7 +126,7 @@ pub fn run_with(args: &RunArgs, open_samples: Option<Open>) -> Result<Summary> {
         interpreted: trainer.parameter_type() == Some(DType::F64),
         device: trainer.device,
     };
-    let settings = Settings::new(args, trainer.manifest(), dataset, chosen)?;
+    let settings = Settings::new(args, &trainer.file, dataset, chosen)?;
     let store = args.out.as_deref().map(|out| Store::open(out, args.keep as usize)).transpose()?;
     let mut step = 0;
     if let Some((checkpoint, _)) = &found {
@@ -138,7 +150,7 @@ pub fn run_with(args: &RunArgs, open_samples: Option<Open>) -> Result<Summary> {
     stands(State::Running, None)?;
     let mut speaker = None;
     if samples::wanted(args) {
-        let open = open_samples.ok_or_else(|| Error::internal("run", "samples are made by weftc::sampling::run"))?;
+        let open = compiler.ok_or_else(|| Error::internal("run", "samples are made by weftc::sampling::run"))?.open;
         let rows = held_out.as_ref().map_or(&dataset.samples, |h| &h.first);
         speaker = Some(Samples::new(args, &prepared, rows, &trainer, open, step)?);
     }
@@ -278,13 +290,19 @@ fn steps(args: &RunArgs, plan: &Plan) -> u64 {
 }
 
 /// Prints what a run would do.
-fn dry_run(args: &RunArgs) -> Result<Summary> {
+fn dry_run(args: &RunArgs, compiler: Option<Compiler>) -> Result<Summary> {
     args.optimizer().check()?;
     let file = TrainFile::read(&args.train_onnx, prepare::folder(args).as_deref())?;
     let mut notes = Vec::new();
     let prepared = prepare(args, &file.manifest, shape_of(&file), &mut notes)?;
     let plan = prepared.plan(args);
-    print(&dry_run::text(args, &file.manifest, &plan, steps(args, &plan)))?;
+    let source = args.model.clone().unwrap_or_else(|| file.source());
+    let known = weights::sha256(&source).is_ok_and(|sha256| sha256 == file.manifest.source.sha256);
+    let activations = |batch, length| {
+        let compiler = compiler.filter(|_| known)?;
+        (compiler.activations)(&file.manifest, &source, batch, length).ok()
+    };
+    print(&dry_run::text(args, &file.manifest, &plan, steps(args, &plan), &activations))?;
     notes.extend(plan.padding());
     notes.iter().try_for_each(|note| print(&format!("note: {note}\n")))?;
     Ok(Summary { notes, ..Summary::default() })

@@ -6,6 +6,8 @@
 mod chat;
 mod format;
 mod grouping;
+#[cfg(feature = "hub")]
+mod hub;
 mod locate;
 mod preview;
 mod python_json;
