@@ -27,7 +27,8 @@
 //! [`train`] runs what was written: it knows [`runtime`] and the [`manifest`], not the compiler.
 //! [`kernels`] holds native forms of `ai.weft` functions, [`generate`] decodes with a trained model, [`eval`] scores it,
 //! [`peft`] reads adapters and merges them, [`profile`] knows the published families of models, [`report`] draws runs.
-//! [`export`] writes what a run learnt in the formats of others; [`sampling`] has the model answer while it is trained.
+//! [`export`] writes what a run learnt in the formats of others; [`sampling`] lends runs the compiler, for answers on the way
+//! and for plans.
 //! [`tools`] uses the stages for other ends: to show a model, to explain a rule, to write plain gradients.
 //!
 //! # Where to start
