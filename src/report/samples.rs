@@ -60,7 +60,7 @@ fn between(prompts: &BTreeMap<usize, Vec<&Sample>>, first: u64, last: u64, text:
     let on_the_way: Vec<&&Sample> = said.iter().filter(|s| s.step > first && s.step < last).collect();
     let shown = on_the_way.iter().step_by(on_the_way.len().div_ceil(BETWEEN).max(1));
     let row = |s: &&&Sample| format!("<tr><th scope=\"row\">{}</th>{}</tr>", s.step, text(&s.answer));
-    let rows: String = shown.map(|s| row(&s)).collect();
+    let rows: String = shown.map(row).collect();
     if rows.is_empty() {
         return rows;
     }

@@ -73,8 +73,7 @@ impl Tokens {
         let (Some(rate), Some(mask)) = (column("mask_rate"), column("mask")) else { return };
         let (entropy, surprise, loss) = (column("entropy"), column("nll"), column("token_loss"));
         let measured = entropy.as_ref().or(surprise.as_ref());
-        let transformed =
-            || Some(measured?.iter().map(|h| token_weight::beta(method, *h)).collect::<Option<Vec<_>>>()?);
+        let transformed = || measured?.iter().map(|h| token_weight::beta(method, *h)).collect::<Option<Vec<_>>>();
         let beta = column("beta").or_else(transformed);
         let length = batch.length();
         let answers = |rows: std::ops::Range<usize>| {
