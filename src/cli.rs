@@ -20,10 +20,13 @@ use crate::quantize::Quantization;
 use crate::report::{self, ReportArgs};
 use crate::rules::Target;
 use crate::runtime::doctor;
+use crate::sampling;
+use crate::stdout::coloured;
 use crate::train::{self, RunArgs};
 use clap::{Args, Parser, Subcommand};
+use serde_json::json;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Compile the ONNX graph of a diffusion language model into a training graph, and train it on stock
@@ -35,8 +38,19 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 2 command line, 3 model, 4 data, 5 ONNX Runtime, 6 rule file, \
-                          7 file system, 70 a mistake in weftc, 130 interrupted and saved";
+const EXIT_CODES: &str = "\
+Exit codes:
+    0  done
+    2  command line, or files that do not belong together
+    3  model
+    4  data
+    5  ONNX Runtime, or training that diverged
+    6  rule file
+    7  file system: missing, not writable, full
+   70  a mistake in weftc: please report it
+  130  interrupted (Ctrl-C) and saved
+
+Colours appear on terminals only, and nowhere with NO_COLOR set.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -163,9 +177,15 @@ struct CompileArgs {
     logits_output: Option<String>,
     #[command(flatten)]
     rules: tools::RulesArgs,
+    /// Settings from a TOML file: `mask-id = 126336`, named as the flags; flags win
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Print the graph after this stage as text and write no file
     #[arg(long, value_enum, value_name = "STAGE")]
     emit_ir: Option<Stage>,
+    /// Print an object: stages, notes, how often each rule fired, the operators, the file and its size
+    #[arg(long, conflicts_with = "quiet")]
+    json: bool,
     /// Print nothing on success
     #[arg(short, long)]
     quiet: bool,
@@ -277,8 +297,8 @@ pub fn main() -> ExitCode {
     };
     let outcome = match Cli::parse_from(words).command {
         Command::Compile(args) => compile(&args),
-        Command::Run(args) => match train::interrupt::listen().and_then(|()| train::run(&args)) {
-            Ok(summary) => match summary.folder.as_deref().map_or(Ok(()), report::beside) {
+        Command::Run(args) => match train::interrupt::listen().and_then(|()| sampling::run(&args)) {
+            Ok(summary) => match finish(&summary, args.json) {
                 Ok(()) if summary.interrupted => return ExitCode::from(train::interrupt::EXIT_CODE),
                 other => other,
             },
@@ -286,7 +306,7 @@ pub fn main() -> ExitCode {
         },
         Command::Export(args) => export(&args).and_then(|files| {
             let lines: String = files.iter().map(|f| format!("wrote {}\n", f.display())).collect();
-            crate::stdout::print(&lines)
+            if args.quiet { Ok(()) } else { crate::stdout::print(&lines) }
         }),
         Command::Merge(args) => merge(&args),
         Command::Generate(args) => generate(&args),
@@ -313,13 +333,28 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// What stands at the end of a run: its page, and its summary where that was asked for.
+fn finish(summary: &train::Summary, as_json: bool) -> Result<()> {
+    summary.folder.as_deref().map_or(Ok(()), report::beside)?;
+    if !as_json || summary.steps == 0 {
+        return Ok(());
+    }
+    let json = serde_json::to_string(summary).map_err(|e| Error::internal("run", e.to_string()))?;
+    crate::stdout::print(&format!("{json}\n"))
+}
+
 fn merge(args: &peft::merge::MergeArgs) -> Result<()> {
     let merged = peft::merge::merge(args)?;
-    crate::stdout::print(&format!("merged {merged} modules\nwrote {}\n", args.output.display()))
+    match args.quiet {
+        true => Ok(()),
+        false => crate::stdout::print(&format!("merged {merged} modules\nwrote {}\n", args.output.display())),
+    }
 }
 
 fn failed(error: &Error) -> ExitCode {
-    eprintln!("error: {error}");
+    let (red, plain) = if coloured(&std::io::stderr()) { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
+    let hint = error.hint().map(|hint| format!("\n    help: {hint}")).unwrap_or_default();
+    eprintln!("{red}error{plain}: {error}{hint}");
     ExitCode::from(error.exit_code())
 }
 
@@ -330,12 +365,28 @@ fn compile(args: &CompileArgs) -> Result<()> {
     }
     let compiled = compile::compile(&options)?;
     let bytes = compiled.write(&args.output)?;
-    if !args.quiet {
+    if args.json {
+        crate::stdout::print(&format!("{}\n", object(&compiled, note.as_deref(), &args.output, bytes)))?;
+    } else if !args.quiet {
         let (report, path) = (summary(&compiled), args.output.display());
         let note = note.map(|n| format!("note: {n}\n")).unwrap_or_default();
         crate::stdout::print(&format!("{note}{report}wrote {path} ({:.1} MB)\n", bytes as f64 / 1e6))?;
     }
     Ok(())
+}
+
+/// What the compiler did, for programs.
+fn object(compiled: &Compiled, note: Option<&str>, path: &Path, bytes: usize) -> serde_json::Value {
+    let stage = |s: &compile::StageReport| json!({ "name": s.stage.name(), "nodes": s.nodes, "seconds": s.seconds });
+    json!({
+        "stages": compiled.stages.iter().map(stage).collect::<Vec<_>>(),
+        "mended": compiled.manifest.mended,
+        "notes": note.into_iter().chain(compiled.notes.iter().map(String::as_str)).collect::<Vec<_>>(),
+        "rules_fired": compiled.manifest.rules_fired,
+        "operators": compiled.graph.histogram(),
+        "file": path,
+        "bytes": bytes,
+    })
 }
 
 /// What the compiler did, for people.

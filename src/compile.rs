@@ -13,11 +13,11 @@ mod tables;
 
 use crate::adapt;
 use crate::error::{Error, Problem, Result};
-use crate::ir::{DType, Graph, LeafId, LeafKind, text};
+use crate::ir::{DType, Graph, Id, LeafId, LeafKind, text};
 use crate::lower;
 use crate::manifest::{self, Input, Manifest, Method, Parameter, Role};
 use crate::objective::{self, Ports};
-use crate::onnx::write::Parts;
+use crate::onnx::write::{Parts, encode};
 use crate::onnx::{Source, read};
 use crate::precision;
 use crate::quantize::{self, Quantized};
@@ -47,6 +47,16 @@ pub fn compile(options: &Options) -> Result<Compiled> {
 /// As [`compile`].
 pub fn adapted_model(options: &Options, path: &Path) -> Result<()> {
     Pipeline::new(options)?.adapted_model(path).map_err(|e| of_model(e, &options.model))
+}
+
+/// The model itself, for inference with other weights: a lowered graph and its ONNX file, in which what `options` trains
+/// are inputs without a default.  Frozen weights are as in the source, not in few bits.
+///
+/// # Errors
+/// As [`compile`].
+pub fn forward(options: &Options) -> Result<(Graph, Vec<u8>)> {
+    let plain = Options { quantize: None, ..options.clone() };
+    Pipeline::new(&plain)?.forward().map_err(|e| of_model(e, &options.model))
 }
 
 /// Stages know the graph; the user knows the file.
@@ -176,6 +186,22 @@ impl<'a> Pipeline<'a> {
     }
 
     fn adapted_model(&mut self, path: &Path) -> Result<()> {
+        let (lowered, trainable) = self.inference()?;
+        save(&self.parts(&lowered, &schedule::order(&lowered), &trainable), path, INLINE_LIMIT).map(drop)
+    }
+
+    fn forward(&mut self) -> Result<(Graph, Vec<u8>)> {
+        let (mut lowered, trainable) = self.inference()?;
+        for leaf in trainable {
+            let leaf = &mut lowered.leaves[leaf.0 as usize];
+            (leaf.kind, leaf.data) = (LeafKind::Input, None);
+        }
+        let bytes = encode(&self.parts(&lowered, &schedule::order(&lowered), &[]))?;
+        Ok((lowered, bytes))
+    }
+
+    /// The model with its adapters, lowered, and what is trained.
+    fn inference(&mut self) -> Result<(Graph, Vec<LeafId>)> {
         let source = read(&self.options.model)?;
         let (tokens, logits) = (&self.options.token_input, &self.options.logits_output);
         let ports = objective::find_ports(&source.graph, tokens.as_deref(), logits.as_deref())?;
@@ -184,16 +210,13 @@ impl<'a> Pipeline<'a> {
         let typed = self.typed(&adapted, &trainable)?.0;
         let optimised = optimise(&typed, &self.library, self.options.target)?;
         let optimised = self.counted(optimised);
-        let lowered = lower_for(&optimised, &self.library, self.options.target, &mut self.fired)?;
-        let parts = Parts {
-            order: &schedule::order(&lowered),
-            graph: &lowered,
-            trainable: &trainable,
-            rules: &self.library.lower,
-            manifest: None,
-            source: &self.options.model,
-        };
-        save(&parts, path, INLINE_LIMIT).map(drop)
+        Ok((lower_for(&optimised, &self.library, self.options.target, &mut self.fired)?, trainable))
+    }
+
+    /// An inference graph as it is written.
+    fn parts<'p>(&'p self, graph: &'p Graph, order: &'p [Id], trainable: &'p [LeafId]) -> Parts<'p> {
+        let (rules, source) = (&self.library.lower, &self.options.model);
+        Parts { graph, order, trainable, rules, manifest: None, source }
     }
 
     /// Every value in its type, frozen matrices in few bits where asked for; and the compute type.

@@ -117,6 +117,20 @@ impl Error {
         }
     }
 
+    /// What to do, where the message does not say it itself.
+    pub fn hint(&self) -> Option<&'static str> {
+        use std::io::ErrorKind::*;
+        let Error::Io { source, .. } = self else { return None };
+        match source.kind() {
+            NotFound => Some("is the path right, and is its folder there?"),
+            PermissionDenied | ReadOnlyFilesystem => Some("choose a folder that you may write to, or change its mode"),
+            StorageFull | QuotaExceeded | FileTooLarge => Some("free some space, or write to another file system"),
+            IsADirectory => Some("name a file in that folder"),
+            UnexpectedEof => Some("the file has become shorter: copy or download it again"),
+            _ => None,
+        }
+    }
+
     /// The exit code of the program; 2 is also clap's for a bad command line.
     pub fn exit_code(&self) -> u8 {
         match self {

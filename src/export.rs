@@ -1,13 +1,11 @@
 //! `weftc export`: what a run learnt, in the formats that other tools read.
 
-use crate::adapt::Spec;
 use crate::atomic;
-use crate::compile::{self, Options, Trainable};
+use crate::compile::{self, Options};
 use crate::error::{Error, Problem, Result};
 use crate::manifest::Manifest;
 use crate::onnx::adapter_file;
 use crate::onnx::train_file::{TrainFile, Weight};
-use crate::precision::Compute;
 use crate::train::checkpoint::{self, Weights};
 use crate::train::{adapter, saved::Saved};
 use std::path::{Path, PathBuf};
@@ -37,6 +35,9 @@ pub struct ExportArgs {
     /// The folder of rules that the run was compiled with, for an adapter of one's own
     #[arg(long, value_name = "DIR")]
     pub rules: Option<PathBuf>,
+    /// Print nothing on success
+    #[arg(short, long)]
+    pub quiet: bool,
 }
 
 /// Writes what `args` ask for; returns the files.
@@ -67,7 +68,7 @@ pub fn export(args: &ExportArgs) -> Result<Vec<PathBuf>> {
     if let Some(path) = &args.onnx_adapter {
         checkpoint::check_source(&saved, &source)?;
         let model = path.with_extension("onnx");
-        compile::adapted_model(&options(&saved.file().manifest, source, args.rules.clone()), &model)?;
+        compile::adapted_model(&Options::of(&saved.file().manifest, source, args.rules.clone()), &model)?;
         let values: Result<Vec<(String, Weight)>> = saved
             .parameters()
             .map(|p| {
@@ -116,31 +117,4 @@ fn check(args: &ExportArgs, manifest: &Manifest, source: &Path) -> Result<()> {
 
 fn extension(path: &Path) -> String {
     path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default()
-}
-
-/// The options by which the run's train.onnx was compiled, as far as they make the model.
-fn options(manifest: &Manifest, source: PathBuf, rules: Option<PathBuf>) -> Options {
-    let adapter = manifest.adapter.as_ref();
-    Options {
-        mask_id: Some(manifest.method.mask_id),
-        trainable: adapter.map_or(Trainable::Full, |a| Trainable::Named(a.name.clone())),
-        adapter: adapter.map_or_else(Spec::default, |a| Spec {
-            rank: a.rank,
-            alpha: a.alpha,
-            targets: a.modules.clone(),
-            dropout: 0.0,
-            seed: a.seed,
-        }),
-        target: manifest.target,
-        compute: match manifest.compute.as_str() {
-            "f16" => Compute::F16,
-            "bf16" => Compute::Bf16,
-            _ => Compute::F32,
-        },
-        quantize: manifest.parameters.iter().find_map(|p| p.quantized),
-        token_input: Some(manifest.token_input.clone()),
-        logits_output: Some(manifest.logits_output.clone()),
-        rules,
-        ..Options::new(source)
-    }
 }

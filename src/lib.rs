@@ -30,7 +30,8 @@
 //! [`kernels`] holds native forms of `ai.weft` functions, which the training step takes on the CPU in f32,
 //! [`generate`] decodes with a trained model, [`eval`] scores it,
 //! [`peft`] reads adapters and merges them, [`profile`] knows the published families of models, [`report`] draws runs.
-//! [`export`] writes what a run learnt in the formats of others.
+//! [`export`] writes what a run learnt in the formats of others; [`sampling`] lends runs the compiler, for answers on the way
+//! and for plans.
 //! [`tools`] uses the stages for other ends: to show a model, to explain a rule, to write plain gradients.
 //!
 //! # Where to start
@@ -108,6 +109,7 @@ pub mod rewrite;
 pub mod rng;
 pub mod rules;
 pub mod runtime;
+pub mod sampling;
 pub mod schedule;
 pub mod sink;
 pub mod stdout;

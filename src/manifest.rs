@@ -189,7 +189,7 @@ pub struct Part {
 pub struct Source {
     /// The file's name, without its folder.
     pub file: String,
-    /// SHA-256 of the file, in hexadecimal (external data not included).
+    /// SHA-256 of the file, in hexadecimal (external data not included: a run hashes that when it starts).
     pub sha256: String,
 }
 

@@ -29,7 +29,8 @@ impl Values {
     pub fn new(graph: &Graph, file: &[Id], rules: &[Rule], kernels: bool) -> Result<Self> {
         let mut marked = graph.clone();
         // Outputs of their own tell what became of each node.
-        let plain = |id: &&Id| graph.node(**id).op().is_some_and(|op| kernels || !matches!(op.row().emit, Emit::Weft(_)));
+        let plain =
+            |id: &&Id| graph.node(**id).op().is_some_and(|op| kernels || !matches!(op.row().emit, Emit::Weft(_)));
         let written: Vec<&Id> = file.iter().filter(|id| graph.node(**id).op().is_some()).collect();
         marked.outputs = written.iter().map(|id| (String::new(), **id)).chain(graph.outputs.clone()).collect();
         let mut inlined = if kernels { marked } else { lower::inline(&marked, rules, &mut BTreeMap::new())? };

@@ -1,8 +1,14 @@
-//! What commands print.
+//! What commands print, and in which colours.
 
 use crate::error::{Error, Result};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
+
+/// Whether a stream is to be coloured: a terminal, unless `NO_COLOR` is set or the terminal is a dumb one.
+pub fn coloured(stream: &impl IsTerminal) -> bool {
+    let set = |name: &str| std::env::var_os(name).is_some_and(|v| !v.is_empty());
+    stream.is_terminal() && !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
 
 /// Prints; that nobody reads to the end, as in `weftc inspect .. | head`, is no error.
 ///

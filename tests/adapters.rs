@@ -322,7 +322,7 @@ fn an_adapter_comes_back() {
         let manifest = trainer.manifest().adapter.clone().unwrap();
         adapter::save(&trainer, &manifest, folder.path()).unwrap();
         let output = folder.path().join("merged.onnx");
-        let args = MergeArgs { model: model(name), adapter: folder.path().into(), output: output.clone() };
+        let args = MergeArgs { model: model(name), adapter: folder.path().into(), output: output.clone(), quiet: true };
         assert_eq!(merge(&args).unwrap(), manifest.modules.len(), "{name}");
         assert!(std::fs::read(&own).unwrap() == std::fs::read(&output).unwrap(), "{name}: merged otherwise");
 
@@ -362,6 +362,7 @@ fn what_does_not_fit_is_listed() {
         model: model(name),
         adapter: from.path().into(),
         output: output.into(),
+        quiet: true,
     };
     let output = folder.path().join("merged.onnx");
     show("merge into another model", merge(&args(MODELS[3], &output)).unwrap_err().to_string());

@@ -222,6 +222,66 @@ fn where_a_checkpoint_does_not_fit_the_old_one_stays() {
     assert_eq!(latest(&out), 6);
 }
 
+/// A disk that is full for real: a file system of its own, of 400 kB, into which one state fits and two do not.
+#[test]
+fn on_a_full_disk_the_old_checkpoint_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let train = micro(folder.path());
+    let out = train.with_file_name("out");
+    std::fs::create_dir(&out).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=400k", "tmpfs"]).arg(&out).output();
+    if !mounted.is_ok_and(|o| o.status.success()) {
+        println!("skipped: a file system can be mounted by root alone");
+        return;
+    }
+    let first = finish(command(&train, "out", &["--steps", "3", "--save-every", "3"]));
+    let before = latest(&out);
+    let (code, errors) = finish(resumed(&train, &["--steps", "40", "--save-every", "1", "--keep", "9"]));
+    let (after, left) = (latest(&out), store_names(&out));
+    let unmounted = Command::new("umount").arg(&out).status();
+    assert!(unmounted.is_ok_and(|s| s.success()));
+    assert_eq!((first, before), ((Some(0), String::new()), 3));
+    assert!(code == Some(7) && errors.contains("No space left"), "{code:?}: {errors}");
+    assert!(errors.contains("is still whole") && errors.contains("help: free some space"), "{errors}");
+    assert!(after >= 3 && left.iter().all(|name| name == "latest" || name.starts_with("step-")), "{after}: {left:?}");
+}
+
+fn store_names(out: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(out.join(store::FOLDER)).unwrap();
+    entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Frozen weights in a file of their own: the model's file stays as it is when one of them changes, and the run's
+/// continuation is refused.
+#[test]
+fn changed_external_weights_are_refused() {
+    use weftc::adapt::Spec;
+    use weftc::compile::{Options, compile};
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("data.jsonl"), DATA).unwrap();
+    let model = folder.path().join("model.onnx");
+    toy::with_external_weights(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/llada_micro_dynamo18.onnx"), &model);
+    let train = folder.path().join("train.onnx");
+    let options = Options {
+        mask_id: Some(31),
+        trainable: "lora".parse().unwrap(),
+        adapter: Spec { rank: 2, alpha: 4.0, targets: vec!["q".into()], ..Spec::default() },
+        ..Options::new(&model)
+    };
+    compile(&options).unwrap().write(&train).unwrap();
+    let out = train.with_file_name("out");
+    assert_eq!(finish(command(&train, "out", &["--steps", "3", "--save-every", "1"])), (Some(0), String::new()));
+    assert_eq!(finish(resumed(&train, &["--steps", "4", "--save-every", "1"])), (Some(0), String::new()));
+    let data = folder.path().join("model.onnx.data");
+    let mut bytes = std::fs::read(&data).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&data, bytes).unwrap();
+    let (code, errors) = finish(resumed(&train, &["--steps", "5", "--save-every", "1"]));
+    assert!(code == Some(2) && errors.contains("the weights in model.onnx.data: the interrupted run had"), "{errors}");
+    assert_eq!(latest(&out), 4);
+}
+
 /// The run in `out`, gone on with.
 fn resumed(train: &Path, more: &[&str]) -> Command {
     let mut command = command(train, "out", more);

@@ -62,3 +62,50 @@ fn a_file_with_mistakes_is_refused() {
     assert!(code == Some(2) && errors.contains("mine.toml:1: there is no setting stepz"), "{code:?}: {errors}");
     assert!(errors.contains("did you mean steps?") && errors.contains("mine.toml:2: invalid value 'fast'"), "{errors}");
 }
+
+/// A compile from a file is the compile of its flags; flags win.  What it did and what a run came to can be read by
+/// programs, and a plan counts the activations that `weftc inspect` estimates.
+#[test]
+fn a_compile_has_a_file_and_a_plan_counts_activations() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/sudoku.onnx");
+    let text =
+        format!("model = {model:?}\nmask-id = 15\nmethod = \"sft\"\nset = [\"weight_power=0.5\"]\njson = true\n");
+    std::fs::write(at("compile.toml"), text).unwrap();
+    let (code, out, errors) = weftc(&["compile", "--config", &at("compile.toml"), "-o", &at("train.onnx")]);
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+    let object: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert!(object["bytes"].as_u64().unwrap() > 100_000 && object["operators"]["matmul"].is_u64(), "{out}");
+    let model = model.to_str().unwrap();
+    let words = ["compile", model, "--mask-id=15", "--method=sft", "--set=weight_power=0.5", "-q"];
+    assert_eq!(weftc(&[&words[..], &["-o", &at("flags.onnx")]].concat()).0, Some(0));
+    let same = |other: &str| std::fs::read(at("train.onnx")).unwrap() == std::fs::read(at(other)).unwrap();
+    assert!(same("flags.onnx"));
+    let words = ["compile", "--config", &at("compile.toml"), "--method", "weft", "-o", &at("weft.onnx")];
+    assert_eq!(weftc(&words).0, Some(0));
+    assert!(!same("weft.onnx"));
+
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/sudoku_train.jsonl");
+    let run = ["run", &at("train.onnx"), "--data", data.to_str().unwrap(), "--steps=2", "--batch-size=4"];
+    let (code, text, errors) = weftc(&[&run[..], &["--dry-run"]].concat());
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+    let memory = text.lines().find(|l| l.starts_with("memory")).unwrap();
+    assert!(
+        memory.contains("about ") && memory.contains("of activations in one micro-batch of 4 x 33 tokens"),
+        "{text}"
+    );
+    let (code, out, errors) = weftc(&[&run[..], &["--json", "-q"]].concat());
+    assert_eq!((code, errors.as_str()), (Some(0), ""));
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&out).unwrap()["steps"], 2);
+}
+
+/// What stands behind an error of the file system, and no colours where there is no terminal.
+#[test]
+fn errors_say_what_to_do() {
+    let (code, _, errors) = weftc(&["inspect", "nowhere/model.onnx"]);
+    assert_eq!(code, Some(7), "{errors}");
+    assert!(errors.starts_with("error: ") && errors.contains("\n    help: is the path right"), "{errors}");
+    let (_, help, _) = weftc(&["--help"]);
+    assert!(help.contains("Exit codes:") && help.contains("130  interrupted"), "{help}");
+}

@@ -56,6 +56,7 @@ fn args(train: &Path, from: &Path) -> ExportArgs {
         onnx_adapter: None,
         model: None,
         rules: None,
+        quiet: true,
     }
 }
 

@@ -8,6 +8,7 @@ use weftc::ir::op::{Emit, ROWS};
 use weftc::ir::{Builder, DType, Graph, Op};
 use weftc::lower::expand;
 use weftc::onnx::write::plain;
+use weftc::rules::Target;
 use weftc::rules::check::example::{Example, examples};
 use weftc::rules::parse::library;
 use weftc::runtime::{HostTensor, Options, Session};
@@ -55,7 +56,7 @@ fn difference(example: &Example) -> Result<(), String> {
     };
     let feeds = hosts.iter().map(|(n, h)| (n.clone(), back(h))).collect();
     let want = values(&interp::run(&example.graph, &feeds).map_err(|e| e.to_string())?["y"]);
-    let lowered = expand(&example.graph, &rules, &mut BTreeMap::new()).map_err(|e| e.to_string())?;
+    let lowered = expand(&example.graph, &rules, Target::Cpu, &mut BTreeMap::new()).map_err(|e| e.to_string())?;
     let bytes = plain(&lowered, &rules).map_err(|e| e.to_string())?;
     let mut session = Session::from_bytes(&bytes, &Options::default()).map_err(|e| e.to_string())?;
     let outputs = session.run(hosts.iter().map(|(n, h)| (n.as_str(), h))).map_err(|e| e.to_string())?;

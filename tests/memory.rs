@@ -10,8 +10,8 @@ use weftc::compile::{Budget, Compiled, Options, Trainable, compile};
 use weftc::error::Error;
 use weftc::interp;
 use weftc::ir::text;
-use weftc::manifest::Role;
 use weftc::kernels;
+use weftc::manifest::Role;
 use weftc::memory::{Values, size};
 use weftc::onnx::proto::{ModelProto, NodeProto};
 use weftc::onnx::train_file::{Port, TrainFile};
@@ -322,7 +322,8 @@ fn table() {
                     let whole = case(&Options { memory: None, ..options.clone() });
                     let values = whole.estimate(*batch, *length) as f64;
                     let library = library().unwrap();
-                    let fixed = Values::new(&whole.compiled.graph, &whole.compiled.order, &library.lower, true).unwrap();
+                    let fixed =
+                        Values::new(&whole.compiled.graph, &whole.compiled.order, &library.lower, true).unwrap();
                     let fixed = fixed.fixed(&whole.compiled.trainable);
                     let bytes = (values * share) as u64 + fixed.total();
                     options.memory = Some(Budget { bytes, batch: Some(*batch as i64), length: Some(*length as i64) });

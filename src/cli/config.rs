@@ -1,9 +1,9 @@
-//! `weftc run --config FILE`: the flags of a run as a TOML file.
+//! `--config FILE`: the flags of a command as a TOML file.
 
+use super::Cli;
 use crate::error::{Error, Problem, Result};
-use crate::train::RunArgs;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Args, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, Id};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use strsim::levenshtein;
@@ -18,10 +18,7 @@ const NOT_IN_A_FILE: [&str; 2] = ["config", "help"];
 /// # Errors
 /// `Io`, `Usage` with every line of the file that is wrong.
 pub fn expand(words: Vec<OsString>) -> Result<Vec<OsString>> {
-    if words.get(1).is_none_or(|command| command != "run") {
-        return Ok(words);
-    }
-    let command = command();
+    let Some(command) = words.get(1).and_then(|name| command(&name.to_string_lossy())) else { return Ok(words) };
     let Ok(given) = command.clone().try_get_matches_from(&words[1..]) else { return Ok(words) };
     let Some(path) = given.get_one::<PathBuf>("config") else { return Ok(words) };
     let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
@@ -35,9 +32,12 @@ pub fn expand(words: Vec<OsString>) -> Result<Vec<OsString>> {
     Ok(expanded)
 }
 
-/// `weftc run` with nothing required, since the rest may stand in the file.
-fn command() -> Command {
-    RunArgs::augment_args(Command::new("run")).mut_args(|arg| arg.required(false))
+/// A command that takes a file, with nothing required, since the rest may stand in the file.
+fn command(name: &str) -> Option<Command> {
+    let all = Cli::command();
+    let command = all.find_subcommand(name)?.clone();
+    let takes = command.get_arguments().any(|arg| arg.get_id() == "config");
+    takes.then(|| command.mut_args(|arg| arg.required(false)))
 }
 
 /// Whether the command line has this setting, or one that excludes it.
@@ -56,16 +56,18 @@ fn settings(command: &Command, path: &Path, text: &str) -> Result<Vec<(Arg, Stri
     })?;
     let mut entries: Vec<_> = table.get_ref().iter().collect();
     entries.sort_by_key(|(key, _)| key.span().start);
-    let (mut words, mut problems) = (Vec::<(Arg, String)>::new(), Vec::new());
+    let (mut words, mut seen, mut problems) = (Vec::<(Arg, String)>::new(), Vec::<Id>::new(), Vec::new());
     for (key, value) in entries {
         let name = key.get_ref().replace('_', "-");
         let at = place(key.span().start);
         match word(command, &name, value.get_ref()) {
-            Ok((arg, _)) if words.iter().any(|(other, _)| other.get_id() == arg.get_id()) => {
+            Ok((arg, _)) if seen.contains(arg.get_id()) => {
                 problems.push(Problem::new(at, format!("{name} is set twice")));
             }
-            Ok((_, None)) => {}
-            Ok((arg, Some(word))) => words.push((arg, word)),
+            Ok((arg, found)) => {
+                seen.push(arg.get_id().clone());
+                words.extend(found.into_iter().map(|word| (arg.clone(), word)));
+            }
             Err(problem) => problems.push(Problem { place: at, ..problem }),
         }
     }
@@ -77,25 +79,29 @@ fn name(arg: &Arg) -> String {
     arg.get_long().map_or_else(|| arg.get_id().as_str().replace('_', "-"), str::to_string)
 }
 
-/// A setting and the word that sets it; no word for a switch that is off.
-fn word(command: &Command, key: &str, value: &DeValue) -> std::result::Result<(Arg, Option<String>), Problem> {
+/// A setting and the words that set it: none for a switch that is off, one for each element of a list.
+fn word(command: &Command, key: &str, value: &DeValue) -> std::result::Result<(Arg, Vec<String>), Problem> {
     let known = || command.get_arguments().filter(|arg| !NOT_IN_A_FILE.contains(&arg.get_id().as_str()));
     let Some(arg) = known().find(|arg| name(arg) == key) else {
         let near = known().map(name).min_by_key(|name| levenshtein(name, key)).unwrap_or_default();
         return Err(Problem::new("", format!("there is no setting {key}")).help(format!("did you mean {near}?")));
     };
     let switch = !arg.get_action().takes_values() && matches!(arg.get_action(), ArgAction::SetTrue);
-    let text = match (value, switch) {
-        (DeValue::Boolean(on), true) => return Ok((arg.clone(), on.then(|| format!("--{key}")))),
-        (_, true) => return Err(Problem::new("", format!("{key} is true or false"))),
-        (DeValue::String(text), _) => text.to_string(),
-        (DeValue::Integer(n), _) if n.radix() == 10 => n.as_str().to_string(),
-        (DeValue::Float(x), _) => x.as_str().to_string(),
-        _ => return Err(Problem::new("", format!("{key} is a text in quotes, or a number"))),
+    let several = matches!(arg.get_action(), ArgAction::Append);
+    let wanted = || {
+        Problem::new("", format!("{key} is a text in quotes, or a number{}", if several { ", or a list" } else { "" }))
     };
-    let word = if arg.get_long().is_some() { format!("--{key}={text}") } else { text };
-    match command.clone().try_get_matches_from(["run", &word]) {
-        Ok(_) => Ok((arg.clone(), Some(word))),
+    let texts: Option<Vec<String>> = match (value, switch) {
+        (DeValue::Boolean(on), true) => return Ok((arg.clone(), on.then(|| format!("--{key}")).into_iter().collect())),
+        (_, true) => return Err(Problem::new("", format!("{key} is true or false"))),
+        (DeValue::Array(all), _) if several => all.iter().map(|value| scalar(value.get_ref())).collect(),
+        (value, _) => scalar(value).map(|text| vec![text]),
+    };
+    let flag = |text: String| if arg.get_long().is_some() { format!("--{key}={text}") } else { text };
+    let words: Vec<String> = texts.ok_or_else(wanted)?.into_iter().map(flag).collect();
+    let line = [command.get_name()].into_iter().chain(words.iter().map(String::as_str));
+    match command.clone().try_get_matches_from(line) {
+        Ok(_) => Ok((arg.clone(), words)),
         Err(e) => {
             let why = e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_string();
             Err(Problem::new("", why))
@@ -103,15 +109,40 @@ fn word(command: &Command, key: &str, value: &DeValue) -> std::result::Result<(A
     }
 }
 
+/// A value that is no list and no table, as a flag has it.
+fn scalar(value: &DeValue) -> Option<String> {
+    match value {
+        DeValue::String(text) => Some(text.to_string()),
+        DeValue::Integer(n) if n.radix() == 10 => Some(n.as_str().to_string()),
+        DeValue::Float(x) => Some(x.as_str().to_string()),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_compile_has_its_file_too() {
+        let file = "model = \"m.onnx\"\nlora-targets = [\"q\", \"v\"]\nset = [\"a=1\", \"b=2\"]\nmask_id = 3\n";
+        let words = expanded_of("compile", file, &["--set", "c=3"]).unwrap();
+        assert_eq!(words, ["m.onnx", "--lora-targets=q", "--lora-targets=v", "--mask-id=3"]);
+        let text = expanded_of("compile", "lr = 1\nmask-id = [1]\n", &[]).unwrap_err();
+        assert!(text.contains("there is no setting lr") && text.contains("mask-id is a text"), "{text}");
+        // A command without a file is left alone.
+        assert_eq!(expand(["weftc", "doctor"].map(OsString::from).to_vec()).unwrap().len(), 2);
+    }
+
     fn expanded(file: &str, flags: &[&str]) -> std::result::Result<Vec<String>, String> {
+        expanded_of("run", file, flags)
+    }
+
+    fn expanded_of(command: &str, file: &str, flags: &[&str]) -> std::result::Result<Vec<String>, String> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run.toml");
         std::fs::write(&path, file).unwrap();
-        let base = ["weftc", "run", "--config"].map(OsString::from);
+        let base = ["weftc", command, "--config"].map(OsString::from);
         let words = base.into_iter().chain([path.clone().into()]).chain(flags.iter().map(OsString::from));
         let shown = |e: Error| e.to_string().replace(path.to_str().unwrap(), "run.toml");
         let words = expand(words.collect()).map_err(shown)?;

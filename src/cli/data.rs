@@ -2,10 +2,9 @@
 
 use crate::error::Result;
 use crate::generate::language::{Language, LanguageArgs};
-use crate::stdout::print;
+use crate::stdout::{coloured, print};
 use crate::train::data::{self, Columns, Padding, Turns};
 use clap::Args;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
 /// The flags of `weftc data`.
@@ -51,7 +50,7 @@ pub fn data(args: &DataArgs) -> Result<()> {
     let dataset = data::load(&args.data, &encoder)?;
     language.notes.iter().for_each(|note| eprintln!("{note}"));
     let shown = &dataset.samples[..args.rows.min(dataset.samples.len())];
-    let colour = std::io::stdout().is_terminal();
+    let colour = coloured(&std::io::stdout());
     let mut text = data::preview(shown, language.tokenizer.as_ref(), language.pad_id, colour);
     text += &summary(&dataset);
     print(&text)

@@ -5,8 +5,8 @@ use crate::error::{Error, Problem, Result};
 use crate::ir::{DType, Graph, LeafId, Sym};
 use crate::manifest::Recompute;
 use crate::memory::{Values, longest, size};
-use crate::rules::Target;
 use crate::recompute::Layers;
+use crate::rules::Target;
 use crate::schedule;
 
 /// The batch that a step is estimated for where nothing says so: that of `weftc run`.

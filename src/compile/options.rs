@@ -2,7 +2,7 @@
 
 use super::Budget;
 use crate::adapt;
-use crate::manifest::Probe;
+use crate::manifest::{Manifest, Probe, Role};
 use crate::precision::Compute;
 use crate::quantize::Quantization;
 use crate::rules::Target;
@@ -92,6 +92,39 @@ impl Options {
 }
 
 impl Options {
+    /// The options by which a train.onnx was compiled, as far as they make the model and choose what is trained.
+    pub fn of(manifest: &Manifest, source: PathBuf, rules: Option<PathBuf>) -> Self {
+        let adapter = manifest.adapter.as_ref();
+        let trained = |p: &&crate::manifest::Parameter| p.role == Role::Trainable;
+        let names = || manifest.parameters.iter().filter(trained).map(|p| p.name.as_str());
+        let trainable = match adapter {
+            Some(adapter) => Trainable::Named(adapter.name.clone()),
+            None => Trainable::Named(names().collect::<Vec<_>>().join(",")),
+        };
+        Options {
+            mask_id: Some(manifest.method.mask_id),
+            trainable,
+            adapter: adapter.map_or_else(adapt::Spec::default, |a| adapt::Spec {
+                rank: a.rank,
+                alpha: a.alpha,
+                targets: a.modules.clone(),
+                dropout: 0.0,
+                seed: a.seed,
+            }),
+            target: manifest.target,
+            compute: match manifest.compute.as_str() {
+                "f16" => Compute::F16,
+                "bf16" => Compute::Bf16,
+                _ => Compute::F32,
+            },
+            quantize: manifest.parameters.iter().find_map(|p| p.quantized),
+            token_input: Some(manifest.token_input.clone()),
+            logits_output: Some(manifest.logits_output.clone()),
+            rules,
+            ..Options::new(source)
+        }
+    }
+
     /// The same with the option `name` of the method set.
     pub fn with(mut self, name: &str, value: impl ToString) -> Self {
         self.settings.insert(name.into(), value.to_string());

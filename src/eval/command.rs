@@ -154,7 +154,8 @@ fn generated(args: &EvalArgs, model: &mut Model, language: &Language, out: &mut 
     let decoding = args.decoding.decoding(language, length.div_ceil(2))?;
     let request = Request { decoding, length, batch: args.batch_size, watch: false };
     let mut texts: Vec<(String, usize)> = vec![Default::default(); items.len()];
-    answers(model, language, &request, &order, &mut |number, answer| {
+    let mut logits = |tokens: &[i64], batch, len| model.logits(tokens, batch, len);
+    answers(&mut logits, language, &request, &order, &mut |number, answer| {
         let tokens = language.before_end(&answer.tokens);
         texts[number] = (language.decode(tokens, false)?, tokens.len());
         Ok(())

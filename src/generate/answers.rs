@@ -2,7 +2,7 @@
 
 use super::language::Language;
 use super::watch::Screen;
-use super::{Decoding, Model};
+use super::{Decoding, Logits, decode_watched};
 use crate::error::Result;
 use std::ops::Range;
 use std::time::Instant;
@@ -40,7 +40,7 @@ pub type Heard<'a> = &'a mut dyn FnMut(usize, Answer) -> Result<()>;
 /// # Errors
 /// As `decode`, and whatever `heard` returns.
 pub fn answers(
-    model: &mut Model,
+    logits: &mut Logits<'_>,
     language: &Language,
     request: &Request,
     prompts: &[(usize, &[i64])],
@@ -59,7 +59,7 @@ pub fn answers(
         let decoding = Decoding { rows, ..request.decoding.clone() };
         let (started, mut calls) = (Instant::now(), 0);
         let mut screen = request.watch.then(|| Screen::new(language, &tokens[..len], batch[0].1.len()));
-        let filled = model.decode_watched(&tokens, len, &decoding, &mut |tokens| {
+        let filled = decode_watched(logits, &tokens, len, &decoding, &mut |tokens| {
             calls += 1;
             screen.as_mut().map_or(Ok(()), |screen| screen.draw(tokens))
         })?;

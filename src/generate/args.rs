@@ -52,6 +52,27 @@ pub struct DecodingArgs {
     pub seed: u64,
 }
 
+impl Default for DecodingArgs {
+    /// What no flags mean.
+    fn default() -> Self {
+        DecodingArgs {
+            length: 128,
+            steps: None,
+            block_length: None,
+            decoder: None,
+            remasking: None,
+            temperature: 0.0,
+            top_p: None,
+            top_k: None,
+            alg_temp: None,
+            eps: EPS,
+            eos: Eos::default(),
+            stop: false,
+            seed: 0,
+        }
+    }
+}
+
 impl std::str::FromStr for Remasking {
     type Err = String;
 

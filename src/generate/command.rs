@@ -66,7 +66,7 @@ const MERGED: &str = "merged.onnx";
 fn merged(model: &Path, adapter: &Path) -> Result<tempfile::TempDir> {
     let folder = tempfile::tempdir().map_err(|e| Error::io("create", &std::env::temp_dir(), e))?;
     let (model, adapter, output) = (model.to_path_buf(), adapter.to_path_buf(), folder.path().join(MERGED));
-    merge(&MergeArgs { model, adapter, output })?;
+    merge(&MergeArgs { model, adapter, output, quiet: true })?;
     Ok(folder)
 }
 
@@ -94,7 +94,8 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
         batch: args.batch_size,
         watch: args.watch,
     };
-    answers(&mut model, &language, &request, &rows, &mut |row, answer| {
+    let mut logits = |tokens: &[i64], batch, len| model.logits(tokens, batch, len);
+    answers(&mut logits, &language, &request, &rows, &mut |row, answer| {
         let text = language.decode(language.before_end(&answer.tokens), true)?;
         let out = if args.json {
             let object = json!({

@@ -2,6 +2,7 @@
 
 use super::language::Language;
 use crate::error::{Error, Result};
+use crate::stdout::coloured;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
 
@@ -14,6 +15,7 @@ pub struct Screen<'a> {
     /// Lines that the picture before took; 0 before the first.
     lines: usize,
     terminal: bool,
+    coloured: bool,
     width: usize,
     step: usize,
 }
@@ -21,8 +23,8 @@ pub struct Screen<'a> {
 impl<'a> Screen<'a> {
     pub fn new(language: &'a Language, row: &[i64], prompt: usize) -> Self {
         let width = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok()).unwrap_or(80usize).clamp(20, 400);
-        let terminal = std::io::stderr().is_terminal();
-        Screen { language, prompt, shown: row[prompt..].to_vec(), lines: 0, terminal, width, step: 0 }
+        let (terminal, coloured) = (std::io::stderr().is_terminal(), coloured(&std::io::stderr()));
+        Screen { language, prompt, shown: row[prompt..].to_vec(), lines: 0, terminal, coloured, width, step: 0 }
     }
 
     /// Draws `row`.
@@ -65,6 +67,7 @@ impl<'a> Screen<'a> {
             }
             column += wide;
             match token == before {
+                _ if !self.coloured => out += &piece,
                 true if mask => out += &format!("\x1b[2m{piece}\x1b[0m"),
                 true => out += &piece,
                 false => out += &format!("\x1b[32m{piece}\x1b[0m"),

@@ -155,6 +155,15 @@ impl TrainFile {
         outputs
     }
 
+    /// The files that weights lie in, besides this one, in the order of their names.
+    pub fn weight_files(&self) -> Vec<PathBuf> {
+        let entries = self.graph().initializer.iter().flat_map(|t| &t.external_data);
+        let mut names: Vec<&str> = entries.filter(|e| e.key == "location").map(|e| e.value.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names.into_iter().map(|name| self.folder.join(name)).collect()
+    }
+
     /// Everything that can be fed, parameters included; what weftc has no type for is left out.
     pub fn inputs(&self) -> Vec<Port> {
         self.graph().input.iter().filter_map(port).collect()

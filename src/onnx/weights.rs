@@ -123,6 +123,35 @@ pub fn sha256(path: &Path) -> Result<String> {
     Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }
 
+/// The pieces that [`fingerprint`] hashes by themselves.
+const PIECE: u64 = 64 << 20;
+
+/// SHA-256 over the SHA-256s of a file's pieces of 64 MiB, in lower-case hexadecimal: every byte counts as in
+/// [`sha256`], but all cores share the work.
+///
+/// # Errors
+/// `Io` where the file cannot be read.
+pub fn fingerprint(path: &Path) -> Result<String> {
+    let size = std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?.len();
+    let count = size.div_ceil(PIECE);
+    let one = |k: u64| {
+        let data = Data::File { path: path.to_path_buf(), offset: k * PIECE, len: PIECE.min(size - k * PIECE) };
+        Ok::<_, Error>(Sha256::digest(load(&data)?.as_ref()))
+    };
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64).min(count.max(1));
+    let digests = std::thread::scope(|scope| {
+        let part = |first: u64| (first..count).step_by(threads as usize).map(|k| Ok((k, one(k)?))).collect();
+        let workers: Vec<_> =
+            (0..threads).map(|first| scope.spawn(move || -> Result<Vec<_>> { part(first) })).collect();
+        let stopped = || Error::internal("weights", "a thread that hashes has stopped");
+        workers.into_iter().map(|w| w.join().map_err(|_| stopped())?).collect::<Result<Vec<_>>>()
+    })?;
+    let mut all: Vec<_> = digests.into_iter().flatten().collect();
+    all.sort_by_key(|(k, _)| *k);
+    let hash = all.iter().fold(Sha256::new(), |hash, (_, digest)| hash.chain_update(digest));
+    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+}
+
 fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|e| Error::io("open", path, e))
 }
@@ -148,5 +177,19 @@ mod tests {
         assert!(matches!(part(&Data::Inline(b"abc".as_slice().into()), 1, 3), Err(Error::Io { .. })));
         let hex = "bef57ec7f53a6d40beb640a780a639c83bc29ac8a9816f1fc6c5c6dcd93c4721";
         assert_eq!(sha256(file.path()).unwrap(), hex);
+    }
+
+    /// The definition, piece by piece, over a border and without one.
+    #[test]
+    fn a_fingerprint_is_the_hash_of_its_pieces() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for size in [0, 5, PIECE as usize + 3] {
+            let bytes: Vec<u8> = (0..size).map(|k| (k % 251) as u8).collect();
+            std::fs::write(file.path(), &bytes).unwrap();
+            let pieces = bytes.chunks(PIECE as usize).map(Sha256::digest);
+            let whole = pieces.fold(Sha256::new(), |hash, digest| hash.chain_update(digest)).finalize();
+            let hex: String = whole.iter().map(|b| format!("{b:02x}")).collect();
+            assert_eq!(fingerprint(file.path()).unwrap(), hex, "{size}");
+        }
     }
 }

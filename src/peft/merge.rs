@@ -19,6 +19,9 @@ pub struct MergeArgs {
     /// Where to write the merged model
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
+    /// Print nothing on success
+    #[arg(short, long)]
+    pub quiet: bool,
 }
 
 /// Writes `args.model` again with every weight that has an adapter changed; returns how many those are.

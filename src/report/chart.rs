@@ -4,15 +4,26 @@ use super::Run;
 use super::page::escape;
 use std::fmt::Write;
 
-const WIDTH: f64 = 640.0;
-const HEIGHT: f64 = 220.0;
+pub const WIDTH: f64 = 640.0;
+pub const HEIGHT: f64 = 220.0;
 /// Left of the curves, for the axis; above and below them.
 const MARGIN: (f64, f64, f64) = (64.0, 12.0, 24.0);
 /// A curve has no more points; the means of neighbours stand for them.
 const MOST_POINTS: usize = 600;
 
-/// The chart, or nothing where no run has the number.  `smooth` lays a running mean over the points.
-pub fn svg(title: &str, runs: &[Run], value: &dyn Fn(&serde_json::Value) -> Option<f64>, smooth: bool) -> String {
+/// A number of a line of metrics.jsonl.
+pub type Value<'a> = &'a dyn Fn(&serde_json::Value) -> Option<f64>;
+
+/// The chart with its title, or nothing where no run has the number.
+pub fn svg(title: &str, runs: &[Run], value: Value, smooth: bool) -> String {
+    match drawing(title, runs, value, smooth, "") {
+        empty if empty.is_empty() => empty,
+        drawing => format!("<figure><figcaption>{}</figcaption>{drawing}</figure>\n", escape(title)),
+    }
+}
+
+/// The chart alone.  `smooth` lays a running mean over the points; `attributes` are those of its element.
+pub fn drawing(title: &str, runs: &[Run], value: Value, smooth: bool, attributes: &str) -> String {
     let points = |run: &Run| -> Vec<(f64, f64)> {
         let point = |m: &serde_json::Value| Some((m["step"].as_f64()?, value(m).filter(|y| y.is_finite())?));
         run.steps.iter().filter_map(point).collect()
@@ -34,10 +45,7 @@ pub fn svg(title: &str, runs: &[Run], value: &dyn Fn(&serde_json::Value) -> Opti
         .collect();
     let label =
         escape(&format!("{title} over steps {x0} to {x1}, from {} to {}; {}", number(y0), number(y1), last.join("; ")));
-    let mut out = format!(
-        "<figure><figcaption>{}</figcaption><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{label}\">",
-        escape(title)
-    );
+    let mut out = format!("<svg {attributes} viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{label}\">");
     for k in 0..=4 {
         let y = y0 + (y1 - y0) * f64::from(k) / 4.0;
         let at = up(y);
@@ -72,7 +80,7 @@ pub fn svg(title: &str, runs: &[Run], value: &dyn Fn(&serde_json::Value) -> Opti
             line(&thin, "curve");
         }
     }
-    out + "</svg></figure>\n"
+    out + "</svg>"
 }
 
 /// The mean of each point with those before it, a twentieth of the curve.

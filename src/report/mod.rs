@@ -1,12 +1,15 @@
 //! `weftc report`: the curves and settings of runs, side by side, in one file that needs nothing else.
 
 mod chart;
+mod figure;
 mod page;
+mod samples;
 mod tokens;
 
 use crate::atomic;
 use crate::error::{Error, Problem, Result};
 use crate::stdout::print;
+use samples::Sample;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,6 +24,12 @@ pub struct ReportArgs {
     /// Where to write the page
     #[arg(short, long, value_name = "FILE", default_value = "report.html")]
     output: PathBuf,
+    /// Also write the curves and the token map of the first run as an SVG, for a README or a paper
+    #[arg(long, value_name = "FILE.svg")]
+    figure: Option<PathBuf>,
+    /// Print nothing on success
+    #[arg(short, long)]
+    quiet: bool,
 }
 
 /// What run.json has of the things that a run was made of, and what the page calls them.
@@ -41,6 +50,8 @@ pub(crate) struct Run {
     settings: BTreeMap<String, String>,
     /// What is in tokens.json, where it is there.
     tokens: Option<Tokens>,
+    /// The lines of samples.jsonl.
+    samples: Vec<Sample>,
 }
 
 /// Writes the page.
@@ -63,7 +74,14 @@ pub fn report(args: &ReportArgs) -> Result<()> {
     }
     let html = page::html(&runs);
     atomic::write(&args.output, |file| file.write_all(html.as_bytes()))?;
-    print(&format!("wrote {} ({} runs, {:.0} kB)\n", args.output.display(), runs.len(), html.len() as f64 / 1e3))
+    let mut wrote =
+        format!("wrote {} ({} runs, {:.0} kB)\n", args.output.display(), runs.len(), html.len() as f64 / 1e3);
+    if let (Some(path), Some(run)) = (&args.figure, runs.first()) {
+        let svg = figure::svg(run);
+        atomic::write(path, |file| file.write_all(svg.as_bytes()))?;
+        wrote += &format!("wrote {} ({:.0} kB)\n", path.display(), svg.len() as f64 / 1e3);
+    }
+    if args.quiet { Ok(()) } else { print(&wrote) }
 }
 
 /// Writes `report.html` into a run's own folder, if it has made a step.
@@ -96,5 +114,6 @@ fn read(folder: &Path) -> Result<Option<Run>> {
         settings.extend(record["settings"][key].as_str().map(|value| (name.to_string(), value.to_string())));
     }
     let tokens = serde_json::from_str(&text("tokens.json")?).ok();
-    Ok((!steps.is_empty()).then(|| Run { name: folder.display().to_string(), state, steps, settings, tokens }))
+    let samples = text("samples.jsonl")?.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+    Ok((!steps.is_empty()).then(|| Run { name: folder.display().to_string(), state, steps, settings, tokens, samples }))
 }

@@ -1,7 +1,7 @@
 //! The page: figures, charts, settings.
 
 use super::chart::{number, svg};
-use super::{Run, tokens};
+use super::{Run, samples, tokens};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -15,10 +15,11 @@ figure{margin:0}figcaption{font-weight:600}svg{width:100%;height:auto}text{font-
 .grid{stroke:var(--faint)}polyline{fill:none;stroke-width:2;stroke-linejoin:round}.raw{opacity:.3;stroke-width:1}\
 .run0{stroke:#0072b2}.run1{stroke:#d55e00;stroke-dasharray:8 3}.run2{stroke:#009e73;stroke-dasharray:2 3}\
 .run3{stroke:#cc79a7;stroke-dasharray:12 3 2 3}.run4{stroke:#e69f00}.run5{stroke:#56b4e9;stroke-dasharray:5 5}\
-.wide{overflow-x:auto}table{border-collapse:collapse}th,td{border-bottom:1px solid var(--faint);padding:.25rem .75rem;text-align:left;overflow-wrap:anywhere}\
+.wide{overflow-x:auto}table{border-collapse:collapse}th,td{border-bottom:1px solid var(--faint);padding:.25rem .75rem;text-align:left}\
+tbody th{min-width:8rem}tbody th,.settings td,td.said{overflow-wrap:anywhere}\
 td{font-variant-numeric:tabular-nums}.differs{background:var(--mark)}.map{white-space:pre-wrap;overflow-wrap:anywhere;border-left:3px solid var(--faint);padding-left:1rem}\
 .token{background:color-mix(in srgb,#e69f00 var(--h),transparent)}.masked{text-decoration:underline 2px #0072b2}\
-.key{width:3rem;height:.75rem;vertical-align:middle}";
+td.said{white-space:pre-wrap;vertical-align:top;max-width:28rem}details{margin-top:.5rem}.key{width:3rem;height:.75rem;vertical-align:middle}";
 
 /// The whole file.
 pub fn html(runs: &[Run]) -> String {
@@ -37,16 +38,17 @@ pub fn html(runs: &[Run]) -> String {
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\"><link rel=\"icon\" href=\"data:,\">\
          <title>weftc report</title><style>{STYLE}</style></head><body><main><h1>Training runs</h1>\n\
          <h2>Figures</h2>{}\n<h2>Curves</h2><p>Faint lines are single steps, strong ones their running mean.</p>\
-         <div class=\"charts\">{}</div>\n{}\n<h2>Settings</h2>{}</main></body></html>\n",
+         <div class=\"charts\">{}</div>\n{}\n{}\n<section class=\"settings\"><h2>Settings</h2>{}</section></main></body></html>\n",
         figures(runs),
         charts.concat(),
+        samples::html(runs),
         tokens::html(runs),
         settings(runs)
     )
 }
 
 /// A number of steps that were made: one without masked tokens has a loss of 0 that says nothing.
-fn updated(name: &'static str) -> impl Fn(&Value) -> Option<f64> {
+pub fn updated(name: &'static str) -> impl Fn(&Value) -> Option<f64> {
     move |m| m[name].as_f64().filter(|_| m["outcome"] == "updated")
 }
 

@@ -22,29 +22,66 @@ struct Bin {
 }
 
 #[derive(Debug, Deserialize)]
-struct Token {
+pub struct Token {
     text: String,
     answer: bool,
     entropy: Option<f64>,
+    surprise: Option<f64>,
+    beta: Option<f64>,
     rate: Option<f64>,
     masked: bool,
     loss: Option<f64>,
+    weight: Option<f64>,
 }
+
+impl Tokens {
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    pub fn samples(&self) -> &[Vec<Token>] {
+        &self.samples
+    }
+}
+
+impl Token {
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    pub fn answer(&self) -> bool {
+        self.answer
+    }
+
+    pub fn masked(&self) -> bool {
+        self.masked
+    }
+
+    /// What a map shows by its colour.
+    pub fn shade(&self) -> f64 {
+        self.entropy.or(self.surprise).or(self.rate).filter(|x| x.is_finite()).unwrap_or(0.0)
+    }
+}
+
+/// The tokens of maps on one page: about 300 bytes each.
+const MOST: usize = 3072;
 
 /// The sections of all runs that have them.
 pub fn html(runs: &[Run]) -> String {
-    let sections: String = runs.iter().filter_map(|run| Some(section(&run.name, run.tokens.as_ref()?))).collect();
+    let most = MOST / runs.len().max(1);
+    let sections: String = runs.iter().filter_map(|run| Some(section(&run.name, run.tokens.as_ref()?, most))).collect();
     if sections.is_empty() {
         return sections;
     }
     format!(
         "<h2>Tokens</h2><p>The darker an answer's token, the higher its entropy H beside the highest of its sample \
-         (without a probe: its masking probability t). Masked tokens are underlined. The numbers stand under the \
-         pointer.</p>{sections}"
+         (without a probe: its masking probability t). Masked tokens are underlined. Under the pointer: the entropy H, \
+         what the method makes of it (beta), the masking probability t, and the weight of the token's cross-entropy in the \
+         loss.</p>{sections}"
     )
 }
 
-fn section(name: &str, tokens: &Tokens) -> String {
+fn section(name: &str, tokens: &Tokens, most: usize) -> String {
     let heads = ["t between", "tokens", "mean t", "masked", "standard errors apart"];
     let heads: String = heads.map(|h| format!("<th scope=\"col\">{h}</th>")).concat();
     let row = |(k, bin): (usize, &Bin)| {
@@ -59,14 +96,13 @@ fn section(name: &str, tokens: &Tokens) -> String {
         )
     };
     let rows: String = tokens.bins.iter().enumerate().filter(|(_, bin)| bin.tokens > 0).map(row).collect();
-    let samples: String = tokens.samples.iter().map(|sample| map(sample)).collect();
+    let samples: String = tokens.samples.iter().map(|s| map(&s[..s.len().min(most / tokens.samples.len())])).collect();
     format!("<h3>{}, step {}</h3>{}{samples}", escape(name), tokens.step, table(&heads, &rows))
 }
 
 /// A sample as running text.
 fn map(sample: &[Token]) -> String {
-    let shade = |t: &Token| t.entropy.or(t.rate).filter(|x| x.is_finite()).unwrap_or(0.0);
-    let top = sample.iter().map(shade).fold(f64::MIN_POSITIVE, f64::max);
+    let top = sample.iter().map(Token::shade).fold(f64::MIN_POSITIVE, f64::max);
     let mut out = String::from("<p class=\"map\">");
     for token in sample {
         if !token.answer {
@@ -75,11 +111,18 @@ fn map(sample: &[Token]) -> String {
         }
         let mut title = Vec::new();
         title.extend(token.entropy.map(|h| format!("H {} nats", number(h))));
-        title.extend(token.rate.map(|t| format!("t {}, 1/t {}", number(t), number(1.0 / t))));
-        title.push(if token.masked { "masked".into() } else { "not masked".into() });
+        title.extend(token.surprise.map(|h| format!("surprise {} nats", number(h))));
+        title.extend(token.beta.map(|b| format!("beta {}", number(b))));
+        title.extend(token.rate.map(|t| format!("t {}", number(t))));
+        title.push(match (token.masked, token.weight) {
+            (true, Some(w)) => format!("masked, weight {}", number(w)),
+            (false, Some(w)) => format!("not masked (would weigh {})", number(w)),
+            (true, None) => "masked".into(),
+            (false, None) => "not masked".into(),
+        });
         title.extend(token.loss.map(|l| format!("cross-entropy {}", number(l))));
         let class = if token.masked { "token masked" } else { "token" };
-        let strength = 100.0 * shade(token) / top;
+        let strength = 100.0 * token.shade() / top;
         let _ = write!(
             out,
             "<span class=\"{class}\" style=\"--h:{strength:.0}%\" title=\"{}\">{}</span>",

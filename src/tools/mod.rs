@@ -5,4 +5,5 @@ pub mod explain;
 pub mod grad;
 pub mod inspect;
 pub mod memory;
+pub mod plan;
 pub mod structure;

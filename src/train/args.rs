@@ -154,6 +154,17 @@ pub struct RunArgs {
     /// The GPU's number
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub device_id: u32,
+    /// Have the model answer a few prompts every N steps, at the start and at the end: in the log, in
+    /// --out/samples.jsonl and in report.html.  The steps are the same with and without
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub sample_every: Option<u64>,
+    /// The prompts: one a line, or rows of .jsonl with prompt, messages or input_ids [default: the first rows of
+    /// --eval-data, else of --data]; alone, they are answered at the start and at the end
+    #[arg(long, value_name = "FILE")]
+    pub sample_prompts: Option<PathBuf>,
+    /// Tokens of these answers [default: of the data's longest, at most 128]
+    #[arg(long, value_name = "L", value_parser = clap::value_parser!(u64).range(1..))]
+    pub sample_length: Option<u64>,
     /// Also write event files for TensorBoard, to --out/tensorboard
     #[arg(long)]
     pub tensorboard: bool,
@@ -163,6 +174,9 @@ pub struct RunArgs {
     /// Print the plan and stop: steps, tokens, memory, what is trained
     #[arg(long)]
     pub dry_run: bool,
+    /// Print the run's summary as an object on standard output, at its end
+    #[arg(long)]
+    pub json: bool,
     /// Print nothing but errors
     #[arg(long, short)]
     pub quiet: bool,

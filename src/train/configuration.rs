@@ -21,7 +21,7 @@ pub fn save(args: &RunArgs, folder: &Path) -> Result<()> {
 /// The lines of the file, in the order of `--help`.
 pub fn text(args: &RunArgs) -> Result<String> {
     // From where it went on belongs to a run's history, not to what it computes.
-    let args = RunArgs { resume: None, config: None, dry_run: false, ..args.clone() };
+    let args = RunArgs { resume: None, config: None, dry_run: false, json: false, ..args.clone() };
     let json = serde_json::to_value(args).map_err(|e| Error::internal("configuration", e.to_string()))?;
     let mut text = format!("# weftc {}: weftc run --config {FILE} is this run again\n", env!("CARGO_PKG_VERSION"));
     for (name, value) in json.as_object().into_iter().flatten() {

@@ -5,8 +5,15 @@ use super::plan::Plan;
 use crate::ir::DType;
 use crate::manifest::{Manifest, Parameter, Role};
 
-/// The plan of a run, for people.
-pub fn text(args: &RunArgs, manifest: &Manifest, plan: &Plan, steps: u64) -> String {
+/// The plan of a run, for people; `activations` are the bytes of a micro-batch of so many sequences and tokens, where they
+/// can be had.
+pub fn text(
+    args: &RunArgs,
+    manifest: &Manifest,
+    plan: &Plan,
+    steps: u64,
+    activations: &dyn Fn(usize, usize) -> Option<u64>,
+) -> String {
     let mut out = String::new();
     let mut line = |name: &str, text: String| out += &format!("{name:<12}{text}\n");
     let method = &manifest.method;
@@ -62,18 +69,23 @@ pub fn text(args: &RunArgs, manifest: &Manifest, plan: &Plan, steps: u64) -> Str
     let weights: u64 = all.iter().map(|p| count(p) * size(p)).sum();
     let one: u64 = trained.iter().map(|p| count(p) * size(p)).sum();
     let gradients = one * if plan.accumulate > 1 { 2 } else { 1 };
-    let logits = plan.batch as u64 * longest as u64 * manifest.vocab_size as u64 * 4;
+    let fixed = weights + gradients + 2 * one;
+    let parts = format!("weights {}, gradients {}, moments {}", bytes(weights), bytes(gradients), bytes(2 * one));
+    let micro = format!("one micro-batch of {} x {} tokens", plan.batch, thousands(longest as u64));
     line(
         "memory",
-        format!(
-            "{} at least: weights {}, gradients {}, moments {}, and logits of {} in one micro-batch; `weftc inspect` \
-             estimates the other activations",
-            bytes(weights + gradients + 2 * one + logits),
-            bytes(weights),
-            bytes(gradients),
-            bytes(2 * one),
-            bytes(logits)
-        ),
+        match activations(plan.batch, longest) {
+            Some(n) => format!("about {}: {parts}, and {} of activations in {micro}", bytes(fixed + n), bytes(n)),
+            None => {
+                let logits = plan.batch as u64 * longest as u64 * manifest.vocab_size as u64 * 4;
+                format!(
+                    "{} at least: {parts}, and {} of logits in {micro}; the other activations are estimated where the \
+                     source model is (--model)",
+                    bytes(fixed + logits),
+                    bytes(logits)
+                )
+            }
+        },
     );
     if let Some(out) = &args.out {
         let every = args.save_every.map_or("where it is interrupted".into(), |n| format!("every {n} steps"));

@@ -1,5 +1,6 @@
 //! What a training step runs on.
 
+use super::forward::{Call, Forward};
 use super::optimizer::{Decay, Optimizer};
 use crate::error::{Error, Result};
 use crate::ir::DType;
@@ -37,6 +38,9 @@ pub trait Engine {
     /// or with those that training started from, as the manifest says.
     fn probe(&mut self, feeds: &[(String, HostTensor)]) -> Result<HostTensor>;
 
+    /// Opens the model with the present parameters, which it reads in place; a session lives as long as the result.
+    fn open<'a>(&'a self, forward: &'a Forward) -> Result<Call<'a>>;
+
     /// What the user should know of where the step is computed.
     fn notes(&self) -> Vec<String> {
         Vec::new()
@@ -68,6 +72,8 @@ pub struct OnnxRuntime {
     update: Bound,
     /// Adds gradients to sums; only where micro-batches are accumulated.
     sum: Option<Bound>,
+    /// Of the parameters, in order.
+    names: Vec<String>,
     parameters: Vec<Buffer>,
     gradients: Vec<Buffer>,
     sums: Vec<Buffer>,
@@ -76,6 +82,8 @@ pub struct OnnxRuntime {
     function: &'static Function,
     /// By operator, the step's nodes that a GPU leaves to the CPU.
     on_cpu: BTreeMap<String, usize>,
+    /// How sessions are opened.
+    options: Options,
 }
 
 impl OnnxRuntime {
@@ -157,7 +165,22 @@ impl OnnxRuntime {
         if let Some((probe, _)) = &mut probe {
             probe.fetch(PROBE);
         }
-        Ok(OnnxRuntime { step, probe, norm, update, sum, parameters, gradients, sums, states, function, on_cpu })
+        let names = trainable.iter().map(|p| p.name.clone()).collect();
+        Ok(OnnxRuntime {
+            step,
+            probe,
+            norm,
+            update,
+            sum,
+            names,
+            parameters,
+            gradients,
+            sums,
+            states,
+            function,
+            on_cpu,
+            options,
+        })
     }
 }
 
@@ -189,6 +212,23 @@ impl Engine for OnnxRuntime {
             probe.input(name, &Buffer::from_host(value)?)?;
         }
         probe.run()?.swap_remove(PROBE).ok_or_else(missing)
+    }
+
+    fn open<'a>(&'a self, forward: &'a Forward) -> Result<Call<'a>> {
+        let options = Options { folder: Some(forward.folder.clone()), assignment: false, ..self.options.clone() };
+        let mut model = Session::from_bytes(&forward.bytes, &options)?.bind()?;
+        for (name, buffer) in self.names.iter().zip(&self.parameters) {
+            model.input(name, buffer)?;
+        }
+        let logits = forward.graph.outputs.first().map(|(name, _)| name.clone()).unwrap_or_default();
+        model.fetch(&logits);
+        Ok(Box::new(move |feeds| {
+            for (name, value) in feeds {
+                model.input(name, &Buffer::from_host(value)?)?;
+            }
+            let logits = model.run()?.swap_remove(&logits);
+            logits.ok_or_else(|| Error::internal("samples", "the model has no logits"))
+        }))
     }
 
     fn notes(&self) -> Vec<String> {

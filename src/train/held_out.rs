@@ -1,8 +1,9 @@
 //! The loss on data that is not trained on, over fixed times and fixed draws: it changes with the weights alone.
 
 use super::batch::{Batch, Shape};
-use super::data::Dataset;
+use super::data::{Dataset, Sample};
 use super::sampler::Sampler;
+use super::samples::PROMPTS;
 use super::trainer::Trainer;
 use crate::error::Result;
 use crate::runtime::HostTensor;
@@ -13,6 +14,8 @@ const TIMES: u32 = 8;
 /// The batches of an evaluation.
 pub struct HeldOut {
     batches: Vec<Batch>,
+    /// The first samples, for prompts.
+    pub first: Vec<Sample>,
 }
 
 impl HeldOut {
@@ -29,7 +32,7 @@ impl HeldOut {
                 batches.push(Batch { t, samples: Vec::new(), dropout: None, ..batch });
             }
         }
-        Ok(HeldOut { batches })
+        Ok(HeldOut { batches, first: dataset.samples.iter().take(PROMPTS).cloned().collect() })
     }
 
     /// The method's loss, normalised over all batches; changes nothing that training goes on from.

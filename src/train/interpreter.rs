@@ -3,6 +3,7 @@
 //! A second opinion on every number of a run, for small models; several times slower.
 
 use super::engine::{Engine, Update};
+use super::forward::{Call, Forward};
 use super::optimizer::{Algorithm, Decay};
 use crate::error::{Error, Result};
 use crate::interp;
@@ -118,6 +119,24 @@ impl Engine for Interpreter {
         let shape: Vec<i64> = beta.dims().iter().map(|d| *d as i64).collect();
         let values = beta.flatten_all().and_then(|t| t.to_vec1::<f64>()).map_err(internal)?;
         HostTensor::from_f64(DType::F64, &shape, &values)
+    }
+
+    fn open<'a>(&'a self, forward: &'a Forward) -> Result<Call<'a>> {
+        Ok(Box::new(move |feeds| {
+            let mut tensors = BTreeMap::new();
+            for (name, value) in feeds {
+                tensors.insert(name.clone(), tensor(value.shape(), value.to_f64())?);
+            }
+            for s in &self.states {
+                tensors.insert(s.name.clone(), tensor(&s.shape, s.value.clone())?);
+            }
+            let (_, logits) = interp::run(&forward.graph, &tensors)?
+                .pop_first()
+                .ok_or_else(|| Error::internal("samples", "the model has no logits"))?;
+            let shape: Vec<i64> = logits.dims().iter().map(|d| *d as i64).collect();
+            let values = logits.flatten_all().and_then(|t| t.to_vec1::<f64>()).map_err(internal)?;
+            HostTensor::from_f64(DType::F64, &shape, &values)
+        }))
     }
 
     fn grad_norm(&mut self) -> Result<f64> {

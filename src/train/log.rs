@@ -117,7 +117,7 @@ impl Log {
 }
 
 /// The lines of an earlier run up to step `done`: it may have gone on after the state was saved.
-fn lines_until(path: &Path, done: u64) -> Result<String> {
+pub(super) fn lines_until(path: &Path, done: u64) -> Result<String> {
     #[derive(serde::Deserialize)]
     struct Line {
         step: u64,

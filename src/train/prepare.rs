@@ -3,7 +3,7 @@
 use super::args::{RunArgs, RuntimeKind};
 use super::batch::Shape;
 use super::checkpoint;
-use super::data::{self, Chat, Columns, Dataset, Encoder, Limits, Padding};
+use super::data::{self, Chat, Columns, Dataset, Encoder, Limits, Padding, Shown};
 use super::plan::Plan;
 use super::sampler::Sampler;
 use super::trainer::{Setup, Trainer};
@@ -26,6 +26,8 @@ pub struct Prepared {
     pub batch: usize,
     /// The sizes that the graph fixes.
     pub shape: Shape,
+    /// Those of --sample-prompts.
+    pub prompts: Option<Vec<Shown>>,
 }
 
 impl Prepared {
@@ -58,7 +60,7 @@ pub fn prepare(args: &RunArgs, manifest: &Manifest, shape: Shape, notes: &mut Ve
         max_length: args.max_length,
         fixed_length: shape.length,
     };
-    let dataset = dataset(args, tokenizer.as_ref(), profile, limits, notes)?;
+    let (dataset, prompts) = dataset(args, tokenizer.as_ref(), profile, limits, notes)?;
     let pad_id = args.pad_id.or(profile.map(|p| p.pad_id)).unwrap_or_else(|| data::pad_id(tokenizer.as_ref()));
     if !(0..limits.vocab_size).contains(&pad_id) {
         let problem =
@@ -68,17 +70,17 @@ pub fn prepare(args: &RunArgs, manifest: &Manifest, shape: Shape, notes: &mut Ve
     if dataset.cut > 0 {
         notes.push(format!("--max-length cut {} of {} rows", dataset.cut, dataset.samples.len()));
     }
-    Ok(Prepared { dataset, tokenizer, pad_id, batch, shape })
+    Ok(Prepared { dataset, tokenizer, pad_id, batch, shape, prompts })
 }
 
-/// The samples; what the user did not say and was chosen for him goes into the notes.
+/// The samples and the prompts; what the user did not say and was chosen for him goes into the notes.
 fn dataset(
     args: &RunArgs,
     tokenizer: Option<&Tokenizer>,
     profile: Option<&Profile>,
     limits: Limits,
     notes: &mut Vec<String>,
-) -> Result<Dataset> {
+) -> Result<(Dataset, Option<Vec<Shown>>)> {
     let mut chat = args.chat_template.as_deref().map(Chat::find).transpose()?;
     let found = match (&args.tokenizer, tokenizer) {
         (Some(path), Some(tokenizer)) if chat.is_none() => data::chat_of(path, tokenizer)?,
@@ -115,7 +117,8 @@ fn dataset(
             Padding::All => format!("all padding, of token {eos}, is supervised (--supervise-padding all)"),
         });
     }
-    Ok(dataset)
+    let prompts = args.sample_prompts.as_deref().map(|path| data::prompts(path, &encoder)).transpose()?;
+    Ok((dataset, prompts))
 }
 
 /// The folder of the weights, where `--model` names it.

@@ -12,6 +12,7 @@ use super::log::{Log, Metrics};
 use super::plan::Plan;
 use super::prepare::{self, Prepared, open, prepare, source};
 use super::record::{self, Record, State};
+use super::samples::{self, Open, Samples};
 use super::settings::{Chosen, Settings};
 use super::state::{self, Position};
 use super::store::{self, Store};
@@ -19,7 +20,9 @@ use super::tokens::{Text, Tokens};
 use super::trainer::{Outcome, Trainer, shape_of};
 use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
+use crate::manifest::Manifest;
 use crate::onnx::train_file::TrainFile;
+use crate::onnx::weights;
 use crate::stdout::print;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -71,6 +74,24 @@ impl Summary {
 /// Everything that is wrong with the command line, the graph or the data; failures of the runtime; ten
 /// steps in a row that are not finite.
 pub fn run(args: &RunArgs) -> Result<Summary> {
+    run_with(args, None)
+}
+
+/// What a run needs of the compiler, which training does not know.
+#[derive(Clone, Copy)]
+pub struct Compiler<'a> {
+    /// Makes what answers prompts.
+    pub open: Open<'a>,
+    /// Bytes of the activations of a micro-batch of so many sequences and tokens of a train.onnx with this manifest and
+    /// source model; for plans.
+    pub activations: &'a dyn Fn(&Manifest, &Path, usize, usize) -> Result<u64>,
+}
+
+/// The same, with samples and whole plans.
+///
+/// # Errors
+/// As [`run`]; samples that are asked for without a compiler.
+pub fn run_with(args: &RunArgs, compiler: Option<Compiler>) -> Result<Summary> {
     let found = args.resume.as_deref().map(store::find).transpose()?;
     let mut args = args.clone();
     if let (None, Some((_, folder))) = (&args.out, &found) {
@@ -79,7 +100,7 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
     let args = &args;
     check_folder(args, found.as_ref().map(|(_, folder)| folder.as_path()))?;
     if args.dry_run {
-        return dry_run(args);
+        return dry_run(args, compiler);
     }
     let mut notes = Vec::new();
     let mut trainer = open(args, &mut notes)?;
@@ -105,7 +126,7 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
         interpreted: trainer.parameter_type() == Some(DType::F64),
         device: trainer.device,
     };
-    let settings = Settings::new(args, trainer.manifest(), dataset, chosen)?;
+    let settings = Settings::new(args, &trainer.file, dataset, chosen)?;
     let store = args.out.as_deref().map(|out| Store::open(out, args.keep as usize)).transpose()?;
     let mut step = 0;
     if let Some((checkpoint, _)) = &found {
@@ -127,10 +148,21 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
         args.out.as_deref().map(|out| record.save(out, state, summary)).transpose()
     };
     stands(State::Running, None)?;
+    let mut speaker = None;
+    if samples::wanted(args) {
+        let open = compiler.ok_or_else(|| Error::internal("run", "samples are made by weftc::sampling::run"))?.open;
+        let rows = held_out.as_ref().map_or(&dataset.samples, |h| &h.first);
+        speaker = Some(Samples::new(args, &prepared, rows, &trainer, open, step)?);
+    }
     let mut log = Log::new(step, steps, args.quiet, args.out.as_deref(), args.tensorboard)?;
     notes.iter().chain(&plan.padding()).for_each(|n| log.say(n));
     let mut summary = Summary { notes, folder: args.out.clone(), ..Summary::default() };
     let (mut seen, text) = (Tokens::default(), Text(prepared.tokenizer.as_ref()));
+    if let Some(speaker) = &mut speaker {
+        let lines = speaker.at(step, &trainer, false);
+        // A model that cannot answer is told before anything is trained.
+        tell(if interrupt::asked() { lines } else { Ok(lines?) }, step, &log)?;
+    }
     let mut losses = Vec::new();
     let mut order = (u32::MAX, Vec::new());
     while step < steps {
@@ -157,7 +189,7 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
         };
         step += 1;
         if let Some(batch) = batches.last() {
-            seen.step(step, &result, batch, dataset, &text);
+            seen.step(step, &result, batch, dataset, &text, &manifest.method);
         }
         let outcome = match result.outcome {
             Outcome::Updated => "updated",
@@ -195,6 +227,9 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
         if result.outcome != Outcome::Skipped {
             good = position;
         }
+        if let Some(speaker) = &mut speaker {
+            tell(speaker.at(step, &trainer, step == steps), step, &log)?;
+        }
     }
     args.out.iter().try_for_each(|out| seen.save(out))?;
     summary.steps = step;
@@ -225,6 +260,16 @@ pub fn run(args: &RunArgs) -> Result<Summary> {
     Ok(summary)
 }
 
+/// Logs samples.  A model that cannot answer ends no run, a full disk does.
+fn tell(lines: Result<Vec<String>>, step: u64, log: &Log) -> Result<()> {
+    match lines {
+        Ok(lines) => lines.iter().for_each(|line| log.say(line)),
+        Err(e @ Error::Io { .. }) => return Err(e),
+        Err(e) => log.say(&format!("no samples after {step} steps: {e}")),
+    }
+    Ok(())
+}
+
 /// The data of `--eval-data`, read as the training data are.
 fn held_out(args: &RunArgs, trainer: &Trainer, own: &Prepared, notes: &mut Vec<String>) -> Result<Option<HeldOut>> {
     let Some(data) = args.eval_data.clone() else {
@@ -232,7 +277,8 @@ fn held_out(args: &RunArgs, trainer: &Trainer, own: &Prepared, notes: &mut Vec<S
         return if args.eval_every.is_some() { Err(Error::usage(problem)) } else { Ok(None) };
     };
     let known = notes.len();
-    let found = prepare(&RunArgs { data, ..args.clone() }, trainer.manifest(), trainer.shape(), notes)?;
+    let found =
+        prepare(&RunArgs { data, sample_prompts: None, ..args.clone() }, trainer.manifest(), trainer.shape(), notes)?;
     // What was chosen for the training data was told already.
     notes.truncate(known);
     notes.push(format!("{} samples of --eval-data are held out", found.dataset.samples.len()));
@@ -244,13 +290,19 @@ fn steps(args: &RunArgs, plan: &Plan) -> u64 {
 }
 
 /// Prints what a run would do.
-fn dry_run(args: &RunArgs) -> Result<Summary> {
+fn dry_run(args: &RunArgs, compiler: Option<Compiler>) -> Result<Summary> {
     args.optimizer().check()?;
     let file = TrainFile::read(&args.train_onnx, prepare::folder(args).as_deref())?;
     let mut notes = Vec::new();
     let prepared = prepare(args, &file.manifest, shape_of(&file), &mut notes)?;
     let plan = prepared.plan(args);
-    print(&dry_run::text(args, &file.manifest, &plan, steps(args, &plan)))?;
+    let source = args.model.clone().unwrap_or_else(|| file.source());
+    let known = weights::sha256(&source).is_ok_and(|sha256| sha256 == file.manifest.source.sha256);
+    let activations = |batch, length| {
+        let compiler = compiler.filter(|_| known)?;
+        (compiler.activations)(&file.manifest, &source, batch, length).ok()
+    };
+    print(&dry_run::text(args, &file.manifest, &plan, steps(args, &plan), &activations))?;
     notes.extend(plan.padding());
     notes.iter().try_for_each(|note| print(&format!("note: {note}\n")))?;
     Ok(Summary { notes, ..Summary::default() })

@@ -4,7 +4,7 @@ use super::args::RunArgs;
 use super::data::Dataset;
 use super::optimizer::{Kind, Schedule};
 use crate::error::{Error, Problem, Result};
-use crate::manifest::Manifest;
+use crate::onnx::train_file::TrainFile;
 use crate::onnx::weights;
 use crate::peft;
 use crate::runtime::device::Device;
@@ -40,13 +40,21 @@ impl Settings {
     /// The settings of a run.
     ///
     /// # Errors
-    /// Where train.onnx cannot be read.
-    pub fn new(args: &RunArgs, manifest: &Manifest, dataset: &Dataset, chosen: Chosen) -> Result<Self> {
+    /// Where train.onnx, or a file with weights of its model, cannot be read.
+    pub fn new(args: &RunArgs, file: &TrainFile, dataset: &Dataset, chosen: Chosen) -> Result<Self> {
+        let manifest = &file.manifest;
         let Chosen { batch, accumulate, by_length, pad_id, steps, interpreted, device } = chosen;
         let mut all = BTreeMap::new();
         let mut set = |name: &str, value: String| drop(all.insert(name.to_string(), value));
         set("TRAIN_ONNX", format!("the file of SHA-256 {}", weights::sha256(&args.train_onnx)?));
         set("the source model", format!("{} of SHA-256 {}", manifest.source.file, manifest.source.sha256));
+        // Hashed here and not when compiling, which reads no weight: a run reads them all in any case, and frozen ones
+        // that have changed since its checkpoint would go unnoticed.
+        for path in file.weight_files() {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let size = std::fs::metadata(&path).map_err(|e| Error::io("read", &path, e))?.len();
+            set(&format!("the weights in {name}"), format!("{size} bytes of hash {}", weights::fingerprint(&path)?));
+        }
         let method = &manifest.method;
         set("the method", method.name.clone());
         set("the probe", String::from(method.probe));

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 const MOST_SKIPPED: u32 = 10;
 
 /// The outputs that describe every token, [B, L]; a method has those that it uses.
-const DIAGNOSTICS: [&str; 4] = ["entropy", "mask_rate", "mask", "token_loss"];
+const DIAGNOSTICS: [&str; 5] = ["entropy", "nll", "mask_rate", "mask", "token_loss"];
 
 /// The inputs that every train.onnx has, besides the token input.
 const DRAWS: [&str; 3] = ["answer_mask", "t", "u"];
@@ -66,7 +66,7 @@ pub struct StepResult {
     /// How many tokens were masked.
     pub masked: usize,
     pub outcome: Outcome,
-    /// Those outputs of the last micro-batch that describe tokens, where they were asked for.
+    /// Those outputs of the last micro-batch that describe tokens, and a kept `beta`, where they were asked for.
     pub diagnostics: IndexMap<String, HostTensor>,
 }
 
@@ -258,12 +258,13 @@ impl Trainer {
                 feeds.push((BETA.into(), beta));
             }
             last = self.engine.forward(&feeds, &want, k > 0)?;
+            last.extend(feeds.pop().filter(|(name, _)| diagnostics && name == BETA));
             let number = |name: &str| last.get(name).map_or(Ok(0.0), HostTensor::item);
             loss_sum += number("loss_sum")?;
             loss_count += number("loss_count")?;
             masked += last.get("mask").map_or(0, |m| m.bytes().iter().filter(|b| **b != 0).count());
         }
-        last.retain(|name, _| diagnostics && DIAGNOSTICS.contains(&name.as_str()));
+        last.retain(|name, _| diagnostics && (name == BETA || DIAGNOSTICS.contains(&name.as_str())));
         let empty = loss_count == 0.0;
         let norm = if empty { 0.0 } else { self.engine.grad_norm()? / self.applied_scale };
         let per_count = |x: f64| if empty { 0.0 } else { x / loss_count };
@@ -360,6 +361,11 @@ impl Trainer {
     pub(super) fn index(&self, name: &str) -> Result<usize> {
         let found = self.trainable.iter().position(|p| p.name == name);
         found.ok_or_else(|| Error::usage(Problem::new(name, "no trainable parameter has this name")))
+    }
+
+    /// What is fed besides tokens and draws: name and type.
+    pub(super) fn extras(&self) -> &[(String, DType)] {
+        &self.extras
     }
 
     fn feeds(&self, batch: &Batch) -> Result<Vec<(String, HostTensor)>> {

@@ -302,3 +302,23 @@ pub fn write(folder: &Path, options: &Options) -> PathBuf {
     std::fs::write(&path, train.encode_to_vec()).unwrap();
     path
 }
+
+/// The model `from` with all weights of more than 64 bytes in `TO.data`, beside the file.
+#[allow(dead_code, reason = "not every test that shares this file moves weights")]
+pub fn with_external_weights(from: &Path, to: &Path) {
+    let mut model = ModelProto::decode(std::fs::read(from).unwrap().as_slice()).unwrap();
+    let data = PathBuf::from(format!("{}.data", to.display()));
+    let mut bytes: Vec<u8> = Vec::new();
+    for tensor in model.graph.as_mut().unwrap().initializer.iter_mut().filter(|t| t.raw_data.len() > 64) {
+        let value = std::mem::take(&mut tensor.raw_data);
+        tensor.data_location = tensor_proto::DataLocation::External.into();
+        tensor.external_data = vec![
+            entry("location", data.file_name().unwrap().to_string_lossy().into_owned()),
+            entry("offset", bytes.len().to_string()),
+            entry("length", value.len().to_string()),
+        ];
+        bytes.extend_from_slice(&value);
+    }
+    std::fs::write(&data, bytes).unwrap();
+    std::fs::write(to, model.encode_to_vec()).unwrap();
+}

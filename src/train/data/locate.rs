@@ -10,7 +10,8 @@ pub const KNOWN: [(&str, &str); 2] = [("s1k", "simplescaling/s1K"), ("s1k-1.1", 
 /// The files of a source, in the order of their rows.
 ///
 /// A name is looked up as a path, then as a folder `NAME` or `OWNER/NAME` below the working folder, then in the
-/// cache that Hugging Face's own tools fill (`HF_HUB_CACHE`, `HF_HOME`, `~/.cache/huggingface`).
+/// cache that Hugging Face's own tools fill (`HF_HUB_CACHE`, `HF_HOME`, `~/.cache/huggingface`); what is nowhere is
+/// downloaded into that cache by a weftc with the feature `hub`.
 ///
 /// # Errors
 /// `Usage` with every place that was looked at, or with the splits that there are.
@@ -28,13 +29,23 @@ pub fn files(part: &Part) -> Result<Vec<PathBuf>> {
     folders.extend(cached(repository));
     match folders.iter().find(|f| f.is_dir()) {
         Some(folder) => of_split(folder, part),
+        #[cfg(feature = "hub")]
+        None if let (true, Some(hub)) = (is_repository(repository), cache()) => {
+            super::hub::fetch(part, repository, &hub)?;
+            match cached(repository).iter().find(|f| f.is_dir()) {
+                Some(folder) => of_split(folder, part),
+                None => Err(Error::usage(Problem::new("--data", format!("{repository} is not where it was put")))),
+            }
+        }
         None => {
             let looked: Vec<String> = folders.iter().map(|f| f.display().to_string()).collect();
             let problem =
                 Problem::new("--data", format!("there is no `{}`: looked for {}", part.name, looked.join(", ")));
-            let fetch =
-                format!("fetch it with: pip install huggingface_hub && hf download --repo-type dataset {repository}");
-            let help = if repository.contains('/') {
+            let fetch = format!(
+                "fetch it with: pip install huggingface_hub && hf download --repo-type dataset {repository}; a weftc that \
+                 was built with --features hub,parquet downloads by itself"
+            );
+            let help = if is_repository(repository) {
                 fetch
             } else {
                 "name a file of JSON lines, a folder, or OWNER/NAME of Hugging Face".into()
@@ -44,12 +55,24 @@ pub fn files(part: &Part) -> Result<Vec<PathBuf>> {
     }
 }
 
-/// The snapshots of a repository in the cache, the one that `main` names first.
-fn cached(repository: &str) -> Vec<PathBuf> {
+/// Whether a name is OWNER/NAME, as the hub has it, and no path.
+fn is_repository(name: &str) -> bool {
+    let plain = |part: &str| {
+        !part.is_empty() && part.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c)) && !part.starts_with('.')
+    };
+    name.split_once('/').is_some_and(|(owner, name)| plain(owner) && plain(name)) && !is_data(Path::new(name))
+}
+
+/// The cache's folder.
+fn cache() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let home = || set("HOME").or_else(|| set("USERPROFILE")).map(|h| h.join(".cache/huggingface"));
-    let hub = set("HF_HUB_CACHE").or_else(|| set("HF_HOME").or_else(home).map(|h| h.join("hub")));
-    let Some(hub) = hub else { return vec![] };
+    set("HF_HUB_CACHE").or_else(|| set("HF_HOME").or_else(home).map(|h| h.join("hub")))
+}
+
+/// The snapshots of a repository in the cache, the one that `main` names first.
+fn cached(repository: &str) -> Vec<PathBuf> {
+    let Some(hub) = cache() else { return vec![] };
     let root = hub.join(format!("datasets--{}", repository.replace('/', "--")));
     let snapshots = root.join("snapshots");
     let main = std::fs::read_to_string(root.join("refs/main")).ok();
@@ -85,17 +108,30 @@ fn of_split(folder: &Path, part: &Part) -> Result<Vec<PathBuf>> {
         let why = format!("`{}` has no split `{wanted}`", part.name);
         return refuse(why, &format!("there is {}; choose one as in {}[{}]", known.join(", "), part.name, known[0]));
     }
-    Ok(files.into_iter().zip(splits).filter(|(_, split)| *split == wanted).map(|(file, _)| file).collect())
+    let found: Vec<PathBuf> =
+        files.into_iter().zip(splits).filter(|(_, split)| *split == wanted).map(|(file, _)| file).collect();
+    match found.iter().filter_map(|f| of_how_many(f)).max() {
+        Some(all) if all > found.len() => {
+            let why = format!("the split `{wanted}` of `{}` has {} of its {all} files", part.name, found.len());
+            refuse(why, &format!("the download was cut short: remove {} and fetch it again", folder.display()))
+        }
+        _ => Ok(found),
+    }
 }
 
-fn is_data(path: &Path) -> bool {
+/// 2 of `train-00000-of-00002.parquet`.
+fn of_how_many(path: &Path) -> Option<usize> {
+    path.file_stem()?.to_str()?.rsplit_once("-of-")?.1.parse().ok()
+}
+
+pub(super) fn is_data(path: &Path) -> bool {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     ["jsonl", "json", "parquet"].contains(&extension.as_str())
         && path.file_name().is_none_or(|n| n != "dataset_infos.json")
 }
 
 /// `train-00000-of-00001.parquet` is of the split `train`, `my.jsonl` of the split `my`.
-fn split_of(path: &Path) -> String {
+pub(super) fn split_of(path: &Path) -> String {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let plain = stem.split('-').next().unwrap_or(&stem);
     plain.to_string()
@@ -128,6 +164,21 @@ mod tests {
     }
 
     #[test]
+    fn a_split_that_is_not_whole_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("train-00001-of-00002.jsonl"), "").unwrap();
+        let why = files(&part(folder.path(), None)).unwrap_err().to_string();
+        assert!(why.contains("has 1 of its 2 files"), "{why}");
+    }
+
+    #[test]
+    fn names_of_the_hub_are_no_paths() {
+        let is = ["simplescaling/s1K-1.1", "a/b"].map(is_repository);
+        assert_eq!((is, ["a", "../b", "a/b/c", "a/b.jsonl", "a/", "/b"].map(is_repository)), ([true; 2], [false; 6]));
+    }
+
+    #[test]
+    #[cfg(not(feature = "hub"))]
     fn what_is_missing_says_how_to_get_it() {
         let why = files(&part(Path::new("s1k"), None)).unwrap_err().to_string();
         assert!(why.contains("simplescaling/s1K") && why.contains("hf download"), "{why}");

@@ -6,9 +6,12 @@
 mod chat;
 mod format;
 mod grouping;
+#[cfg(feature = "hub")]
+mod hub;
 mod locate;
 mod preview;
 mod python_json;
+mod question;
 mod rows;
 mod spec;
 mod vocabulary;
@@ -23,6 +26,7 @@ pub use chat::Chat;
 pub use format::{Columns, Example, Message, question, with_system};
 pub use grouping::{grouped, padding};
 pub use preview::preview;
+pub use question::{Shown, prompts};
 pub use rows::{Row, Seen};
 pub use vocabulary::{chat_of, eos_id, pad_id, profile, tokenizer};
 
@@ -221,23 +225,24 @@ impl Encoder<'_> {
 
     /// A sample of text; prompt and answer are tokenised apart, so that no token spans both.
     fn text(&self, prompt: String, answer: String) -> std::result::Result<(Sample, bool), Problems> {
-        let Some(tokenizer) = self.tokenizer else {
-            return Err(vec![Problem::new("", "text needs a tokenizer").help("--tokenizer tokenizer.json")]);
-        };
-        let encode = |text: String| -> std::result::Result<Vec<i64>, Problems> {
-            let encoded = tokenizer
-                .encode(text, false)
-                .map_err(|e| vec![Problem::new("", format!("the tokenizer fails: {e}"))])?;
-            Ok(encoded.get_ids().iter().map(|id| i64::from(*id)).collect())
-        };
-        let mut ids = encode(prompt)?;
+        let mut ids = self.tokens(prompt).map_err(|p| vec![p])?;
         let prompt = ids.len();
-        ids.extend(encode(answer)?);
+        ids.extend(self.tokens(answer).map_err(|p| vec![p])?);
         if let Some(eos) = self.eos.filter(|eos| self.padding != Padding::None && ids.last() != Some(eos)) {
             ids.push(eos);
         }
         let total = ids.len();
         self.checked(ids, prompt, total)
+    }
+
+    /// The tokens of a text as it is.
+    fn tokens(&self, text: String) -> std::result::Result<Vec<i64>, Problem> {
+        let Some(tokenizer) = self.tokenizer else {
+            return Err(Problem::new("", "text needs a tokenizer").help("--tokenizer tokenizer.json"));
+        };
+        let encoded = tokenizer.encode(text, false);
+        let encoded = encoded.map_err(|e| Problem::new("", format!("the tokenizer fails: {e}")))?;
+        Ok(encoded.get_ids().iter().map(|id| i64::from(*id)).collect())
     }
 
     /// Fills every answer up with end-of-text tokens, where all of them are supervised.
