@@ -15,9 +15,19 @@ const MAX_ROUNDS: usize = 16;
 
 /// Replaces every operator that cannot be written, until none is left.  Counts rule uses in `fired`.
 pub fn expand(graph: &Graph, rules: &[Rule], target: Target, fired: &mut BTreeMap<String, usize>) -> Result<Graph> {
+    let whole = whole(graph);
     expand_where(graph, rules, fired, |op| match op.row().emit {
-        Emit::Kernel(_) => target != Target::Cpu,
+        Emit::Kernel(_) => target != Target::Cpu || !whole,
         emit => emit == Emit::Expand,
+    })
+}
+
+/// Whether in every attention values have the leading axes of queries, as our kernels need it.
+fn whole(graph: &Graph) -> bool {
+    let leads = |id: &Id| graph.type_of(*id).shape().split_last_chunk::<2>().map(|(leads, _)| leads.to_vec());
+    graph.live().iter().all(|id| match graph.node(*id) {
+        Node::Op(Op::Attention | Op::AttentionBias, c) => leads(&c[0]) == leads(&c[2]),
+        _ => true,
     })
 }
 

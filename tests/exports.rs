@@ -254,6 +254,7 @@ const CASES: &[(&str, &str)] = &[
     ("sub-neg", "(sub x (neg y))"),
     ("gemm-nt", "(matmul x (transpose s [1 0]))"),
     ("matmul-nbits", "(matmul x (transpose (dequantize codes scales 8 8) [1 0]))"),
+    ("product-fused", "(matmul (transpose h [0 2 1]) g)"),
     ("sink-loss-times", "(weighted_cross_entropy h ids (mul (loss_weight r mask mask token 1.0) r))"),
     ("sink-loss-mask", "(weighted_cross_entropy h ids (cast mask f32))"),
     ("take-put", "(take_rows (put_rows (take_rows h i) i batch seq) i)"),
@@ -326,7 +327,7 @@ fn every_rule_fires_in_a_model_or_a_case() {
     let files = [exports(OWN), files].concat();
     let mut fired: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for file in &files {
-        for target in [Target::Portable, Target::Cpu] {
+        for target in [Target::Portable, Target::Cpu, Target::Cuda] {
             for rule in compile(&options(file, target)).unwrap().manifest.rules_fired.into_keys() {
                 fired.entry(rule).or_default().insert(name(file));
             }

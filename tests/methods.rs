@@ -233,10 +233,10 @@ fn sft_has_no_probe() {
         let options = Options { mask_id: Some(MASK), method: method.into(), ..Options::new(model()) };
         let graph = compile(&options).unwrap().graph.histogram();
         assert_eq!(graph.contains_key("token_entropy"), method == "weft");
-        ["matmul", "gemm", "fused_matmul"].iter().filter_map(|op| graph.get(op)).sum::<usize>()
+        ["product", "product_add", "attention"].iter().filter_map(|op| graph.get(op)).sum::<usize>()
     };
-    // 7 weights and 2 products of attention in each of 2 layers, and the head.
-    assert_eq!(matmuls("weft") - matmuls("sft"), 2 * 9 + 1);
+    // 7 weights and attention in each of 2 layers, and the head.
+    assert_eq!(matmuls("weft") - matmuls("sft"), 2 * 8 + 1);
 }
 
 /// Where all logits are equal, so are the entropies: WeFT is then SFT, bit for bit.

@@ -131,6 +131,11 @@ pub fn attention_grad(
     bias: Option<&Tensor>,
     scale: f64,
 ) -> Result<Tensor> {
+    let rows = |t: &Tensor| t.dims().split_last().map_or(0, |(_, rows)| rows.iter().product::<usize>());
+    if rows(q) == 0 || rows(k) == 0 {
+        let n = q.elem_count() + k.elem_count() + v.elem_count();
+        return Tensor::zeros(n, candle_core::DType::F64, q.device());
+    }
     let p = attention_probs(q, k, bias, scale)?;
     let ds = softmax_grad(&p, &matmul(dy, &v.t()?)?, p.rank() - 1)?.affine(scale, 0.0)?;
     let parts = [matmul(&ds, k)?, matmul(&ds.t()?, q)?, matmul(&p.t()?, dy)?];

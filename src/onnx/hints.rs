@@ -16,7 +16,6 @@ const FORMS: &[(&str, &str)] = &[
     ("Multinomial", "choosing tokens belongs after the model: export up to the logits"),
     ("MatMulBnb4", "export the model before quantization: quantized weights have no gradient"),
     ("NonMaxSuppression", "choosing among results belongs after the model: export up to the logits"),
-    ("NonZero", "masks by Where are read; selections whose size depends on the data are not"),
     ("QuantizeLinear", "export the model before quantization: quantized weights have no gradient"),
     ("RandomNormal", "export in evaluation mode: randomness is an input of the training step"),
     ("RandomNormalLike", "export in evaluation mode: randomness is an input of the training step"),

@@ -40,7 +40,12 @@ pub(super) fn cost(op: Op, children: &[&Type], result: &Type) -> Option<u64> {
             };
             let flops = flops(elements(result).saturating_mul(inner));
             // Measured: our own is faster by an eighth and more.
-            let own = if matches!(op, Op::Product | Op::ProductAdd) { flops / 8 } else { 0 };
+            // Codes are multiplied as they are: the dense weight need not live from the forward part to the backward one.
+            let own = match op {
+                Op::Product | Op::ProductAdd => flops / 8,
+                Op::MatMulNBits => flops / 4,
+                _ => 0,
+            };
             read.saturating_add(written).saturating_add(flops - own)
         }
         Op::Attention | Op::AttentionBias | Op::AttentionProbs | Op::AttentionProbsBias => {

@@ -1,7 +1,7 @@
 //! Where a rule fired in a model, and why it did not elsewhere.
 
 use crate::autodiff::{self, row_op};
-use crate::compile::{Options, Stage, compile_watched, usable};
+use crate::compile::{Options, Stage, compile_watched, sink, usable};
 use crate::error::{Error, Problem, Result};
 use crate::ir::{Builder, Graph, Id, LeafKind, Node};
 use crate::lower;
@@ -75,6 +75,7 @@ pub fn explain(request: &Request) -> Result<Explanation> {
     let runs = [
         (lift || simplify, Stage::Read, Stage::Lift, families(&[&library.lift, &library.simplify])),
         (is_in(&library.sink), Stage::Objective, Stage::Sink, families(&[&library.sink, &library.simplify])),
+        (simplify, Stage::Objective, Stage::Sink, families(&[&library.simplify])),
         (simplify, Stage::Differentiate, Stage::Optimise, families(&[&library.simplify])),
         (is_in(&library.fuse), Stage::Optimise, Stage::Lower, families(&[&library.fuse])),
     ];
@@ -85,6 +86,17 @@ pub fn explain(request: &Request) -> Result<Explanation> {
             _ => graph.clone(),
         };
         let rules: Vec<&Rule> = rules.iter().collect();
+        if stage == Stage::Sink {
+            // Where rows sink is a question of who reads what, not of the left side alone.
+            let fired = sink(graph, &library, request.target)?.fired;
+            let mut report = Report::default();
+            match fired.get(&*out.rule.name) {
+                Some(n) => report.fired.push(("on the way of the rows that are read".into(), *n)),
+                None => report.miss("no row sinks through it", "the entropy pass and the loss".into()),
+            }
+            out.stages.push((stage, report));
+            continue;
+        }
         let traced = trace(&expanded, &rules, &rewrite::Options::default(), &out.rule.name)?;
         out.stages.push((stage, Report::of(&traced, &expanded)));
     }

@@ -48,6 +48,9 @@ pub fn attention(args: &Args) -> Inferred {
 /// The cotangents of q, k and v in one list.
 pub fn attention_grad(args: &Args) -> Inferred {
     let (dy, q, k, v) = (args.tensor(0)?, args.tensor(1)?, args.tensor(2)?, args.tensor(3)?);
+    if matrix(q)?.0 != matrix(v)?.0 {
+        return Err("queries and values must agree in leading axes".into());
+    }
     let s = scores(q, k)?;
     if args.operands() == 5 {
         biased(s.clone(), args.tensor(4)?)?;

@@ -47,9 +47,17 @@ pub fn draw(
         (Op::Not | Op::And | Op::Or, ..) => tensor(DType::Bool, near(known, random)),
         (Op::Where, 0, _) => tensor(DType::Bool, near(known, random)),
         (Op::Where, _, _) => tensor(instance.float, near(known, random)),
-        (Op::MatMul | Op::FusedMatMul, _, _) => {
+        (Op::MatMul | Op::FusedMatMul | Op::Product, _, _) | (Op::ProductAdd, 0 | 1, _) => {
             let Some(other) = known else { return tensor(float, free(random, 2, 4)) };
-            tensor(float, matrix_beside(&other, k, op == Op::FusedMatMul, random)?)
+            tensor(float, matrix_beside(&other, k, op != Op::MatMul, random)?)
+        }
+        // As large as the plain product, or the transpose of either gives no instance.
+        (Op::ProductAdd, _, Some(x)) => {
+            let y = shape(1).unwrap_or_default();
+            let leads = |s: &[i64]| s[..s.len().saturating_sub(2)].to_vec();
+            let longer = if y.len() > x.len() { leads(&y) } else { leads(&x) };
+            let (m, n) = (random.pick(&x[x.len().saturating_sub(2)..]), random.pick(&y[y.len().saturating_sub(2)..]));
+            tensor(float, [longer, vec![m, n]].concat())
         }
         (Op::Gemm, _, other) => {
             let other = other.or(known).unwrap_or_else(|| free(random, 2, 2));
@@ -109,6 +117,19 @@ pub fn draw(
             }
             tensor(float, s)
         }
+        // dy is drawn first, like queries; then these, keys and values as it needs them.
+        (Op::AttentionGrad | Op::AttentionBiasGrad, k, Some(dy)) if dy.len() > 1 => {
+            let n = dy.len() - 2;
+            let width = |j: usize, axis: usize| shape(j).and_then(|s| s.get(axis).copied());
+            let tail = match k {
+                1 => [dy[n], random.size()],
+                2 => [random.int(1, 4), width(1, n + 1).unwrap_or(1)],
+                3 => [width(2, n).unwrap_or(1), dy[n + 1]],
+                _ => [dy[n], width(2, n).unwrap_or(1)],
+            };
+            tensor(float, [&dy[..n], &tail].concat())
+        }
+        (Op::AttentionGrad | Op::AttentionBiasGrad, ..) => tensor(float, free(random, 2, 4)),
         (Op::Attention | Op::AttentionBias | Op::AttentionProbs | Op::AttentionProbsBias, k, first) => {
             tensor(float, attention_operand(op, k, first, shape(1), random))
         }
