@@ -59,6 +59,15 @@ const NODES: &[(&str, &str)] = &[
     ("weighted_cross_entropy z ids w", "z f32 [4 256 4096]; ids i64 [4 256]; w f32 [4 256]"),
     ("weighted_cross_entropy_grad z ids w", "z f32 [4 256 4096]; ids i64 [4 256]; w f32 [4 256]"),
     ("gather_grad dy ids 4096", "dy f32 [4 256 512]; ids i64 [4 256]"),
+    ("product x y 0 0 1.0", "x f32 [4 256 512]; y f32 [512 1536]"),
+    ("product x y 0 1 1.0", "x f32 [4 256 512]; y f32 [1536 512]"),
+    ("product x y 1 0 1.0", "x f32 [1024 512]; y f32 [1024 1536]"),
+    ("product_add x y c 0 0 1.0", "x f32 [4 256 512]; y f32 [512 512]; c f32 [4 256 512]"),
+    ("attention q k v 0.125", "q f32 [4 8 256 64]; k f32 [4 8 256 64]; v f32 [4 8 256 64]"),
+    (
+        "attention_grad dy q k v 0.125",
+        "dy f32 [4 8 256 64]; q f32 [4 8 256 64]; k f32 [4 8 256 64]; v f32 [4 8 256 64]",
+    ),
     ("dropout x rate rows columns 2039", "x f32 [4 256 512]; rate f32 []; rows f32 [4 256 3]; columns f32 [4 3 512]"),
 ];
 

@@ -139,7 +139,25 @@ fn nodes((b, l, n): Sizes) -> Vec<(&'static str, Vec<Operand>)> {
     let table = |name: &'static str| f(name, &[l, even]);
     let turned = |name: &'static str| f(name, &[b, 3, l, even]);
     let ids = || f("ids", &tokens).drawn(DType::I64, Draw::Below(n));
+    // Inner sizes of products and keys of attention: sums of few terms, which f32 keeps.
+    let (m, e) = (l % 40 + 2, n.min(40));
+    let [q, k, v] = [("q", l), ("k", m), ("v", m)].map(|(name, rows)| move || small(name, &[b, 3, rows, e]));
+    let head_dy = || small("dy", &[b, 3, l, e]);
+    let mask = |shape: &[i64]| f("bias", shape);
     vec![
+        ("product x y 0 0 1.0", vec![small("x", &[b, l, m]), small("y", &[m, n])]),
+        ("product x y 0 1 -0.5", vec![small("x", &[b, l, m]), small("y", &[n, m])]),
+        ("product x y 1 0 1.0", vec![small("x", &[m, l]), small("y", &[m, n])]),
+        ("product x y 1 1 2.0", vec![small("x", &[b, m, l]), small("y", &[b, n, m])]),
+        ("product x y 0 0 1.0", vec![small("x", &[l, m]), small("y", &[b, 3, m, n])]),
+        ("product x y 1 0 1.0", vec![small("x", &[b, 1, m, l]), small("y", &[1, 3, m, n])]),
+        ("product_add x y c 0 1 0.5", vec![small("x", &[b, l, m]), small("y", &[n, m]), small("c", &[b, l, n])]),
+        ("product_add x y c 1 0 1.0", vec![small("x", &[m, l]), small("y", &[m, n]), small("c", &[l, n])]),
+        ("attention q k v 0.3", vec![q(), k(), v()]),
+        ("attention_bias q k v bias 0.3", vec![q(), k(), v(), mask(&[b, 1, 1, m])]),
+        ("attention_bias q k v bias -0.3", vec![q(), k(), v(), mask(&[l, m])]),
+        ("attention_grad dy q k v 0.3", vec![head_dy(), q(), k(), v()]),
+        ("attention_bias_grad dy q k v bias 0.3", vec![head_dy(), q(), k(), v(), mask(&[b, 1, l, m])]),
         ("rms_norm x w 0.5", vec![x(), w()]),
         ("rms_norm_grad dy x w 0.5", vec![dy(), x(), w()]),
         ("rms_norm_grad_w dy x 0.5", vec![dy(), x()]),
@@ -224,6 +242,25 @@ fn special_logits() {
     let text =
         graph("token_entropy z answer", &[f("z", &logits), f("answer", &tokens).drawn(DType::Bool, Draw::Flags)]);
     same(&text, &[("z", z), ("answer", answer)], 70).unwrap();
+}
+
+/// A query all of whose keys are masked reads nothing; more queries than are taken at a time; no keys at all.
+#[test]
+fn attention_at_the_edges() {
+    let mut rng = SplitMix64::new(7);
+    let heads = |name: &'static str, rows: i64| f(name, &[2, 1, rows, 8]).drawn(DType::F32, Draw::Small);
+    for (queries, keys) in [(300, 5), (3, 300), (130, 130)] {
+        let mut bias = vec![0f32; (queries * keys) as usize];
+        bias[..keys as usize].fill(f32::NEG_INFINITY);
+        let bias = HostTensor::new(&[queries, keys], &bias).unwrap();
+        let operands = [heads("dy", queries), heads("q", queries), heads("k", keys), heads("v", keys)];
+        let values: Vec<HostTensor> = operands.iter().map(|o| o.value(&mut rng)).collect();
+        let mut feeds: Vec<(&str, HostTensor)> = operands.iter().map(|o| o.name).zip(values).collect();
+        feeds.push(("bias", bias));
+        let all: Vec<Operand> = operands.into_iter().chain([f("bias", &[queries, keys])]).collect();
+        same(&graph("attention_bias q k v bias 0.4", &all[1..]), &feeds[1..], 8).unwrap();
+        same(&graph("attention_bias_grad dy q k v bias 0.4", &all), &feeds, 8).unwrap();
+    }
 }
 
 /// Results that overwrite their operands: ONNX Runtime reuses a buffer that nobody else reads.

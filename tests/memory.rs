@@ -152,7 +152,9 @@ impl Deep {
         let (layers, width, heads, ffn) = (5, 64, 4, 128);
         let fill = Some(1);
         let shape = llada::Shape { layers, width, heads, ffn, vocabulary: 48, length: 64, bf16: false, fill };
-        llada::write(&shape, &folder.path().join("deep.onnx")).unwrap();
+        let written = llada::write(&shape, &folder.path().join("deep.onnx")).unwrap();
+        // In f32, with a table of rotary angles.
+        assert!(written.data_bytes >= 4 * written.parameters);
         Deep { folder }
     }
 

@@ -58,7 +58,7 @@ function!(GeluGrad, Common, [x, dy] => dy * (normal(x) + x * (DENSITY * exp(-0.5
 /// (1 + tanh(k (x + a x^3))) / 2 as a sigmoid, which loses nothing where tanh is near -1;  k = sqrt(2 / pi), a = 0.044715
 #[inline(always)]
 fn smooth_step(x: f32) -> f32 {
-    sigmoid(2.0 * (0.797_884_56 * (x + 0.044_715 * (x * (x * x)))))
+    sigmoid(2.0 * (0.797_884_6 * (x + 0.044_715 * (x * (x * x)))))
 }
 
 function!(GeluTanh, First, [x] => x * smooth_step(x));

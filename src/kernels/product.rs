@@ -186,7 +186,7 @@ impl Product {
             for b in range {
                 // SAFETY: matrix b of the result is this part's alone.
                 unsafe {
-                    let (x, y) = (x_matrix.from_element(xs[b] * m * k), y_matrix.from_element(ys[b] * k * n));
+                    let (x, y) = (x_matrix.element(xs[b] * m * k), y_matrix.element(ys[b] * k * n));
                     multiply(sizes, x, y, (to.at(b * m * n), n), self.alpha, addend.is_some());
                 }
             }
@@ -199,7 +199,7 @@ impl Matrix {
     ///
     /// # Safety
     /// There is one.
-    unsafe fn from_element(self, k: usize) -> Self {
+    unsafe fn element(self, k: usize) -> Self {
         // SAFETY: by the caller's promise.
         Matrix { at: unsafe { self.at.add(k) }, ..self }
     }

@@ -111,7 +111,7 @@ pub struct Elementwise<M, const N: usize> {
 pub trait Named<const N: usize>: Map<N> + Default + 'static {
     const NAME: &'static str;
     const SHAPE: Known;
-    const IN_PLACE: &'static [(u32, u32)] = &[(0, 0), (1, 0), (2, 0)].split_at(N).0;
+    const IN_PLACE: &'static [(u32, u32)] = [(0, 0), (1, 0), (2, 0)].split_at(N).0;
 }
 
 /// Elements of operands that all have the result's shape.

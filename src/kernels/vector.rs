@@ -94,6 +94,7 @@ pub unsafe fn map<const N: usize>(map: impl Map<N>, mut from: [*const f32; N], t
 /// # Safety
 /// All addresses hold `n` elements.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "an element is written in each of M blocks at once")]
 pub unsafe fn sums<const N: usize, const M: usize>(
     terms: impl Terms<N, M>,
     from: [*const f32; N],
@@ -249,7 +250,7 @@ pub fn erf(x: f32) -> f32 {
     let p = p * s - 2.677_843_2e-2;
     let p = p * s + 1.128_212_9e-1;
     let p = p * s - 3.761_252_2e-1;
-    let p = p * s + 1.128_379_1;
+    let p = p * s + std::f32::consts::FRAC_2_SQRT_PI;
     let near = x * p;
     // From 4 on the result is 1.
     let a = if a > 4.0 { 4.0 } else { a };
