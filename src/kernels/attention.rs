@@ -4,7 +4,7 @@
 use super::broadcast::{Rows, Shape};
 use super::operator::{Call, Compute, Known, Target, Tensor, float};
 use super::product::{Matrix, multiply};
-use super::vector::{Loop, Map, Terms, dispatch, exp, largest, map, sums};
+use super::vector::{Itself, Loop, Map, Terms, Times, dispatch, exp, largest, map, sums};
 use ort::operator::KernelContext;
 use ort::value::TensorElementType as Type;
 use std::ops::Range;
@@ -22,29 +22,11 @@ impl Map<1> for Exp {
 }
 
 #[derive(Clone, Copy)]
-struct Times(f32);
-impl Map<1> for Times {
-    #[inline(always)]
-    fn at(self, [x]: [f32; 1]) -> f32 {
-        x * self.0
-    }
-}
-
-#[derive(Clone, Copy)]
 struct Plus;
 impl Map<2> for Plus {
     #[inline(always)]
     fn at(self, [x, y]: [f32; 2]) -> f32 {
         x + y
-    }
-}
-
-#[derive(Clone, Copy)]
-struct One;
-impl Terms<1, 1> for One {
-    #[inline(always)]
-    fn at(self, [x]: [f32; 1]) -> [f32; 1] {
-        [x]
     }
 }
 
@@ -94,7 +76,7 @@ impl Loop for Softmax<'_> {
                     continue;
                 }
                 map(Exp(top), [row.cast_const()], row, n);
-                let [sum] = sums(One, [row.cast_const()], n);
+                let [sum] = sums(Itself, [row.cast_const()], n);
                 map(Times((1.0 / sum) as f32), [row.cast_const()], row, n);
             }
         }

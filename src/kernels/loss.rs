@@ -2,7 +2,7 @@
 
 use super::broadcast::Shape;
 use super::operator::{Call, Compute, Known, Target, Tensor, int};
-use super::vector::{Loop, Map, Terms, dispatch, exp, largest, map, sums};
+use super::vector::{Itself, Loop, Map, Terms, Times, dispatch, exp, largest, map, sums};
 use ort::operator::KernelContext;
 use ort::value::TensorElementType as Type;
 use std::ops::Range;
@@ -180,24 +180,6 @@ impl Compute for WeightedCrossEntropy {
 
 /// g (softmax(z) - onehot(x)), 0 where g = 0: such rows are not read.
 pub struct WeightedCrossEntropyGrad;
-
-#[derive(Clone, Copy)]
-struct Times(f32);
-impl Map<1> for Times {
-    #[inline(always)]
-    fn at(self, [x]: [f32; 1]) -> f32 {
-        x * self.0
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Itself;
-impl Terms<1, 1> for Itself {
-    #[inline(always)]
-    fn at(self, x: [f32; 1]) -> [f32; 1] {
-        x
-    }
-}
 
 struct LossGrads<'a> {
     rows: Range<usize>,

@@ -154,6 +154,26 @@ pub trait Terms<const N: usize, const M: usize>: Copy {
     fn at(self, x: [f32; N]) -> [f32; M];
 }
 
+/// x times a number.
+#[derive(Clone, Copy)]
+pub struct Times(pub f32);
+impl Map<1> for Times {
+    #[inline(always)]
+    fn at(self, [x]: [f32; 1]) -> f32 {
+        x * self.0
+    }
+}
+
+/// x as it is.
+#[derive(Clone, Copy)]
+pub struct Itself;
+impl Terms<1, 1> for Itself {
+    #[inline(always)]
+    fn at(self, x: [f32; 1]) -> [f32; 1] {
+        x
+    }
+}
+
 /// The sum of the lanes, halves onto halves.
 #[inline(always)]
 fn halve(mut lanes: [f32; LANES]) -> f32 {

@@ -54,7 +54,7 @@ pub struct Scope<'a> {
     pub constants: BTreeMap<String, TensorProto>,
     /// Codes that a node wants as plain bytes: by name, the leaf and the shape.
     pub packed: BTreeMap<String, (LeafId, Vec<i64>)>,
-    names: FxHashMap<Id, String>,
+    pub(super) names: FxHashMap<Id, String>,
     /// Nodes that are outputs take the name of the first that they are.
     own: FxHashMap<Id, String>,
     taken: BTreeSet<String>,
@@ -120,7 +120,7 @@ impl<'a> Scope<'a> {
     }
 
     /// Emits those of `order` that have not been emitted.
-    fn emit(&mut self, order: &[Id]) -> Result<()> {
+    pub(super) fn emit(&mut self, order: &[Id]) -> Result<()> {
         for &id in order {
             match self.graph.node(id) {
                 _ if self.names.contains_key(&id) => {}
@@ -134,16 +134,6 @@ impl<'a> Scope<'a> {
             }
         }
         Ok(())
-    }
-
-    /// Emits the node that counts the rows of which `sym` is the number; returns its list.
-    pub(super) fn counted(&mut self, sym: &Sym) -> Result<Option<String>> {
-        let n = Dim::sym(sym.as_str());
-        let finds =
-            |id: &Id| self.graph.node(*id).op() == Some(Op::TrueRows) && self.graph.type_of(*id).shape() == [n.clone()];
-        let Some(id) = self.graph.live().into_iter().find(finds) else { return Ok(None) };
-        self.emit(&self.graph.reachable([id]))?;
-        Ok(self.names.get(&id).cloned())
     }
 
     pub(super) fn fresh(&mut self, stem: &str) -> String {
@@ -277,28 +267,8 @@ impl<'a> Scope<'a> {
                 let (zero, one) = (self.scalar(0.0, DType::I64), self.scalar(1.0, DType::I64));
                 self.push("Range", "", vec![zero, limit, one], name, vec![]);
             }
-            Op::TrueRows => {
-                let mask = self.operand(operands[0], DType::Bool)?;
-                let (all, zero) = (self.ints(&[Dim::Known(-1)])?, self.ints(&[Dim::Known(0)])?);
-                let (flat, places) = (self.fresh("mask"), self.fresh("places"));
-                self.push("Reshape", "", vec![mask, all], &flat, vec![]);
-                self.push("NonZero", "", vec![flat], &places, vec![]);
-                self.push("Squeeze", "", vec![places, zero], name, vec![]);
-            }
-            Op::PutRows => {
-                let Some(t) = self.graph.tensor_type(id).cloned() else {
-                    return Err(Error::internal("write", "rows have no type"));
-                };
-                let rows = [&[int(0) * int(1)], &t.shape[2..]].concat();
-                let inputs = self.operands(operands, DType::F32)?;
-                let (zeros, places, joined) = (self.fresh("zeros"), self.fresh("places"), self.fresh("joined"));
-                self.filled(0.0, t.dtype, &rows, &zeros)?;
-                let column = self.ints(&[Dim::Known(-1), Dim::Known(1)])?;
-                self.push("Reshape", "", vec![inputs[1].clone(), column], &places, vec![]);
-                self.push("ScatterND", "", vec![zeros, places, inputs[0].clone()], &joined, vec![]);
-                let shape = self.ints(&t.shape)?;
-                self.push("Reshape", "", vec![joined, shape], name, vec![]);
-            }
+            Op::TrueRows => self.true_rows(operands, name)?,
+            Op::PutRows => self.put_rows(id, operands, &(int(0) * int(1)), name)?,
             Op::After => self.after(id, operands, name)?,
             Op::Dequantize => self.dequantize(id, operands, name)?,
             Op::MatMulNBits => self.matmul_nbits(id, operands, name)?,
@@ -308,7 +278,7 @@ impl<'a> Scope<'a> {
     }
 
     /// A tensor of one value.
-    fn filled(&mut self, value: f64, dtype: DType, shape: &[Dim], name: &str) -> Result<()> {
+    pub(super) fn filled(&mut self, value: f64, dtype: DType, shape: &[Dim], name: &str) -> Result<()> {
         let shape = self.ints(shape)?;
         let tensor = TensorProto {
             dims: vec![1],
@@ -329,7 +299,7 @@ impl<'a> Scope<'a> {
         tensor.map_or(DType::F32, |t| t.dtype)
     }
 
-    fn operands(&mut self, ids: &[Id], weak: DType) -> Result<Vec<String>> {
+    pub(super) fn operands(&mut self, ids: &[Id], weak: DType) -> Result<Vec<String>> {
         ids.iter().map(|id| self.operand(*id, weak)).collect()
     }
 

@@ -16,6 +16,7 @@ mod prune;
 mod quantized;
 pub mod read;
 pub mod replace;
+mod rows;
 mod scope;
 mod sizes;
 mod symbols;
