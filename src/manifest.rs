@@ -24,7 +24,11 @@ pub const DROPOUT_FIELD: i64 = 2039;
 pub const DROPOUT_NUMBERS: i64 = 3;
 
 /// The version of this format; a reader refuses what is newer.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
+
+/// The first version whose calls of functions carry what kernels read (`rows`, `transA`, ..); files of before run
+/// without kernels.
+pub const KERNELS_SINCE: u32 = 3;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {

@@ -5,7 +5,7 @@ use super::optimizer::{Decay, Optimizer};
 use crate::error::{Error, Result};
 use crate::ir::DType;
 use crate::kernels;
-use crate::manifest::PROBE;
+use crate::manifest::{KERNELS_SINCE, PROBE};
 use crate::onnx::train_file::{Function, NO_DECAY, Port, TrainFile};
 use crate::runtime::device::Device;
 use crate::runtime::{Bound, Buffer, HostTensor, Options, Session, environment};
@@ -101,7 +101,8 @@ impl OnnxRuntime {
     ) -> Result<Self> {
         let assignment = options.device != Device::Cpu;
         let mut options = Options { folder: Some(file.folder().to_path_buf()), assignment, ..options.clone() };
-        if options.device == Device::Cpu && !portable && file.manifest.compute == "f32" {
+        let native = file.manifest.version >= KERNELS_SINCE && file.manifest.compute == "f32";
+        if options.device == Device::Cpu && !portable && native {
             // Kernels are ONNX Runtime's objects: it must be loaded.
             environment(&mut |line| eprintln!("{line}"))?;
             options.operators.extend(kernels::step(file.functions(), options.threads)?);
