@@ -23,7 +23,7 @@ fn session(text: &str, native: bool, threads: usize) -> Session {
     if native {
         let names: Vec<&str> = model.functions.iter().map(|f| f.name.as_str()).collect();
         assert!(!names.is_empty());
-        let kernels = kernels::step(names.iter().copied(), 2).unwrap();
+        let kernels = kernels::step(names.iter().copied(), threads).unwrap();
         options.operators.push(kernels.unwrap_or_else(|| panic!("there is no kernel for {names:?}")));
     }
     Session::from_bytes(&bytes, &options).unwrap_or_else(|e| panic!("{e}\n{text}"))
