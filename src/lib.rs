@@ -14,6 +14,7 @@
 //! | read | exporters' differences end; weights stay on disk | [`onnx::read`] |
 //! | lift | idioms become composites (`rms_norm`, `rope`, `attention`) | `rules/lift.egg`, `rules/simplify.egg` |
 //! | adapt | trained factors beside frozen weights, in their cheapest order | `rules/adapters/*.egg`, `rules/factor.egg`, [`adapt`] |
+//! | pack | sequences share rows, where that is asked for | [`packing`] |
 //! | precision | values take the compute type, with f32 islands | [`precision`] |
 //! | | frozen matrices become codes of 8 or 4 bits | [`quantize`] |
 //! | objective | the method's definition unfolds | `rules/methods/*.egg`, [`method`], [`objective`] |
@@ -99,6 +100,7 @@ pub mod memory;
 pub mod method;
 pub mod objective;
 pub mod onnx;
+pub mod packing;
 pub mod peft;
 pub mod precision;
 pub mod profile;
