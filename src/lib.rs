@@ -77,6 +77,9 @@
 //!   products: by the forward pass alone `x (W + A B)` is cheaper, and its gradient is that of a whole weight.
 //! - A cached entropy pass stays in the one train.onnx, as the output `probe/beta`; the runner opens the step and the
 //!   pass as two sessions over the parts of the file that each needs.
+//! - Packing changes the model alone, not the step around it: draws, rates and losses stay by sequence, [B, L], and rows
+//!   exist only between the lookup of the tokens and that of the logits.  So no method knows of it, a batch is the same
+//!   samples with the same draws as without, and a run counts, saves and resumes as ever.
 //! - Control edges do not exist in ONNX: recomputed layers hang on a cotangent by `after`, a reshape of their input to
 //!   its own shape, read off the cotangent.
 //! - `mask_rate` is evaluated in f64: ONNX has neither `log1p` nor `expm1`, and `1 - exp(r log(1 - t))`

@@ -3,6 +3,7 @@
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use weftc::adapt::Spec;
 use weftc::compile::{Options, compile};
 use weftc::interp;
@@ -256,6 +257,57 @@ fn logits_are_shifted_within_their_sequence() {
     ));
     let [alone, packed] = logits(&graph, &[5, 2, 7, 3, 4]);
     assert!(alone.iter().zip(&packed).all(|(x, y)| (x - y).abs() < 1e-12));
+}
+
+/// `weftc` on ragged data: how much padding is left, and a run that goes on from its middle as if it had not stopped.
+#[test]
+fn a_packed_run_resumes_to_the_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let weftc = |arguments: &[&str]| {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_weftc")).args(arguments).current_dir(folder.path()).output().unwrap();
+        let text = [output.stdout, output.stderr].map(|t| String::from_utf8(t).unwrap()).concat();
+        assert!(output.status.success(), "{arguments:?}: {text}");
+        text
+    };
+    let row = |s: &Sample| serde_json::json!({"input_ids": s.tokens, "prompt_len": s.prompt}).to_string();
+    let lengths: Vec<usize> = (0..14).map(|k| 2 + k * 5 % 11).collect();
+    let rows: Vec<String> = samples(&lengths, 31).iter().map(row).collect();
+    std::fs::write(at("data.jsonl"), rows.join("\n")).unwrap();
+    std::fs::copy(own("llada_micro_dynamo18"), at("model.onnx")).unwrap();
+    weftc(&[
+        "compile",
+        "model.onnx",
+        "--mask-id",
+        "3",
+        "--packing",
+        "--probe",
+        "every:2",
+        "--trainable",
+        "lora",
+        "--lora-dropout",
+        "0.1",
+    ]);
+    let run = ["run", "train.onnx", "--data", "data.jsonl", "--threads", "1", "--batch-size", "3", "--accumulate", "2"];
+    let more = ["--epochs", "3", "--save-every", "4", "--keep", "9", "--lr", "0.01", "--schedule", "linear"];
+    let text = weftc(&[&run[..], &more, &["--out", "whole"]].concat());
+    assert!(text.contains("of the tokens fed are padding (") && text.contains("with a row for each sample"), "{text}");
+    assert!(weftc(&["data", "data.jsonl"]).contains("where samples share rows (compile --packing)"));
+    let mut checkpoints: Vec<PathBuf> =
+        std::fs::read_dir(at("whole/checkpoints")).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+    checkpoints.sort();
+    let first = checkpoints[0].display().to_string();
+    weftc(&[&run[..], &more, &["--out", "rest", "--resume", &first]].concat());
+    let weights = |out: &str| std::fs::read(at(out).join("model.safetensors")).unwrap();
+    assert!(weights("whole") == weights("rest"), "the weights differ behind {first}");
+    let losses = |out: &str| -> Vec<String> {
+        let text = std::fs::read_to_string(at(out).join("metrics.jsonl")).unwrap();
+        let loss = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].to_string();
+        text.lines().map(loss).collect()
+    };
+    let (whole, rest) = (losses("whole"), losses("rest"));
+    assert_eq!((whole.len(), &whole[whole.len() - 5..]), (9, &rest[rest.len() - 5..]));
 }
 
 #[test]
