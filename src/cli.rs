@@ -146,6 +146,10 @@ struct CompileArgs {
     /// Seed of an adapter's first values
     #[arg(long, default_value_t = 0)]
     adapter_seed: u64,
+    /// Let several sequences share a row, each with positions of its own and attention to itself alone: the losses and
+    /// gradients are those of single rows, and no row is padded to the longest
+    #[arg(long)]
+    packing: bool,
     /// portable: standard ONNX operators only; cpu: also ONNX Runtime's own fused operators; cuda: the same, and bf16
     /// unless --compute says otherwise
     #[arg(long, value_enum, default_value_t = Target::Cpu)]
@@ -272,6 +276,7 @@ impl CompileArgs {
                 dropout: self.lora_dropout,
                 seed: self.adapter_seed,
             },
+            packing: self.packing,
             target: self.target,
             compute: self.compute,
             quantize: self.quantize_base,

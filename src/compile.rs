@@ -19,6 +19,7 @@ use crate::manifest::{self, Input, Manifest, Method, Parameter, Role};
 use crate::objective::{self, Ports};
 use crate::onnx::write::{Parts, encode};
 use crate::onnx::{Source, read};
+use crate::packing;
 use crate::precision;
 use crate::quantize::{self, Quantized};
 use crate::rewrite::{self, Saturated};
@@ -130,7 +131,11 @@ impl<'a> Pipeline<'a> {
         if added.is_some() {
             self.done(Stage::Adapt, &adapted, on_stage);
         }
-        let (typed, quantized, compute) = self.typed(&adapted, &trainable)?;
+        let model = if self.options.packing { packing::apply(&adapted, &ports.token_input)? } else { adapted };
+        if self.options.packing {
+            self.done(Stage::Pack, &model, on_stage);
+        }
+        let (typed, quantized, compute) = self.typed(&model, &trainable)?;
         self.done(Stage::Precision, &typed, on_stage);
 
         let step = self.objective(&typed, &ports, &method)?;
@@ -353,6 +358,7 @@ impl<'a> Pipeline<'a> {
             logits_output: ports.logits_output.clone(),
             vocab_size: ports.vocab_size,
             adapter: None,
+            packing: self.options.packing,
             recompute: None,
             parameters,
             mended: source.mended.clone(),

@@ -14,6 +14,7 @@
 //! | read | exporters' differences end; weights stay on disk | [`onnx::read`] |
 //! | lift | idioms become composites (`rms_norm`, `rope`, `attention`) | `rules/lift.egg`, `rules/simplify.egg` |
 //! | adapt | trained factors beside frozen weights, in their cheapest order | `rules/adapters/*.egg`, `rules/factor.egg`, [`adapt`] |
+//! | pack | sequences share rows, where that is asked for | [`packing`] |
 //! | precision | values take the compute type, with f32 islands | [`precision`] |
 //! | | frozen matrices become codes of 8 or 4 bits | [`quantize`] |
 //! | objective | the method's definition unfolds | `rules/methods/*.egg`, [`method`], [`objective`] |
@@ -81,6 +82,9 @@
 //!   products: by the forward pass alone `x (W + A B)` is cheaper, and its gradient is that of a whole weight.
 //! - A cached entropy pass stays in the one train.onnx, as the output `probe/beta`; the runner opens the step and the
 //!   pass as two sessions over the parts of the file that each needs.
+//! - Packing changes the model alone, not the step around it: draws, rates and losses stay by sequence, [B, L], and rows
+//!   exist only between the lookup of the tokens and that of the logits.  So no method knows of it, a batch is the same
+//!   samples with the same draws as without, and a run counts, saves and resumes as ever.
 //! - Control edges do not exist in ONNX: recomputed layers hang on a cotangent by `after`, a reshape of their input to
 //!   its own shape, read off the cotangent.
 //! - `mask_rate` is evaluated in f64: ONNX has neither `log1p` nor `expm1`, and `1 - exp(r log(1 - t))`
@@ -104,6 +108,7 @@ pub mod memory;
 pub mod method;
 pub mod objective;
 pub mod onnx;
+pub mod packing;
 pub mod peft;
 pub mod precision;
 pub mod profile;

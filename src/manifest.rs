@@ -11,6 +11,9 @@ pub const KEY: &str = "weft.manifest";
 /// The output that computes the input `beta`, where the entropy pass is not part of the step.
 pub const PROBE: &str = "probe/beta";
 
+/// The input of a packed step, [R, W] i64: which token of the batch, b L + l, lies at a place of a row; -1 for none.
+pub const PLACES: &str = "places";
+
 /// The inputs of dropout, where an adapter has one: the rate [] f32 (0 evaluates), and whole numbers below
 /// [`DROPOUT_FIELD`] as f32: [`DROPOUT_NUMBERS`] for each token, [B, L, k], and for each input of an adapted layer,
 /// [B, k, n], one layer behind the other.  See `adapt::dropout`.
@@ -52,6 +55,9 @@ pub struct Manifest {
     /// What was put beside frozen weights, where adapters are trained.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub adapter: Option<Adapter>,
+    /// Whether sequences share rows: the step has the input [`PLACES`].
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub packing: bool,
     /// What is computed twice to save memory.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub recompute: Option<Recompute>,

@@ -1,7 +1,7 @@
 //! What the values of a training step need in memory: the lowered graph as ONNX Runtime will run it.
 
 use crate::error::Result;
-use crate::ir::graph::ROWS;
+use crate::ir::graph::{PACKED, ROWS};
 use crate::ir::infer::resolve_axis;
 use crate::ir::op::Emit;
 use crate::ir::{Builder, Dim, Graph, Id, LeafId, LeafKind, Node, Op, Sym};
@@ -91,10 +91,12 @@ impl Fixed {
     }
 }
 
-/// The value of a size for a batch and a length: all tokens where rows are counted, which is the most.
+/// The value of a size for a batch and a length: all tokens where rows are counted, as many packed rows as sequences,
+/// which is the most.
 pub fn size(symbol: &Sym, batches: &Dim, batch: i64, length: i64) -> i64 {
     match symbol.as_str() {
         rows if rows.starts_with(ROWS) => batch * length,
+        packed if packed == PACKED[0] => batch,
         _ if batches.symbols().contains(symbol) => batch,
         _ => length,
     }

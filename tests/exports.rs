@@ -260,6 +260,11 @@ const CASES: &[(&str, &str)] = &[
     ("take-put", "(take_rows (put_rows (take_rows h i) i batch seq) i)"),
     ("take-matmul-nbits", "(take_rows (matmul_nbits h codes scales 8 8) i)"),
     ("take-gather", "(take_rows (gather s ids 0) i)"),
+    ("take-packed", "(take_rows (gather (reshape h [batch*seq 8]) ids 0) i)"),
+    (
+        "take-rope-places",
+        "(take_rows (transpose (rope q (expand (reshape cos [1 1 seq 4]) [batch 1 seq 4]) (expand (reshape sin [1 1 seq 4]) [batch 1 seq 4])) [0 2 1 3]) i)",
+    ),
     ("take-add-row", "(take_rows (add h b) i)"),
     ("take-add-number", "(take_rows (add h 1.0) i)"),
     ("take-sub", "(take_rows (sub h g) i)"),

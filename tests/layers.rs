@@ -20,6 +20,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("adapt", &["adapt", "ir", "rules", "rewrite", "manifest", "rng", "error"]),
     ("method.rs", &["ir", "rules", "manifest", "error"]),
     ("objective.rs", &["ir", "rules", "rewrite", "manifest", "method", "error"]),
+    ("packing", &["packing", "ir", "manifest", "error"]),
     ("precision.rs", &["ir", "rules", "error"]),
     ("quantize", &["ir", "error"]),
     ("onnx", &["onnx", "ir", "rules", "lower", "manifest", "atomic", "error"]),

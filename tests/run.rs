@@ -144,6 +144,7 @@ fn micro_batches_are_one_batch() {
             samples: Vec::new(),
             epoch: 0,
             dropout: None,
+            places: None,
         }
     };
     for _ in 0..3 {

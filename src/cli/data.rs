@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::generate::language::{Language, LanguageArgs};
 use crate::stdout::{coloured, print};
 use crate::train::data::{self, Columns, Padding, Turns};
+use crate::train::sampler::Sampler;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -53,7 +54,31 @@ pub fn data(args: &DataArgs) -> Result<()> {
     let colour = coloured(&std::io::stdout());
     let mut text = data::preview(shown, language.tokenizer.as_ref(), language.pad_id, colour);
     text += &summary(&dataset);
+    text += &padding(&dataset);
     print(&text)
+}
+
+/// Sequences a micro-batch, where `weftc run` is told no other number.
+const BATCH: usize = 8;
+
+/// What share of the tokens that a run feeds is padding, by how it makes its batches; nothing where none is.
+fn padding(dataset: &data::Dataset) -> String {
+    let length = |k: usize| dataset.samples[k].tokens.len();
+    let drawn = Sampler::new(0).order(0, dataset.samples.len());
+    let grouped = data::grouped(&drawn, BATCH, length);
+    let shares = [
+        data::padding(&drawn, BATCH, &length),
+        data::padding(&grouped, BATCH, &length),
+        data::left_over(&drawn, BATCH, &length),
+    ];
+    let [plain, grouped, packed] = shares.map(|share| format!("{:.1} %", 100.0 * share));
+    match shares[0] > 0.0 {
+        true => format!(
+            "padding in batches of {BATCH}: {plain} as drawn, {grouped} where lengths are alike, {packed} where samples \
+             share rows (compile --packing)\n"
+        ),
+        false => String::new(),
+    }
 }
 
 fn summary(dataset: &data::Dataset) -> String {

@@ -51,6 +51,8 @@ pub struct Options {
     pub trainable: Trainable,
     /// What adapters are like, where some are trained.
     pub adapter: adapt::Spec,
+    /// Whether several sequences share a row.
+    pub packing: bool,
     pub target: Target,
     /// The type that values are computed in.
     pub compute: Compute,
@@ -79,6 +81,7 @@ impl Options {
             probe: Probe::EveryStep,
             trainable: Trainable::Full,
             adapter: adapt::Spec::default(),
+            packing: false,
             target: Target::Cpu,
             compute: Compute::Auto,
             quantize: None,
@@ -111,6 +114,7 @@ impl Options {
                 dropout: 0.0,
                 seed: a.seed,
             }),
+            packing: manifest.packing,
             target: manifest.target,
             compute: match manifest.compute.as_str() {
                 "f16" => Compute::F16,
@@ -138,6 +142,7 @@ pub enum Stage {
     Read,
     Lift,
     Adapt,
+    Pack,
     Precision,
     Objective,
     Sink,
@@ -153,6 +158,7 @@ impl Stage {
             Stage::Read => "read",
             Stage::Lift => "lift",
             Stage::Adapt => "adapt",
+            Stage::Pack => "pack",
             Stage::Precision => "precision",
             Stage::Objective => "objective",
             Stage::Sink => "sink",

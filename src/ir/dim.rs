@@ -115,6 +115,13 @@ impl Dim {
         }
     }
 
+    /// The size with others in place of its symbols.
+    pub fn replaced(&self, with: &dyn Fn(&Sym) -> Option<Dim>) -> Dim {
+        let size = |s: &Sym| with(s).unwrap_or_else(|| Dim::sym(s.as_str()));
+        let product = |(syms, c): (Vec<Sym>, i64)| syms.iter().fold(Dim::Known(c), |p, s| p * size(s));
+        self.terms().into_iter().map(product).fold(Dim::Known(0), |a, b| a + b)
+    }
+
     /// Every symbol that occurs, in order, with repetition.
     pub fn symbols(&self) -> Vec<Sym> {
         self.terms().into_iter().flat_map(|(s, _)| s).collect()

@@ -94,6 +94,9 @@ pub struct Leaf {
 /// What the names of sizes begin with that count rows.
 pub const ROWS: &str = "rows.";
 
+/// The sizes of rows that several sequences share: how many there are, and their length.
+pub const PACKED: [&str; 2] = ["packed.rows", "packed.length"];
+
 /// Whatever terms can be built in: the graph, and the e-graph.
 pub trait Builder {
     /// Adds a node, or returns the one that is there.  `Err` says why it has no type.

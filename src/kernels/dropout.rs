@@ -10,7 +10,7 @@ pub struct Dropout {
     field: f32,
 }
 
-/// How many numbers a draw is made of at most.
+/// How many numbers a draw is made of at most, besides zeros.
 const NUMBERS: usize = 4;
 
 #[derive(Clone, Copy)]
@@ -87,8 +87,9 @@ impl Compute for Dropout {
             1 => self.run::<1, 2>(call, &x, &rate, &rows, &columns),
             2 => self.run::<2, 3>(call, &x, &rate, &rows, &columns),
             3 => self.run::<3, 4>(call, &x, &rate, &rows, &columns),
-            4 => self.run::<4, 5>(call, &x, &rate, &rows, &columns),
-            _ => Err(format!("rows {} have none or more than {NUMBERS} numbers a draw", rows.shape)),
+            0 => Err(format!("rows {} have no numbers", rows.shape)),
+            // Packed sequences have numbers for each of a row's, of which a token has its own sequence's alone.
+            _ => self.run::<NUMBERS, 5>(call, &x, &rate, &rows, &columns),
         }
     }
 }
@@ -106,21 +107,31 @@ impl Dropout {
         Thin<N>: Map<M>,
     {
         let to = &call.result(&x.shape)?;
-        let (l, n, field) = (rows.shape.0[1], x.shape.width(), self.field);
+        let (l, k, n, field) = (rows.shape.0[1], rows.shape.0[2], x.shape.width(), self.field);
         // SAFETY: rate and rows are not overwritten.
         let (rate, numbers) = unsafe { (rate.values()[0], rows.values()) };
         let stay = ((1.0 - rate) * field).ceil();
         if x.len() == 0 {
             return Ok(());
         }
+        let used = |row: &[f32]| row.iter().filter(|x| **x != 0.0).count();
+        if k > N && numbers.chunks(k).any(|row| used(row) > N) {
+            return Err(format!("rows {} have more than {NUMBERS} numbers a draw that are not 0", rows.shape));
+        }
         call.rows(x.len() / n, n, |part| {
             for r in part {
-                let numbers = std::array::from_fn(|k| numbers[r * N + k]);
+                let own = &numbers[r * k..(r + 1) * k];
+                let mut places = (0..k).filter(|j| k == N || own[*j] != 0.0);
+                let places: [Option<usize>; N] = std::array::from_fn(|_| places.next());
+                let numbers = places.map(|place| place.map_or(0.0, |j| own[j]));
                 let thin = Thin { numbers, field, stay, scale: field / stay };
-                // SAFETY: row r of x and the result; row r / l * N + k of the columns.
+                // SAFETY: row r of x and the result; row r / l * k + j of the columns.
                 unsafe {
-                    let column = |k: usize| columns.at.add((r / l * N + k) * n);
-                    let from = std::array::from_fn(|k| if k == 0 { x.at.add(r * n) } else { column(k - 1) });
+                    let column = |j: usize| columns.at.add((r / l * k + j) * n);
+                    let from = std::array::from_fn(|j| match j {
+                        0 => x.at.add(r * n),
+                        j => column(places[j - 1].unwrap_or(0)),
+                    });
                     dispatch(Row { thin, from, to: to.at(r * n), n });
                 }
             }

@@ -70,7 +70,8 @@ pub struct RunArgs {
     /// Sequences a micro-batch [default: 8, or what the graph fixes]
     #[arg(long, value_name = "B")]
     pub batch_size: Option<usize>,
-    /// Keep the drawn order as it is: else steps are made of samples of like length, so that little is padded
+    /// Keep the drawn order as it is: else steps are made of samples of like length, so that little is padded.  A graph that
+    /// was compiled with --packing keeps it in any case: its samples share rows
     #[arg(long)]
     pub no_length_groups: bool,
     /// Micro-batches a step; their losses are summed and divided once

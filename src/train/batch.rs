@@ -1,6 +1,6 @@
 //! A batch: padded tokens, the answer mask, the draws, and whatever else the source model wants to be fed.
 
-use super::data::Sample;
+use super::data::{Packing, Sample};
 use super::sampler::Sampler;
 use crate::error::Result;
 use crate::manifest::DROPOUT_FIELD;
@@ -24,6 +24,8 @@ pub struct Batch {
     pub epoch: u32,
     /// Numbers for dropout, [B, L, k] and [B, k, n] f32 (`manifest::DROPOUT`); without them nothing is dropped.
     pub dropout: Option<[HostTensor; 2]>,
+    /// Where the sequences lie in rows (`manifest::PLACES`), for a packed step; without them each has a row of its own.
+    pub places: Option<HostTensor>,
 }
 
 /// What shape batches must have.
@@ -36,6 +38,8 @@ pub struct Shape {
     pub pad_id: i64,
     /// k and n of the numbers for dropout, where the graph has one.
     pub dropout: Option<[usize; 2]>,
+    /// Whether sequences share rows.
+    pub packing: bool,
 }
 
 impl Batch {
@@ -57,6 +61,8 @@ impl Batch {
             t[row] = sampler.time(epoch, *index);
         }
         let dropout = shape.dropout.map(|[k, n]| dropout(samples, [rows, length], [k, n], sampler, epoch));
+        let lengths: Vec<usize> = samples.iter().map(|(_, s)| s.tokens.len()).collect();
+        let places = shape.packing.then(|| Packing::of(&lengths).places(&lengths, length));
         let shape = [rows as i64, length as i64];
         Ok(Batch {
             tokens: HostTensor::new(&shape, &tokens)?,
@@ -67,6 +73,7 @@ impl Batch {
             samples: samples.iter().map(|(index, _)| *index).collect(),
             epoch,
             dropout: dropout.transpose()?,
+            places: places.transpose()?,
         })
     }
 
@@ -151,7 +158,7 @@ mod tests {
     #[test]
     fn padding_is_never_an_answer() {
         let (a, b) = (sample(2), sample(4));
-        let shape = Shape { rows: Some(3), length: Some(5), pad_id: 7, dropout: None };
+        let shape = Shape { rows: Some(3), length: Some(5), pad_id: 7, ..Shape::default() };
         let batch = Batch::new(&[(0, &a), (1, &b)], shape, Sampler::new(0), 0).unwrap();
         assert_eq!(batch.tokens.values::<i64>().unwrap(), [1, 2, 7, 7, 7, 1, 2, 3, 4, 7, 7, 7, 7, 7, 7]);
         assert_eq!(batch.answer.bytes(), [0, 1, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0]);

@@ -78,6 +78,7 @@ impl Trainer {
             samples: Vec::new(),
             epoch: 0,
             dropout: None,
+            places: None,
         };
         let mut feeds = vec![(self.manifest().token_input.clone(), batch.tokens.clone())];
         for (name, dtype) in self.extras().iter().filter(|(name, _)| forward.graph.find_leaf(name).is_some()) {

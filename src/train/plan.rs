@@ -13,6 +13,8 @@ pub struct Plan<'a> {
     pub sampler: Sampler,
     /// Whether steps are made of samples of like length.
     pub by_length: bool,
+    /// Whether samples share rows.
+    pub packing: bool,
 }
 
 impl Plan<'_> {
@@ -30,18 +32,23 @@ impl Plan<'_> {
         let length = |k: usize| self.dataset.samples[k].tokens.len();
         let grouped = data::grouped(&drawn, self.batch * self.accumulate, length);
         // Of a few samples the short last step may pad more than is saved.
-        let saves = data::padding(&grouped, self.batch, length) < data::padding(&drawn, self.batch, length);
+        let saves = data::padding(&grouped, self.batch, &length) < data::padding(&drawn, self.batch, &length);
         if saves { grouped } else { drawn }
     }
 
     /// What the log says of padding; nothing where there is none.
     pub fn padding(&self) -> Option<String> {
         let length = |k: usize| self.dataset.samples[k].tokens.len();
-        let drawn = data::padding(&self.sampler.order(0, self.dataset.samples.len()), self.batch, length);
-        let share = data::padding(&self.order(0), self.batch, length);
+        let drawn = data::padding(&self.sampler.order(0, self.dataset.samples.len()), self.batch, &length);
+        let order = self.order(0);
+        let share = if self.packing { data::left_over } else { data::padding };
         let percent = |x: f64| format!("{:.1} %", 100.0 * x);
-        let instead =
-            if self.by_length { format!(" ({} without length groups)", percent(drawn)) } else { String::new() };
+        let instead = match (self.packing, self.by_length) {
+            (true, _) => format!(" ({} with a row for each sample)", percent(drawn)),
+            (_, true) => format!(" ({} without length groups)", percent(drawn)),
+            _ => String::new(),
+        };
+        let share = share(&order, self.batch, &length);
         (drawn > 0.0).then(|| format!("{} of the tokens fed are padding{instead}", percent(share)))
     }
 

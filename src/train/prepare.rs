@@ -38,7 +38,9 @@ impl Prepared {
             batch: self.batch,
             accumulate: args.accumulate.max(1),
             sampler: Sampler::new(args.seed),
-            by_length: !args.no_length_groups && self.shape.length.is_none(),
+            // Rows are filled whatever is drawn together.
+            by_length: !args.no_length_groups && self.shape.length.is_none() && !self.shape.packing,
+            packing: self.shape.packing,
         }
     }
 }

@@ -9,7 +9,7 @@ use super::optimizer::{Decay, Optimizer};
 use super::probe::Cache;
 use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
-use crate::manifest::{DROPOUT, Manifest, Role};
+use crate::manifest::{DROPOUT, Manifest, PLACES, Role};
 use crate::onnx::train_file::{Port, TrainFile};
 use crate::runtime::device::Device;
 use crate::runtime::{HostTensor, Options};
@@ -165,6 +165,7 @@ impl Trainer {
                 || (i.name == BETA && cache.is_some())
                 || file.has_default(&i.name)
                 || DROPOUT.contains(&i.name.as_str())
+                || (i.name == PLACES && file.manifest.packing)
         };
         let mut extras = Vec::new();
         for input in inputs.iter().filter(|i| !ours(i)) {
@@ -237,7 +238,10 @@ impl Trainer {
     ) -> Result<StepResult> {
         let real = HostTensor::from_bytes(DType::Bool, tokens.shape(), vec![1; tokens.len()])?;
         let (samples, epoch) = (Vec::new(), 0);
-        self.step_on(&[Batch { tokens, answer: answer_mask, t, u, real, samples, epoch, dropout: None }], true)
+        self.step_on(
+            &[Batch { tokens, answer: answer_mask, t, u, real, samples, epoch, dropout: None, places: None }],
+            true,
+        )
     }
 
     /// One step on micro-batches, whose numerators and denominators are summed and divided once.
@@ -396,6 +400,13 @@ impl Trainer {
             let values = [HostTensor::scalar(rate as f32)].into_iter().chain(numbers);
             feeds.extend(DROPOUT.map(String::from).into_iter().zip(values));
         }
+        if self.shape.packing {
+            let alone = || {
+                let places: Vec<i64> = (0..batch.tokens.len() as i64).collect();
+                HostTensor::new(batch.tokens.shape(), &places)
+            };
+            feeds.push((PLACES.into(), batch.places.clone().map_or_else(alone, Ok)?));
+        }
         for (name, dtype) in &self.extras {
             if let Some(value) = batch.extra(name, *dtype) {
                 feeds.push((name.clone(), value?));
@@ -423,5 +434,5 @@ pub(super) fn shape_of(file: &TrainFile) -> Shape {
     let columns = inputs.iter().find(|i| i.name == DROPOUT[2]);
     let known = |axis: usize| columns?.shape.get(axis).copied().flatten()?.try_into().ok();
     let dropout = known(1).zip(known(2)).map(|(k, n)| [k, n]);
-    Shape { rows: size(0), length: size(1), pad_id: 0, dropout }
+    Shape { rows: size(0), length: size(1), pad_id: 0, dropout, packing: file.manifest.packing }
 }

@@ -31,7 +31,7 @@ pub fn grouped(order: &[usize], group: usize, length: impl Fn(usize) -> usize) -
 }
 
 /// The share of padding where batches of `batch` samples follow `order`, each filled up to its longest.
-pub fn padding(order: &[usize], batch: usize, length: impl Fn(usize) -> usize) -> f64 {
+pub fn padding(order: &[usize], batch: usize, length: &dyn Fn(usize) -> usize) -> f64 {
     let (mut fed, mut real) = (0, 0);
     for samples in order.chunks(batch.max(1)) {
         let longest = samples.iter().map(|&k| length(k)).max().unwrap_or(0);
@@ -56,7 +56,7 @@ mod tests {
         let mut sorted = new.clone();
         sorted.sort_unstable();
         assert_eq!(sorted, (0..lengths.len()).collect::<Vec<_>>());
-        let share = |order: &[usize]| padding(order, 8, |k| lengths[k]);
+        let share = |order: &[usize]| padding(order, 8, &|k| lengths[k]);
         assert!(share(&order) > 0.35 && share(&new) < 0.02, "{} {}", share(&order), share(&new));
         // Neither the short nor the long ones come first.
         let middle = new.len() / 2;
@@ -69,7 +69,7 @@ mod tests {
         let order = [4, 2, 0, 3, 1];
         assert_eq!(grouped(&order, 2, |_| 7), order);
         assert_eq!(grouped(&order, 1, |k| k), order);
-        assert_eq!(padding(&order, 2, |_| 7), 0.0);
-        assert_eq!(padding(&[], 2, |_| 7), 0.0);
+        assert_eq!(padding(&order, 2, &|_| 7), 0.0);
+        assert_eq!(padding(&[], 2, &|_| 7), 0.0);
     }
 }

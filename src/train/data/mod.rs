@@ -9,6 +9,7 @@ mod grouping;
 #[cfg(feature = "hub")]
 mod hub;
 mod locate;
+mod packing;
 mod preview;
 mod python_json;
 mod question;
@@ -25,6 +26,7 @@ use tokenizers::Tokenizer;
 pub use chat::Chat;
 pub use format::{Columns, Example, Message, question, with_system};
 pub use grouping::{grouped, padding};
+pub use packing::{Packing, left_over};
 pub use preview::preview;
 pub use question::{Shown, prompts};
 pub use rows::{Row, Seen};
