@@ -86,6 +86,7 @@ pub mod atomic;
 pub mod autodiff;
 pub mod cli;
 pub mod compile;
+pub mod cost;
 pub mod error;
 pub mod eval;
 pub mod export;
