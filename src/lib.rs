@@ -32,6 +32,8 @@
 //! [`peft`] reads adapters and merges them, [`profile`] knows the published families of models, [`report`] draws runs.
 //! [`export`] writes what a run learnt in the formats of others; [`sampling`] lends runs the compiler, for answers on the way
 //! and for plans.
+//! [`cost`] counts what nodes do, for extraction, reports and predictions; [`bench`] measures a step, part by part, and the
+//! machine.
 //! [`tools`] uses the stages for other ends: to show a model, to explain a rule, to write plain gradients.
 //!
 //! # Where to start
@@ -40,6 +42,7 @@
 //! - a rule: a form in `rules/` (the language: `rules/README.md`; what it may call: [`rules::builtin`]);
 //! - a kernel: a type in a file of its family in [`kernels`] and a line in its table; `tests/kernels.rs` compares it
 //!   with the function's body, `benches/kernels.rs` says whether it pays;
+//! - what a node costs: an arm in [`cost`], from which extraction, the FLOPs of reports and predicted times follow;
 //! - a method or an adapter: a file in `rules/methods/` or `rules/adapters/`, and its line in [`rules::parse`].
 //!
 //! Their tests exist already: `tests/rules.rs` loops over the tables.
@@ -76,6 +79,10 @@
 //!   products: by the forward pass alone `x (W + A B)` is cheaper, and its gradient is that of a whole weight.
 //! - A cached entropy pass stays in the one train.onnx, as the output `probe/beta`; the runner opens the step and the
 //!   pass as two sessions over the parts of the file that each needs.
+//! - Measured speeds change the time that is predicted and nothing else. Extraction weighs the same operations and bytes by
+//!   fixed numbers, so that a model compiles to the same file on every machine, whatever calibration lies in a cache.
+//! - The FLOPs of the graph before its rows sank are those of the compiled graph if every token is read: sinking changes
+//!   how many rows a node has, not which nodes there are.
 //! - Control edges do not exist in ONNX: recomputed layers hang on a cotangent by `after`, a reshape of their input to
 //!   its own shape, read off the cotangent.
 //! - `mask_rate` is evaluated in f64: ONNX has neither `log1p` nor `expm1`, and `1 - exp(r log(1 - t))`
@@ -84,6 +91,7 @@
 pub mod adapt;
 pub mod atomic;
 pub mod autodiff;
+pub mod bench;
 pub mod cli;
 pub mod compile;
 pub mod cost;

@@ -29,6 +29,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         &[
             "tools",
             "compile",
+            "cost",
             "precision",
             "autodiff",
             "lower",
@@ -45,6 +46,13 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ),
     ("runtime", &["runtime", "ir", "error", "atomic"]),
     ("kernels", &["kernels", "ir", "error"]),
+    (
+        "bench",
+        &[
+            "bench", "compile", "cost", "lower", "tools", "train", "kernels", "runtime", "memory", "manifest", "onnx",
+            "rules", "ir", "rng", "error",
+        ],
+    ),
     ("peft", &["peft", "onnx", "runtime", "ir", "error"]),
     ("profile.rs", &["error"]),
     ("report", &["report", "error", "atomic", "stdout"]),
