@@ -107,7 +107,7 @@ struct CompileArgs {
     output: PathBuf,
     #[command(flatten)]
     how: How,
-    /// The machine whose time is told, as `weftc bench --calibrate` measured it; no byte of the file depends on it
+    /// The machine that the step's time is predicted for, as `weftc bench --calibrate` measured it; no byte of the file depends on it
     /// [default: the calibration that is kept, else built-in figures]
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
@@ -117,7 +117,7 @@ struct CompileArgs {
     /// Print the graph after this stage as text and write no file
     #[arg(long, value_enum, value_name = "STAGE")]
     emit_ir: Option<Stage>,
-    /// Print an object: stages, notes, how often each rule fired, the operators, the time that a step is told to take,
+    /// Print an object: stages, notes, how often each rule fired, the operators, the predicted time of a step,
     /// the file and its size
     #[arg(long, conflicts_with = "quiet")]
     json: bool,
@@ -192,7 +192,7 @@ struct How {
     /// numbers are the same. ONNX Runtime itself takes some 50 MB more
     #[arg(long, value_name = "BYTES", value_parser = compile::bytes)]
     memory_budget: Option<u64>,
-    /// Sequences in a micro-batch, for --memory-budget and the time that is told [default: the model's own, else 8]
+    /// Sequences in a micro-batch, for --memory-budget and the predicted time [default: the model's own, else 8]
     #[arg(long, value_name = "B")]
     budget_batch: Option<i64>,
     /// Tokens in a sequence, for the same [default: the model's own, else the longest that it takes]

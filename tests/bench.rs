@@ -32,7 +32,7 @@ fn cache() -> PathBuf {
 #[test]
 fn the_parts_of_a_step_add_up() {
     let options = Options { mask_id: Some(15), ..Options::new(model("sudoku.onnx")) };
-    let report = bench(&request(What::Model(options))).unwrap();
+    let report = bench(&request(What::Model(Box::new(options)))).unwrap();
     let step = &report.profiled;
     println!("{report}");
     // Every part has nodes, every node a part that its name tells, and nodes are most of the step.
@@ -66,14 +66,14 @@ fn a_training_graph_is_measured_too() {
     std::fs::copy(model("llada_micro_native23.onnx"), &source).unwrap();
     let options = Options { mask_id: Some(31), method: "sft".into(), ..Options::new(&source) };
     compile(&options).unwrap().write(&path).unwrap();
-    let report = bench(&request(What::Train(path.clone(), None))).unwrap();
+    let report = bench(&request(What::Train(path.clone()))).unwrap();
     assert!(report.predicted.is_some() && report.compile_s.is_none());
     assert_eq!((report.method.as_str(), report.trainable.as_str()), ("sft", "full"));
     let products =
         |part| report.profiled.operators.iter().filter(|o| o.operator == "Product" && o.part == part).count();
     assert_eq!([Part::Probe, Part::Forward, Part::Backward].map(products), [0, 1, 1]);
     std::fs::remove_file(&source).unwrap();
-    let report = bench(&request(What::Train(path, None))).unwrap();
+    let report = bench(&request(What::Train(path))).unwrap();
     assert!(report.predicted.is_none() && report.share.is_none() && report.step_s > 0.0);
     assert!(report.to_string().contains("not counted: the source model is not there"));
 }

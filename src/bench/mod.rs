@@ -1,5 +1,5 @@
 //! Measures the training step: its time and that of its parts, its operations, the share of what the machine's products
-//! can do, its memory; beside what the cost model tells.
+//! can do, its memory; beside what the cost model predicts.
 //!
 //! A step is everything that training does with a batch: entropy pass, forward, backward, clipping, AdamW.  It is timed
 //! as training runs it, and then once more with ONNX Runtime's profile, which takes it apart.
@@ -20,6 +20,7 @@ use crate::manifest::{Manifest, Role};
 use crate::memory::longest;
 use crate::onnx::read;
 use crate::onnx::train_file::TrainFile;
+use crate::onnx::weights::sha256;
 use crate::rng::SplitMix64;
 use crate::rules::parse::library;
 use crate::runtime::device::Choice;
@@ -52,9 +53,9 @@ const LENGTH: usize = 256;
 /// What is measured.
 pub enum What {
     /// A model, compiled for this.
-    Model(compile::Options),
-    /// A train.onnx, and the folder of its source's weights.
-    Train(PathBuf, Option<PathBuf>),
+    Model(Box<compile::Options>),
+    /// A train.onnx; weights that are not in it lie where its source model does.
+    Train(PathBuf),
 }
 
 /// How it is measured.
@@ -68,7 +69,7 @@ pub struct Request {
     pub device: Choice,
     /// Steps are counted for so long.
     pub seconds: f64,
-    /// What the times are told for.
+    /// What times are predicted for.
     pub machine: Machine,
 }
 
@@ -100,7 +101,7 @@ pub struct Report {
     pub load: Option<f64>,
     /// A profiled step, taken apart.
     pub profiled: Step,
-    /// What the cost model tells; `None` for a train.onnx whose source is not there.
+    /// What the cost model predicts; `None` for a train.onnx whose source is not there.
     pub predicted: Option<Prediction>,
     /// The most that our products do on this machine.
     pub ceiling_gflops: f64,
@@ -127,7 +128,7 @@ pub fn bench(request: &Request) -> Result<Report> {
             let folder = options.model.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
             (path, Some(folder.to_path_buf()), Some(compiled), Some(started.elapsed().as_secs_f64()), Some(bytes))
         }
-        What::Train(path, folder) => (path.clone(), folder.clone(), recompiled(path, folder.as_deref())?, None, None),
+        What::Train(path) => (path.clone(), None, recompiled(path)?, None, None),
     };
     let (device, _) = request.device.resolve(0, &mut |line| eprintln!("{line}"))?;
     let threads = request.threads;
@@ -169,7 +170,7 @@ pub fn bench(request: &Request) -> Result<Report> {
     let total = predicted.as_ref().map(Prediction::total);
     let model = match &request.what {
         What::Model(options) => options.model.clone(),
-        What::Train(path, _) => path.clone(),
+        What::Train(path) => path.clone(),
     };
     Ok(Report {
         model,
@@ -200,15 +201,13 @@ pub fn bench(request: &Request) -> Result<Report> {
     })
 }
 
-/// A train.onnx compiled again from its source, to count its operations; `None` where the source is not there.
-fn recompiled(path: &Path, folder: Option<&Path>) -> Result<Option<Compiled>> {
-    let file = TrainFile::read(path, folder)?;
+/// A train.onnx compiled again from its source, to count its operations; `None` where the source is not there or was
+/// compiled with rules of its own.
+fn recompiled(path: &Path) -> Result<Option<Compiled>> {
+    let file = TrainFile::read(path, None)?;
     let source = file.source();
-    let source = folder.zip(source.file_name()).map(|(f, name)| f.join(name)).filter(|p| p.is_file()).unwrap_or(source);
-    if crate::onnx::weights::sha256(&source).is_ok_and(|hash| hash == file.manifest.source.sha256) {
-        return compile::compile(&plan::options(&file.manifest, &source)).map(Some);
-    }
-    Ok(None)
+    let same = sha256(&source).is_ok_and(|hash| hash == file.manifest.source.sha256);
+    Ok(same.then(|| compile::compile(&plan::options(&file.manifest, &source)).ok()).flatten())
 }
 
 /// What is trained, in a word.

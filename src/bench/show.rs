@@ -23,14 +23,13 @@ impl fmt::Display for Report {
                 writeln!(f, "operations  {own:.0} GFLOP/s as executed, {unsunk:.0} as if every token were read")?;
                 writeln!(f, "            {share:.2} and {share_unsunk:.2} of the ceiling: {ceiling}")?;
             }
-            _ => writeln!(f, "operations  not counted: the source model is not there; {ceiling}")?,
+            _ => writeln!(
+                f,
+                "operations  not counted: the source model is not there, or has rules of its own; {ceiling}"
+            )?,
         }
-        writeln!(
-            f,
-            "\na profiled step, {} ({:+.0} %)",
-            time(profiled.seconds),
-            100.0 * (profiled.seconds / step_s - 1.0)
-        )?;
+        let change = 100.0 * (profiled.seconds / step_s - 1.0);
+        writeln!(f, "\nparts of a profiled step (profiling changed its time by {change:+.0} %)")?;
         let told = self.predicted.as_ref();
         writeln!(f, "    {:<12} {:>11} {:>11} {:>7} {:>10}", "part", "measured", "predicted", "ratio", "GFLOP")?;
         for part in Part::ALL {

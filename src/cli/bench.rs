@@ -37,7 +37,7 @@ pub struct BenchArgs {
     /// where `compile` and `bench` look for it
     #[arg(long, conflicts_with = "model")]
     calibrate: bool,
-    /// The machine that times are told for, or the file to write [default: calibration.toml in the cache folder, else
+    /// The machine that times are predicted for, or the file to write [default: calibration.toml in the cache folder, else
     /// built-in figures]
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
@@ -71,9 +71,9 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     let machine = calibrate::machine(args.calibration.as_deref())?;
     let what = if read(model)?.is_training_graph {
         args.how.refuse("it is compiled already")?;
-        What::Train(model.clone(), None)
+        What::Train(model.clone())
     } else {
-        What::Model(args.how.options(model)?.0)
+        What::Model(Box::new(args.how.options(model)?.0))
     };
     let report = bench::bench(&Request {
         what,

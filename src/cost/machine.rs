@@ -79,7 +79,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// The machine that figures are told for where none was measured: two cores with AVX-512.
+    /// The machine that times are predicted for where none was measured: two cores with AVX-512.
     pub fn reference() -> Self {
         let line =
             |points: &[(f64, f64)]| Curve(points.iter().map(|(amount, rate)| [*amount, amount / rate]).collect());

@@ -30,7 +30,7 @@ impl Part {
     /// The part that an output of a training graph belongs to.  A node belongs to the first part that needs it.
     pub fn of_output(name: &str) -> Part {
         match name {
-            "entropy" | "nll" | "mask_rate" | "mask" | "probe/beta" => Part::Probe,
+            "entropy" | "nll" | "mask_rate" | "mask" => Part::Probe,
             name if name.starts_with("grad/") => Part::Backward,
             _ => Part::Forward,
         }
@@ -42,11 +42,15 @@ pub fn by_part<T: Serialize, S: Serializer>(parts: &[T; 4], out: S) -> Result<S:
     out.collect_map(Part::ALL.iter().map(|part| (part.name(), &parts[*part as usize])))
 }
 
-/// By live node, its part.
+/// The output of an entropy pass that is kept over steps, and so is part of none.
+const KEPT: &str = "probe/beta";
+
+/// By node of the step, its part.
 pub fn parts(graph: &Graph) -> FxHashMap<Id, Part> {
     let mut found = FxHashMap::default();
+    let outputs = || graph.outputs.iter().filter(|(name, _)| name != KEPT);
     for part in Part::ALL {
-        let roots = graph.outputs.iter().filter(|(name, _)| Part::of_output(name) == part).map(|(_, id)| *id);
+        let roots = outputs().filter(|(name, _)| Part::of_output(name) == part).map(|(_, id)| *id);
         for id in graph.reachable(roots) {
             found.entry(id).or_insert(part);
         }
@@ -54,7 +58,7 @@ pub fn parts(graph: &Graph) -> FxHashMap<Id, Part> {
     found
 }
 
-/// What a step is told for.
+/// What a step is predicted for.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Load {
     /// Sequences.
@@ -140,9 +144,11 @@ pub fn predict(graph: &Graph, token_input: &str, trainable: &[LeafId], machine: 
     let mut shares = [Share::default(); 4];
     let parts = parts(graph);
     for id in graph.live() {
-        let part = parts[&id];
-        let (Some(work), Some(unsunk)) = (of(graph, id, &own), of(graph, id, &whole)) else { continue };
-        let share = &mut shares[part as usize];
+        let (Some(part), Some(work), Some(unsunk)) = (parts.get(&id), of(graph, id, &own), of(graph, id, &whole))
+        else {
+            continue;
+        };
+        let share = &mut shares[*part as usize];
         share.flops += work.flops();
         share.flops_unsunk += unsunk.flops();
         share.seconds += machine.seconds(&work);
@@ -203,7 +209,8 @@ mod tests {
       (let a (true_rows answer_mask rows.0)) (let m (true_rows (and answer_mask (less u 0.5)) rows.1))
       (let h (matmul (reshape (take_rows (expand (reshape ids [batch seq 1]) [batch seq 8]) a) [rows.0 8]) w))
       (let z (matmul (reshape (take_rows (expand (reshape ids [batch seq 1]) [batch seq 8]) m) [rows.1 8]) w))
-      (output entropy (sum h [-2 -1])) (output loss (sum z [-2 -1])) (output grad/w (matmul (transpose z [1 0]) z)))";
+      (output entropy (sum h [-2 -1])) (output loss (sum z [-2 -1])) (output grad/w (matmul (transpose z [1 0]) z))
+      (output probe/beta (matmul h (transpose w [1 0]))))";
 
     #[test]
     fn a_part_has_its_rows() {
