@@ -18,6 +18,7 @@
 //! | | frozen matrices become codes of 8 or 4 bits | [`quantize`] |
 //! | objective | the method's definition unfolds | `rules/methods/*.egg`, [`method`], [`objective`] |
 //! | sink | work on single tokens is done for those that are read | `rules/sink.egg`, [`sink`] |
+//! | | entropy and loss read the head's weight, not logits | `rules/sink_head.egg` |
 //! | differentiate | one reverse sweep over a table of rows | `rules/grad.egg`, [`autodiff`] |
 //! | optimise | directed algebra over forward and backward together | `rules/simplify.egg`, [`rewrite`] |
 //! | lower | composites become ONNX operators and `ai.weft` functions | `rules/lower.egg`, `rules/fuse.egg`, [`lower`] |
@@ -60,6 +61,10 @@
 //!   its result.  In an e-graph every layer could be computed a second time for some rows alone, and no local choice of
 //!   the extraction sees that this pays nowhere but in the last one.  The reverse sweep then sinks the backward pass by
 //!   itself, since the gradient of taking rows is putting them back.
+//! - `TokenEntropy` and `WeightedCrossEntropy` over logits are in a file only where a head has no other form (in few bits,
+//!   or with an adapter of its own): else the head is one operator with them, whose meaning goes through the vocabulary
+//!   in blocks.  The sums of two blocks are joined as attention's are, so the loss needs two products, not three: the
+//!   expected row of the weight, summed up beside log sum e^z, is the gradient of the hidden rows.
 //! - How many rows are read is known only at run time: `true_rows` defines a size of its own, `rows.0`, that the shapes
 //!   behind it mention.
 //! - A dimension is a polynomial over symbols, not a product: shifted logits need `seq-1`.

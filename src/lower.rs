@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::ir::op::Emit;
-use crate::ir::{Builder, Dim, Graph, Id, Leaf, LeafKind, Lit, Node, Op, TensorType, Type};
+use crate::ir::{Builder, DType, Dim, Graph, Id, Leaf, LeafKind, Lit, Node, Op, TensorType, Type};
 use crate::rules::template::{Subst, bind_lets, holds, instantiate};
 use crate::rules::{Rule, Target, Term};
 use std::collections::BTreeMap;
@@ -16,9 +16,14 @@ const MAX_ROUNDS: usize = 16;
 /// Replaces every operator that cannot be written, until none is left.  Counts rule uses in `fired`.
 pub fn expand(graph: &Graph, rules: &[Rule], target: Target, fired: &mut BTreeMap<String, usize>) -> Result<Graph> {
     let whole = whole(graph);
-    expand_where(graph, rules, fired, |op| match op.row().emit {
-        Emit::Kernel(_) => target != Target::Cpu || !whole,
-        emit => emit == Emit::Expand,
+    let single = |g: &Graph, id: Id| g.tensor_type(id).is_some_and(|t| t.dtype == DType::F32);
+    expand_where(graph, rules, fired, |g, op, children| match (op.row().emit, op) {
+        (Emit::Kernel(_), _) if target != Target::Cpu => true,
+        // In 16 bits there is no kernel, and blocks are better seen than hidden in a function.
+        (Emit::Kernel(_), Op::HeadEntropy | Op::HeadExpect) => !single(g, children[0]),
+        (Emit::Kernel(_), Op::HeadGradW | Op::HeadGradB) => !single(g, children[1]),
+        (Emit::Kernel(_), _) => !whole,
+        (emit, _) => emit == Emit::Expand,
     })
 }
 
@@ -33,7 +38,9 @@ fn whole(graph: &Graph) -> bool {
 
 /// Replaces fused nodes too, as ONNX Runtime does when it loads the file.  Counts rule uses in `fired`.
 pub fn inline(graph: &Graph, rules: &[Rule], fired: &mut BTreeMap<String, usize>) -> Result<Graph> {
-    expand_where(graph, rules, fired, |op| matches!(op.row().emit, Emit::Expand | Emit::Weft(_) | Emit::Kernel(_)))
+    expand_where(graph, rules, fired, |_, op, _| {
+        matches!(op.row().emit, Emit::Expand | Emit::Weft(_) | Emit::Kernel(_))
+    })
 }
 
 /// Replaces fused nodes that are gradients.
@@ -43,7 +50,7 @@ pub fn inline(graph: &Graph, rules: &[Rule], fired: &mut BTreeMap<String, usize>
 pub fn expand_gradients(graph: &Graph, rules: &[Rule]) -> Result<Graph> {
     let gradients = graph.outputs.iter().filter(|(name, _)| name.starts_with("grad/"));
     let ops: Vec<Op> = gradients.filter_map(|(_, id)| graph.node(*id).op()).collect();
-    expand_where(graph, rules, &mut BTreeMap::new(), |op| {
+    expand_where(graph, rules, &mut BTreeMap::new(), |_, op, _| {
         matches!(op.row().emit, Emit::Weft(_)) && ops.contains(&op) || op.row().emit == Emit::Expand
     })
 }
@@ -52,19 +59,22 @@ fn expand_where(
     graph: &Graph,
     rules: &[Rule],
     fired: &mut BTreeMap<String, usize>,
-    wanted: impl Fn(Op) -> bool,
+    wanted: impl Fn(&Graph, Op, &[Id]) -> bool,
 ) -> Result<Graph> {
     let mut current = graph.clone();
     for _ in 0..MAX_ROUNDS {
-        let has = |g: &Graph| g.live().iter().any(|id| g.node(*id).op().is_some_and(&wanted));
-        if !has(&current) {
+        let is_wanted = |id: &Id| match current.node(*id) {
+            Node::Op(op, children) => wanted(&current, *op, children),
+            _ => false,
+        };
+        if !current.live().iter().any(is_wanted) {
             return Ok(current);
         }
         let mut next = Graph::with_leaves_of(&current);
         let roots: Vec<Id> = current.outputs.iter().map(|(_, id)| *id).collect();
         let ids = next
             .copy_from(&current, &roots, |g, _, node| match &node {
-                Node::Op(op, children) if wanted(*op) => lower_one(g, *op, children, rules, fired),
+                Node::Op(op, children) if wanted(g, *op, children) => lower_one(g, *op, children, rules, fired),
                 _ => g.insert(node),
             })
             .map_err(|m| Error::internal("lower", m))?;
@@ -136,7 +146,7 @@ pub fn body(op: Op, types: &[&Type], names: &[String], rules: &[Rule]) -> Result
     }
     let call = graph.op(op, &children).map_err(internal)?;
     graph.outputs = vec![("y0".into(), call)];
-    let fused = |op: Op| matches!(op.row().emit, Emit::Expand | Emit::Weft(_) | Emit::Kernel(_));
+    let fused = |_: &Graph, op: Op, _: &[Id]| matches!(op.row().emit, Emit::Expand | Emit::Weft(_) | Emit::Kernel(_));
     let mut graph = expand_where(&graph, rules, &mut BTreeMap::new(), fused)?;
     let root = graph.outputs[0].1;
     if let Node::Op(Op::Tuple, parts) = graph.node(root).clone() {

@@ -45,7 +45,11 @@ pub fn sink(graph: &Graph, sink: &[&Rule], simplify: &[&Rule]) -> Result<Sunk> {
         for &id in live.iter().rev() {
             let Node::Op(op, children) = graph.node(id).clone() else { continue };
             let found = match op {
-                Op::TokenEntropy | Op::WeightedCrossEntropy => apply(graph, id, &sink).map(|f| (id, f)),
+                // A head in few bits is multiplied as it is: cut into blocks, it would be dense in between.
+                Op::TokenEntropy | Op::WeightedCrossEntropy if reads_codes(graph, children[0]) => None,
+                Op::TokenEntropy | Op::WeightedCrossEntropy | Op::HeadEntropy | Op::HeadLoss => {
+                    apply(graph, id, &sink).map(|f| (id, f))
+                }
                 Op::TakeRows if only_rows(graph, children[0], children[1], &readers) => {
                     let found = apply(graph, id, &sink).map(|f| (id, f));
                     found.or_else(|| apply(graph, children[0], &simplify).map(|f| (children[0], f)))
@@ -70,6 +74,23 @@ pub fn sink(graph: &Graph, sink: &[&Rule], simplify: &[&Rule]) -> Result<Sunk> {
         sunk.graph = replaced(graph, &changed).map_err(internal)?;
     }
     Err(internal("rows sink without end: two rules undo each other".into()))
+}
+
+/// Whether logits of rows are the product with a weight that lies in few bits.
+fn reads_codes(graph: &Graph, logits: Id) -> bool {
+    match graph.node(logits) {
+        _ if graph.type_of(logits).shape().len() != 2 => false,
+        Node::Op(Op::MatMulNBits, _) => true,
+        Node::Op(Op::Add | Op::Mul | Op::Cast, c) => reads_codes(graph, c[0]) || reads_codes(graph, c[1]),
+        Node::Op(Op::MatMul, c) => {
+            let mut weight = c[1];
+            while let Node::Op(Op::Transpose | Op::Cast, c) = graph.node(weight) {
+                weight = c[0];
+            }
+            matches!(graph.node(weight), Node::Op(Op::Dequantize, _))
+        }
+        _ => false,
+    }
 }
 
 /// By node, the live nodes that read it; outputs read too, as `None`.

@@ -283,6 +283,10 @@ const CASES: &[(&str, &str)] = &[
         "sink-queries-bias",
         "(take_rows (transpose (attention_bias (transpose (reshape h [batch seq 2 4]) [0 2 1 3]) k v bias 0.5) [0 2 1 3]) i)",
     ),
+    ("sink-head-entropy-scale", "(token_entropy (mul (matmul x (transpose s [1 0])) 0.5) some)"),
+    ("sink-head-loss-scale", "(weighted_cross_entropy (mul (matmul x (transpose s [1 0])) 0.5) one each)"),
+    ("sink-head-entropy-cast-table", "(token_entropy (matmul x (cast (transpose s16 [1 0]) f32)) some)"),
+    ("sink-head-loss-cast-table", "(weighted_cross_entropy (matmul x (cast (transpose s16 [1 0]) f32)) one each)"),
     (
         "sink-queries-rope-bias",
         "(take_rows (transpose (attention_bias (rope q cos sin) k v bias 0.5) [0 2 1 3]) i)",
@@ -294,6 +298,7 @@ fn fires(rule: &str, term: &str) -> bool {
     let text = format!(
         "(graph case
            (input x f32 [batch 8]) (input y f32 [batch 8]) (param w f32 [8]) (param b f32 [8]) (param s f32 [4 8])
+           (param s16 f16 [4 8]) (input some bool [batch]) (input one i64 [batch]) (input each f32 [batch])
            (param codes u8 [4 1 32]) (param scales f32 [4 1])
            (input q f32 [batch 2 seq 4]) (input k f32 [batch 2 seq 4]) (input v f32 [batch 2 seq 4])
            (input h f32 [batch seq 8]) (input g f32 [batch seq 8]) (input mask bool [batch seq]) (input i i64 [n]) (input ids i64 [batch seq])

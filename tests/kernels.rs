@@ -244,6 +244,44 @@ fn special_logits() {
     same(&text, &[("z", z), ("answer", answer)], 70).unwrap();
 }
 
+/// The head's kernels: blocks that end within the vocabulary, no row at all, weights that lie either way, columns that a
+/// bias forbids, and logits that grow from block to block, so that what was summed up is scaled.
+#[test]
+fn heads_in_blocks() {
+    let mut rng = SplitMix64::new(11);
+    for (n, d, v) in [(5, 7, 1), (3, 1, 40), (0, 3, 5), (33, 16, 1023), (2, 8, 1024), (70, 5, 2100)] {
+        let mut bias: Vec<f32> = (0..v).map(|k| k as f32 / 300.0).collect();
+        bias.iter_mut().skip(1).step_by(3).for_each(|b| *b = f32::NEG_INFINITY);
+        let bias = HostTensor::new(&[v], &bias).unwrap();
+        for trans in [0, 1] {
+            let shape = if trans == 1 { [v, d] } else { [d, v] };
+            let operands = [
+                f("g", &[n]).drawn(DType::F32, Draw::Sparse),
+                f("h", &[n, d]).drawn(DType::F32, Draw::Small),
+                f("w", &shape).drawn(DType::F32, Draw::Small),
+                f("bias", &[v]),
+                f("ids", &[n]).drawn(DType::I64, Draw::Below(v)),
+                f("lse", &[n]),
+                f("answer", &[n]).drawn(DType::Bool, Draw::Flags),
+            ];
+            let mut feeds: Vec<(&str, HostTensor)> = operands.iter().map(|o| (o.name, o.value(&mut rng))).collect();
+            feeds[3].1 = bias.clone();
+            for (node, wanted, width) in [
+                (format!("head_entropy h w bias answer {trans}"), vec![1, 2, 3, 6], 1),
+                (format!("head_expect h w bias {trans} 0 {v}"), vec![1, 2, 3], d + 1),
+                (format!("head_grad_w g h w bias ids lse {trans} 0 {v}"), vec![0, 1, 2, 3, 4, 5], v * d),
+                (format!("head_grad_b g h w bias ids lse {trans} 0 {v}"), vec![0, 1, 2, 3, 4, 5], v),
+            ] {
+                let operand =
+                    |k: &usize| Operand { name: operands[*k].name, shape: operands[*k].shape.clone(), ..operands[*k] };
+                let used: Vec<Operand> = wanted.iter().map(operand).collect();
+                let feeds: Vec<_> = wanted.iter().map(|k| feeds[*k].clone()).collect();
+                same(&graph(&node, &used), &feeds, width as usize).unwrap();
+            }
+        }
+    }
+}
+
 /// A query all of whose keys are masked reads nothing; more queries than are taken at a time; no keys at all.
 #[test]
 fn attention_at_the_edges() {

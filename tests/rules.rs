@@ -71,11 +71,16 @@ const NO_ROW: &[(&str, &[Op])] = &[
             Op::AttentionGrad,
             Op::AttentionBiasGrad,
             Op::SoftmaxGrad,
+            Op::HeadExpect,
+            Op::HeadGradZ,
+            Op::HeadGradW,
+            Op::HeadGradB,
             Op::WeightedCrossEntropyGrad,
             Op::ShiftLogitsGrad,
         ],
     ),
     ("unfolds before differentiation", &[Op::Objective, Op::Adapted]),
+    ("made of a head, after differentiation", &[Op::HeadRows, Op::HeadLogits, Op::HeadSums]),
     ("not part of a loss", &[Op::AdamW, Op::Sgd, Op::After, Op::Tuple]),
 ];
 

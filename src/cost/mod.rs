@@ -91,6 +91,14 @@ pub fn work(op: Op, children: &[&Type], result: &Type, sizes: Sizes) -> Option<W
             let products = multiply_adds(scores.saturating_mul(at.axis(q, 1)).saturating_mul(5));
             Work { unit: Unit::AttentionGrad, products, elements: scores, functions: scores, ..all }
         }
+        // Logits of a block of columns at a time: one product, and a second one with the weight's rows or the hidden ones.
+        Op::HeadEntropy | Op::HeadLoss | Op::HeadLogits | Op::HeadSums | Op::HeadExpect => {
+            let products = if matches!(op, Op::HeadLoss | Op::HeadExpect) { 2 } else { 1 };
+            at.head(op, children, 0, products, all)?
+        }
+        Op::HeadGradZ | Op::HeadGradW | Op::HeadGradB => {
+            at.head(op, children, 1, if op == Op::HeadGradW { 2 } else { 1 }, all)?
+        }
         // w + a b is one product of the factors.
         Op::WeightNorm => {
             let (w, a) = (children.first()?, children.get(1)?);
@@ -137,7 +145,7 @@ fn functions(op: Op) -> u64 {
 fn moves(op: Op) -> bool {
     use Op::*;
     let layout = matches!(op, Transpose | Expand | Concat | Pad | Unslice | Full | Iota | PutRows | TrueRows);
-    layout || matches!(op, Cast | Where | ShiftLogits | ShiftLogitsGrad)
+    layout || matches!(op, Cast | Where | ShiftLogits | ShiftLogitsGrad | HeadRows)
 }
 
 /// What a node of a graph does; `None` for leaves and literals.
@@ -227,6 +235,21 @@ impl At<'_> {
             (_, [x, ..]) => self.axis(x, 1),
             _ => 1,
         }
+    }
+
+    /// A head whose hidden rows are operand `first`, with so many products over its columns.
+    fn head(&self, op: Op, children: &[&Type], first: usize, products: u64, all: Work) -> Option<Work> {
+        let (h, b) = (children.get(first)?, children.get(first + 2)?);
+        let bound = |t: &Type| t.lit().and_then(|l| l.int()).map(|d| self.size(d));
+        let columns = match (op, children) {
+            (Op::HeadLogits, _) => self.elements(children.get(3)?),
+            (Op::HeadEntropy | Op::HeadLoss, _) => self.elements(b),
+            (_, [.., from, to]) => bound(to)?.saturating_sub(bound(from)?),
+            _ => return None,
+        };
+        let logits = self.axis(h, 2).saturating_mul(columns);
+        let products = multiply_adds(self.elements(h).saturating_mul(columns).saturating_mul(products));
+        Some(Work { unit: Unit::Product, products, elements: logits, functions: logits, ..all })
     }
 
     /// How many scores there are between queries and keys.

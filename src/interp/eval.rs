@@ -1,7 +1,7 @@
 //! One arm an operator.
 
 use super::args::Args;
-use super::{elementwise as e, layout as l, model as m, objective as o};
+use super::{elementwise as e, head as h, layout as l, model as m, objective as o};
 use crate::ir::{Lit, Op, TensorType};
 use candle_core::{D, Result, Tensor, bail};
 
@@ -145,6 +145,15 @@ fn arm(a: &Args) -> Result<Tensor> {
         Op::LossCount => o::loss_count(x()?, a.x(1)?, a.word("norm")?),
         Op::WeightedCrossEntropy => o::weighted_cross_entropy(x()?, a.x(1)?, a.x(2)?),
         Op::WeightedCrossEntropyGrad => o::weighted_cross_entropy_grad(x()?, a.x(1)?, a.x(2)?),
+        Op::HeadEntropy => h::entropy(a),
+        Op::HeadLoss => h::loss(a),
+        Op::HeadRows => h::rows(a),
+        Op::HeadLogits => h::block(a),
+        Op::HeadSums => h::sums(a),
+        Op::HeadExpect => h::expect(a),
+        Op::HeadGradZ => h::grad_z(a),
+        Op::HeadGradW => h::grad_w(a),
+        Op::HeadGradB => h::grad_b(a),
         Op::ShiftLogits => o::shift_logits(x()?, a.int("by")?),
         Op::ShiftLogitsGrad => o::shift_logits_grad(x()?, a.int("by")?),
         Op::Dropout => o::dropout(x()?, a.x(1)?, &l::matmul(a.x(2)?, a.x(3)?)?, a.int("field")?),

@@ -12,6 +12,7 @@ mod args;
 mod elementwise;
 mod eval;
 mod feed;
+mod head;
 mod layout;
 mod model;
 mod objective;

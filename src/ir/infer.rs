@@ -2,6 +2,7 @@
 
 mod composite;
 mod contract;
+mod head;
 mod rows;
 
 use super::dim::{Dim, numel};
@@ -10,6 +11,7 @@ use super::ty::{DType, Lit, TensorType, Type};
 
 pub use composite::*;
 pub use contract::*;
+pub use head::*;
 pub use rows::*;
 
 /// The types of a node's children, with readers that report what is missing.

@@ -132,6 +132,9 @@ const SHAPE: Attr = attr("shape", Kind::Ints, Input(1));
 const LARGEST: Attr = attr("largest", Kind::Int, Attribute("largest"));
 const EPS: Attr = attr("eps", Kind::Float, Attribute("epsilon"));
 const SCALE: Attr = attr("scale", Kind::Float, Attribute("scale"));
+const TRANS: Attr = attr("trans", Kind::Int, Attribute("trans"));
+const FROM: Attr = attr("from", Kind::Int, Internal);
+const TO: Attr = attr("to", Kind::Int, Internal);
 
 macro_rules! ops {
     ($($variant:ident $name:literal $arity:expr, [$($attr:expr),*], $infer:path, $emit:expr, $cost:expr;)*) => {
@@ -273,6 +276,18 @@ ops! {
     LossCount    "loss_count"    Fixed(2), [attr("norm", Kind::Word, Internal)], i::loss_count, Weft("LossCount"), Fused;
     WeightedCrossEntropy "weighted_cross_entropy" Fixed(3), [], i::per_token, Weft("WeightedCrossEntropy"), Fused;
     WeightedCrossEntropyGrad "weighted_cross_entropy_grad" Fixed(3), [], i::same, Weft("WeightedCrossEntropyGrad"), Fused;
+    // The head h w + b of rows h [n d], logits nowhere in memory.  `trans` 0: w is [d V], 1: it is [V d].  Of the columns
+    // from..to: their logits, whose columns are listed; the sums that entropies need, [n 3]: the largest logit m, of all
+    // z - m the sum of e^(z-m) and of (z-m) e^(z-m); log sum e^z beside the expected row of w, [n 1+d]; cotangents.
+    HeadEntropy  "head_entropy"  Fixed(4), [TRANS], i::head_token, Kernel("HeadEntropy"), Matmul;
+    HeadLoss     "head_loss"     Fixed(5), [TRANS], i::head_token, Expand, Matmul;
+    HeadRows     "head_rows"     Fixed(2), [TRANS], i::head_rows, Expand, Move;
+    HeadLogits   "head_logits"   Fixed(4), [TRANS], i::head_logits, Expand, Matmul;
+    HeadSums     "head_sums"     Fixed(3), [TRANS, FROM, TO], i::head_sums, Expand, Matmul;
+    HeadExpect   "head_expect"   Fixed(3), [TRANS, FROM, TO], i::head_expect, Kernel("HeadExpect"), Matmul;
+    HeadGradZ    "head_grad_z"   Fixed(6), [TRANS, FROM, TO], i::head_grad_z, Expand, Matmul;
+    HeadGradW    "head_grad_w"   Fixed(6), [TRANS, FROM, TO], i::head_grad_w, Kernel("HeadGradW"), Matmul;
+    HeadGradB    "head_grad_b"   Fixed(6), [TRANS, FROM, TO], i::head_grad_b, Kernel("HeadGradB"), Matmul;
     ShiftLogits  "shift_logits"  Fixed(1), [attr("by", Kind::Int, Internal)], i::same, Expand, Move;
     ShiftLogitsGrad "shift_logits_grad" Fixed(1), [attr("by", Kind::Int, Internal)], i::same, Expand, Move;
     // The optimizer.  Scalars (learning rate and so on) are f64, so that 1 - beta is exact.

@@ -10,6 +10,7 @@ mod attention;
 mod broadcast;
 mod dropout;
 mod gather;
+mod head;
 mod loss;
 mod norm;
 mod operator;
@@ -48,6 +49,10 @@ const KERNELS: &[Entry] = &[
     entry::<loss::WeightedCrossEntropy>(),
     entry::<loss::WeightedCrossEntropyGrad>(),
     entry::<gather::GatherGrad>(),
+    entry::<head::HeadEntropy>(),
+    entry::<head::HeadExpect>(),
+    entry::<head::HeadGrad<true>>(),
+    entry::<head::HeadGrad<false>>(),
     entry::<dropout::Dropout>(),
     entry::<product::Product>(),
     entry::<product::ProductAdd>(),

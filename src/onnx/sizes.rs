@@ -34,29 +34,36 @@ impl Scope<'_> {
     }
 
     /// The first operand, but not before the second is computed: a reshape to its own shape, which is read off the
-    /// second operand, or to which a zero made of the second operand is added.
+    /// second operand, or to which a zero made of a size of the second operand is added, or of an element.
     ///
     /// ONNX Runtime lets a reshape share the buffer of what it reads.
     pub(super) fn after(&mut self, id: Id, operands: &[Id], name: &str) -> Result<()> {
-        let shape = self.graph.type_of(id).shape().to_vec();
+        let [shape, sizes] = [id, operands[1]].map(|id| self.graph.type_of(id).shape().to_vec());
         let (x, d) = (self.operand(operands[0], DType::F32)?, self.operand(operands[1], DType::F32)?);
-        if shape.iter().any(|d| d.is(0)) {
+        if shape.iter().chain(&sizes).any(|d| d.is(0)) {
             // There is nothing to wait for, nor to wait.
             self.push("Identity", "", vec![x], name, vec![]);
             return Ok(());
         }
         let size = self.fresh("size");
         // A shape that is known would be folded into a constant.
-        let alike = self.graph.type_of(operands[1]).shape() == shape.as_slice();
-        if alike && shape.iter().any(|d| d.known().is_none()) {
+        let unknown = sizes.iter().position(|d| d.known().is_none());
+        if unknown.is_some() && sizes == shape {
             self.push("Shape", "", vec![d], &size, vec![]);
         } else {
-            let [flat, first, whole, zero] = ["flat", "first", "whole", "zero"].map(|stem| self.fresh(stem));
-            let [all, start, end] = [-1, 0, 1].map(|n| self.ints(&[Dim::Known(n)]));
-            self.push("Reshape", "", vec![d, all?], &flat, vec![]);
-            self.push("Slice", "", vec![flat, start?, end?], &first, vec![]);
-            let to = attribute("to", AttributeType::Int, |a| a.i = Some(data_type(DType::I64) as i64));
-            self.push("Cast", "", vec![first], &whole, vec![to]);
+            let [whole, zero] = ["whole", "zero"].map(|stem| self.fresh(stem));
+            if let Some(k) = unknown {
+                let part = [("start", k as i64), ("end", k as i64 + 1)]
+                    .map(|(name, at)| attribute(name, AttributeType::Int, |a| a.i = Some(at)));
+                self.push("Shape", "", vec![d], &whole, part.into());
+            } else {
+                let [flat, first] = ["flat", "first"].map(|stem| self.fresh(stem));
+                let [all, start, end] = [-1, 0, 1].map(|n| self.ints(&[Dim::Known(n)]));
+                self.push("Reshape", "", vec![d, all?], &flat, vec![]);
+                self.push("Slice", "", vec![flat, start?, end?], &first, vec![]);
+                let to = attribute("to", AttributeType::Int, |a| a.i = Some(data_type(DType::I64) as i64));
+                self.push("Cast", "", vec![first], &whole, vec![to]);
+            }
             let nothing = self.scalar(0.0, DType::I64);
             self.push("Mul", "", vec![whole, nothing], &zero, vec![]);
             let known = self.ints(&shape)?;

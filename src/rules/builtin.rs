@@ -117,6 +117,8 @@ pub static COMPUTED: &[Computed] = &[
     Row { name: "isub", arity: Some(2), doc: "a - b", run: |a| size(int(a[0])? - int(a[1])?) },
     Row { name: "imul", arity: Some(2), doc: "a b", run: |a| size(int(a[0])? * int(a[1])?) },
     Row { name: "idiv", arity: Some(2), doc: "a / b, where it is exact", run: |a| size(int(a[0])?.div_exact(&int(a[1])?)?) },
+    Row { name: "middle", arity: Some(2), doc: "the integer half way between a and b, which are known",
+          run: |a| size(Dim::Known(known(a[0])?.midpoint(known(a[1])?))) },
     Row { name: "end_of", arity: Some(3), doc: "the end of a slice of n elements from a on, c apart; of none it is a",
           run: |a| { let (a, n, c) = (int(a[0])?, int(a[1])?, int(a[2])?); size(if n.is(0) { a } else { a + Dim::Known(1) + (n - Dim::Known(1)) * c }) } },
     Row { name: "imin", arity: Some(2), doc: "the smaller of a and b, where it is known",

@@ -31,10 +31,11 @@ pub struct Library {
     pub factor: Vec<Rule>,
 }
 
-const FAMILIES: [(&str, &str); 7] = [
+const FAMILIES: [(&str, &str); 8] = [
     ("rules/lift.egg", include_str!("../../rules/lift.egg")),
     ("rules/simplify.egg", include_str!("../../rules/simplify.egg")),
     ("rules/sink.egg", include_str!("../../rules/sink.egg")),
+    ("rules/sink_head.egg", include_str!("../../rules/sink_head.egg")),
     ("rules/fuse.egg", include_str!("../../rules/fuse.egg")),
     ("rules/grad.egg", include_str!("../../rules/grad.egg")),
     ("rules/lower.egg", include_str!("../../rules/lower.egg")),
@@ -74,7 +75,7 @@ pub fn library_and(own: &[(String, String)]) -> Result<(Library, Vec<Vec<Rule>>)
     let library = Library {
         lift: next(),
         simplify: next(),
-        sink: next(),
+        sink: [next(), next()].concat(),
         fuse: next(),
         grad: next(),
         lower: next(),

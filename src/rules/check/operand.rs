@@ -290,6 +290,13 @@ pub fn fill(graph: &Graph, op: Op, k: usize, children: &[Id]) -> Option<Fill> {
         (Op::WeightedCrossEntropy | Op::WeightedCrossEntropyGrad, 1) => {
             Some(Fill::Index(shape_of(graph, children[0]).last().copied()?))
         }
+        // Columns of a head, whose bias has one number each.
+        (Op::HeadLoss | Op::HeadLogits, 3) => Some(Fill::Index(size(children[2], 0)?)),
+        (Op::HeadGradZ | Op::HeadGradW | Op::HeadGradB, 4) => Some(Fill::Index(size(children[3], 0)?)),
+        (Op::HeadRows, 1) => {
+            let trans = graph.type_of(children[2]).lit()?.int()?.known()?;
+            Some(Fill::Index(size(children[0], usize::from(trans == 0))?))
+        }
         (Op::Log | Op::Sqrt | Op::Rsqrt, 0) | (Op::Pow, 0) => Some(Fill::Positive),
         (Op::Reciprocal, 0) | (Op::Div, 1) => Some(Fill::AwayFromZero),
         (Op::MaskRate | Op::Beta | Op::BetaRef, 0) => Some(Fill::Positive),
