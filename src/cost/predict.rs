@@ -42,16 +42,23 @@ pub fn by_part<T: Serialize, S: Serializer>(parts: &[T; 4], out: S) -> Result<S:
     out.collect_map(Part::ALL.iter().map(|part| (part.name(), &parts[*part as usize])))
 }
 
-/// The output of an entropy pass that is kept over steps, and so is part of none.
+/// The output of an entropy pass that is kept over steps.
 const KEPT: &str = "probe/beta";
 
-/// By node of the step, its part.
+/// By node of the step, its part.  Where the entropy pass is kept over steps, outputs that need no draw are its own.
 pub fn parts(graph: &Graph) -> FxHashMap<Id, Part> {
+    let kept = graph.outputs.iter().any(|(name, _)| name == KEPT);
+    let drawn = |id: Id| {
+        let mut leaves = graph.reachable([id]).into_iter().filter_map(|x| graph.as_leaf(x));
+        leaves.any(|l| ["t", "u", "beta"].contains(&graph.leaf(l).name.as_str()))
+    };
+    let outputs: Vec<(Part, Id)> = (graph.outputs.iter())
+        .map(|(name, id)| (Part::of_output(name), *id))
+        .filter(|(part, id)| !kept || *part == Part::Backward || drawn(*id))
+        .collect();
     let mut found = FxHashMap::default();
-    let outputs = || graph.outputs.iter().filter(|(name, _)| name != KEPT);
     for part in Part::ALL {
-        let roots = outputs().filter(|(name, _)| Part::of_output(name) == part).map(|(_, id)| *id);
-        for id in graph.reachable(roots) {
+        for id in graph.reachable(outputs.iter().filter(|(p, _)| *p == part).map(|(_, id)| *id)) {
             found.entry(id).or_insert(part);
         }
     }
@@ -209,8 +216,7 @@ mod tests {
       (let a (true_rows answer_mask rows.0)) (let m (true_rows (and answer_mask (less u 0.5)) rows.1))
       (let h (matmul (reshape (take_rows (expand (reshape ids [batch seq 1]) [batch seq 8]) a) [rows.0 8]) w))
       (let z (matmul (reshape (take_rows (expand (reshape ids [batch seq 1]) [batch seq 8]) m) [rows.1 8]) w))
-      (output entropy (sum h [-2 -1])) (output loss (sum z [-2 -1])) (output grad/w (matmul (transpose z [1 0]) z))
-      (output probe/beta (matmul h (transpose w [1 0]))))";
+      (output entropy (sum h [-2 -1])) (output loss (sum z [-2 -1])) (output grad/w (matmul (transpose z [1 0]) z)))";
 
     #[test]
     fn a_part_has_its_rows() {
@@ -229,5 +235,10 @@ mod tests {
         let told = predict(&graph, "ids", &[], &Machine::reference(), load);
         assert!(told.parts[..3].iter().all(|p| p.seconds > 0.0 && p.flops < p.flops_unsunk), "{told:?}");
         assert_eq!(told.parts[3], Share::default());
+        // An entropy pass that is kept over steps is part of none.
+        let kept = text::parse(&STEP.replace("(output entropy", "(output probe/beta"));
+        let kept = kept.unwrap_or_else(|e| panic!("{}", e.message));
+        let seconds = |g: &Graph| predict(g, "ids", &[], &Machine::reference(), load).parts.map(|p| p.seconds);
+        assert!(seconds(&kept)[0] < seconds(&graph)[0] && seconds(&kept)[2] == seconds(&graph)[2]);
     }
 }
