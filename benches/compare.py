@@ -1,4 +1,4 @@
-"""Runs benches/step.rs and a PyTorch benchmark in turns, so that a busy spell of the machine hits both.
+"""Runs `weftc bench` and a PyTorch benchmark in turns, so that a busy spell of the machine hits both.
 
 Called by compare.sh.  Every line of the .jsonl is one process as it reported itself; the table takes the
 median over rounds.
@@ -34,9 +34,8 @@ def json_lines(command, **options):
 
 
 def weftc(args, threads, mode):
-    command = ["cargo", "bench", "--quiet", "--bench", "step", "--", "--model", ROOT / args.model, "--mask-id", "4095",
-               "--batch", str(args.batch), "--length", str(LENGTH), "--threads", str(threads),
-               "--trainable", mode]
+    command = [ROOT / "target/release/weftc", "bench", ROOT / args.model, "--mask-id", "4095", "--batch", str(args.batch),
+               "--length", str(LENGTH), "--threads", str(threads), "--trainable", mode, "--json"]
     line = json_lines(command, cwd=ROOT)[-1]
     return dict(line, who="weftc")
 

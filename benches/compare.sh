@@ -12,5 +12,5 @@ model=target/bench/custom.onnx
 
 # LLaDA architecture, 31.5 M parameters: width 512, 8 layers, 8 heads, 256 tokens, vocabulary 4096.
 [ -f "$model" ] || "$python" models/export.py --dims 512,8,8,256,4096 --out target/bench
-cargo bench --bench step --no-run
+cargo build --release --bin weftc
 exec "$python" benches/compare.py --model "$model" "$@"

@@ -31,7 +31,7 @@ gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1)
 
 # step MODEL MASK BATCH LENGTH TRAINABLE COMPUTE: one line of weftc, and one of PyTorch with the same shape.
 step() {
-    cargo bench --quiet --bench step -- --device cuda --target cuda --model "$1" --mask-id "$2" --batch "$3" \
+    target/release/weftc bench "$1" --json --device cuda --target cuda --mask-id "$2" --batch "$3" \
         --length "$4" --trainable "$5" --compute "$6" | sed "s/^{/{\"who\":\"weftc\",\"gpu\":\"$gpu\",/" | tee -a "$results"
     if [ "$6" = bf16 ] && "$python" -c "import torch" 2>/dev/null; then
         "$python" benches/gpu_torch.py --batch "$3" --length "$4" --trainable "$5" --shape "$7" | tee -a "$results"

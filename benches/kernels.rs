@@ -6,17 +6,11 @@
 //! both take turns; the figures are medians.
 
 use clap::Parser;
-use prost::Message;
 use serde_json::json;
 use std::error::Error;
 use std::time::Instant;
-use weftc::ir::DType;
-use weftc::kernels;
-use weftc::onnx::proto::ModelProto;
-use weftc::onnx::write::plain;
-use weftc::rng::SplitMix64;
+use weftc::bench::node::{Timed, median};
 use weftc::rules::parse::library;
-use weftc::runtime::{Bound, Buffer, HostTensor, Options, Session};
 
 #[derive(Parser)]
 struct Arguments {
@@ -71,64 +65,21 @@ const NODES: &[(&str, &str)] = &[
     ("dropout x rate rows columns 2039", "x f32 [4 256 512]; rate f32 []; rows f32 [4 256 3]; columns f32 [4 3 512]"),
 ];
 
-fn value(dtype: DType, shape: &[i64], rng: &mut SplitMix64) -> HostTensor {
-    let n = shape.iter().product::<i64>() as usize;
-    let mut one = || match dtype {
-        DType::Bool => 1.0,
-        DType::I64 => rng.below(4096) as f64,
-        _ => rng.below(1 << 20) as f64 / f64::from(1 << 18) - 2.0,
-    };
-    HostTensor::from_f64(dtype, shape, &(0..n).map(|_| one()).collect::<Vec<f64>>()).expect("sizes fit")
-}
-
-fn bound(bytes: &[u8], native: bool, threads: usize) -> Result<Bound, Box<dyn Error>> {
-    let mut options = Options { threads, ..Options::default() };
-    weftc::runtime::environment(&mut |line| eprintln!("{line}"))?;
-    if native {
-        let model = ModelProto::decode(bytes)?;
-        options.operators.extend(kernels::step(model.functions.iter().map(|f| f.name.as_str()), threads)?);
-        assert!(!options.operators.is_empty(), "there is no kernel");
-    }
-    Ok(Session::from_bytes(bytes, &options)?.bind()?)
-}
-
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
+    let rules = library()?.lower;
     for (node, inputs) in NODES.iter().filter(|(node, _)| node.contains(&arguments.only)) {
-        let list = inputs.split("; ").map(|i| format!("(input {i})")).collect::<Vec<_>>().join(" ");
-        let text = format!("(graph g {list} (let y ({node})) (output result y))");
-        let graph = weftc::ir::text::parse(&text).map_err(|e| format!("{e:?}"))?;
-        let out = graph.tensor_type(graph.outputs[0].1).ok_or("no type")?.clone();
-        let bytes = plain(&graph, &library()?.lower)?;
         let name = node.split(' ').next().unwrap_or_default();
         for &threads in &arguments.threads {
-            let mut rng = SplitMix64::new(1);
-            let mut sessions = [bound(&bytes, false, threads)?, bound(&bytes, true, threads)?];
-            let shape: Vec<i64> = out.shape.iter().filter_map(|d| d.known()).collect();
-            let mut result = Buffer::zeros(out.dtype, &shape)?;
-            let mut kept = Vec::new();
-            for leaf in &graph.leaves {
-                let shape: Vec<i64> = leaf.ty.shape.iter().filter_map(|d| d.known()).collect();
-                kept.push((leaf.name.clone(), Buffer::from_host(&value(leaf.ty.dtype, &shape, &mut rng))?));
-            }
-            for session in &mut sessions {
-                for (name, buffer) in &kept {
-                    session.input(name, buffer)?;
-                }
-                session.output("result", &mut result)?;
-            }
+            let timed = |native| Timed::new(node, inputs, &rules, native, threads);
+            let mut sessions = [timed(false)?, timed(true)?];
             let (started, mut times) = (Instant::now(), [Vec::new(), Vec::new()]);
             while times[0].len() < 5 || started.elapsed().as_secs_f64() < arguments.seconds {
                 for (session, times) in sessions.iter_mut().zip(&mut times) {
-                    let started = Instant::now();
-                    session.run()?;
-                    times.push(started.elapsed().as_secs_f64() * 1e3);
+                    times.push(session.run()? * 1e3);
                 }
             }
-            let [body, kernel] = times.map(|mut t| {
-                t.sort_by(f64::total_cmp);
-                t[t.len() / 2]
-            });
+            let [body, kernel] = times.map(|mut t| median(&mut t));
             if arguments.json {
                 println!("{}", json!({ "node": name, "threads": threads, "body_ms": body, "kernel_ms": kernel }));
             } else {

@@ -15,6 +15,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
+use weftc::bench::system::{load, peak_mb};
 use weftc::compile::{Options, compile};
 
 #[derive(Parser)]
@@ -75,16 +76,4 @@ fn measure(model: &Path, vocabulary: usize) -> Result<Value, Box<dyn Error>> {
         "compile_s": compile_s, "stages": stages.collect::<Map<_, _>>(), "write_s": write_s,
         "train_onnx_bytes": bytes, "peak_rss_mb": peak_mb(), "load": load(),
     }))
-}
-
-/// The most memory this process has had resident, in MB of 2^20 bytes.
-fn peak_mb() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? / 1024)
-}
-
-/// The machine's load average over a minute.
-fn load() -> Option<f64> {
-    std::fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next()?.parse().ok()
 }

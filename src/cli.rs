@@ -1,13 +1,16 @@
 //! The command line.
 
+mod bench;
 mod completions;
 mod config;
 mod data;
 mod tools;
 
 use crate::adapt;
+use crate::bench::{calibrate, predicted, show};
 use crate::compile::{self, Budget, Compiled, Options, Stage, Trainable};
-use crate::error::{Error, Result};
+use crate::cost::Prediction;
+use crate::error::{Error, Problem, Result};
 use crate::eval::command::{EvalArgs, eval};
 use crate::export::{ExportArgs, export};
 use crate::generate::command::{GenerateArgs, generate};
@@ -66,6 +69,8 @@ enum Command {
     Generate(Box<GenerateArgs>),
     /// Evaluate a model: puzzles, mathematics, likelihood, multiple choice
     Eval(Box<EvalArgs>),
+    /// Measure the training step of a model, part by part, or the machine (--calibrate)
+    Bench(Box<bench::BenchArgs>),
     /// Show training data as the model sees it: prompt, answer, padding
     Data(Box<data::DataArgs>),
     /// Show runs: curves, figures and settings side by side, in one HTML file
@@ -100,6 +105,30 @@ struct CompileArgs {
     /// Where to write the training graph
     #[arg(short, long, default_value = "train.onnx")]
     output: PathBuf,
+    #[command(flatten)]
+    how: How,
+    /// The machine that the step's time is predicted for, as `weftc bench --calibrate` measured it; no byte of the file depends on it
+    /// [default: the calibration that is kept, else built-in figures]
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
+    /// Settings from a TOML file: `mask-id = 126336`, named as the flags; flags win
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print the graph after this stage as text and write no file
+    #[arg(long, value_enum, value_name = "STAGE")]
+    emit_ir: Option<Stage>,
+    /// Print an object: stages, notes, how often each rule fired, the operators, the predicted time of a step,
+    /// the file and its size
+    #[arg(long, conflicts_with = "quiet")]
+    json: bool,
+    /// Print nothing on success
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// What a model is compiled for.
+#[derive(Args)]
+struct How {
     /// Training method.  weft: every token is masked with a probability t_i from its predictive entropy and
     /// weighted by 1/t_i (arXiv 2509.20863); sft: LLaDA's, one t for a sequence; weft-nll: the token's own
     /// surprise instead of entropy; sw: sft with losses weighted by beta (the paper gives no formula for it);
@@ -167,11 +196,11 @@ struct CompileArgs {
     /// numbers are the same. ONNX Runtime itself takes some 50 MB more
     #[arg(long, value_name = "BYTES", value_parser = compile::bytes)]
     memory_budget: Option<u64>,
-    /// Sequences in a micro-batch, for --memory-budget [default: the model's own, else 8]
-    #[arg(long, value_name = "B", requires = "memory_budget")]
+    /// Sequences in a micro-batch, for --memory-budget and the predicted time [default: the model's own, else 8]
+    #[arg(long, value_name = "B")]
     budget_batch: Option<i64>,
-    /// Tokens in a sequence, for --memory-budget [default: the model's own, else the longest that it takes]
-    #[arg(long, value_name = "L", requires = "memory_budget")]
+    /// Tokens in a sequence, for the same [default: the model's own, else the longest that it takes]
+    #[arg(long, value_name = "L")]
     budget_length: Option<i64>,
     /// Name of the token input, where the model has several integer inputs
     #[arg(long)]
@@ -181,18 +210,6 @@ struct CompileArgs {
     logits_output: Option<String>,
     #[command(flatten)]
     rules: tools::RulesArgs,
-    /// Settings from a TOML file: `mask-id = 126336`, named as the flags; flags win
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Print the graph after this stage as text and write no file
-    #[arg(long, value_enum, value_name = "STAGE")]
-    emit_ir: Option<Stage>,
-    /// Print an object: stages, notes, how often each rule fired, the operators, the file and its size
-    #[arg(long, conflicts_with = "quiet")]
-    json: bool,
-    /// Print nothing on success
-    #[arg(short, long)]
-    quiet: bool,
 }
 
 /// Options that the built-in methods have in common; a method's file has the defaults.
@@ -254,14 +271,34 @@ fn pair(text: &str) -> std::result::Result<(String, String), String> {
     Ok((name.trim().into(), value.trim().into()))
 }
 
-impl CompileArgs {
-    /// The options, and what to tell of the profile.
-    fn options(&self) -> Result<(Options, Option<String>)> {
+impl How {
+    /// Refuses those flags that say what a model is compiled for.
+    fn refuse(&self, why: &str) -> Result<()> {
+        let given = [
+            ("--mask-id", self.mask_id.is_some()),
+            ("--profile", self.profile.is_some()),
+            ("--logits-shift", self.logits_shift.is_some()),
+            ("--method", self.method != "weft"),
+            ("--set", !self.set.is_empty() || !self.settings.given().is_empty()),
+            ("--probe", self.probe != Probe::EveryStep),
+            ("--trainable", self.trainable != Trainable::Full),
+            ("--target", self.target != Target::Cpu),
+            ("--compute", self.compute != Compute::Auto),
+            ("--quantize-base", self.quantize_base.is_some()),
+            ("--memory-budget", self.memory_budget.is_some()),
+        ];
+        let problems: Vec<Problem> =
+            given.into_iter().filter(|(_, given)| *given).map(|(flag, _)| Problem::new(flag, why)).collect();
+        if problems.is_empty() { Ok(()) } else { Err(Error::Usage { problems }) }
+    }
+
+    /// The options for a model, and what to tell of the profile.
+    fn options(&self, model: &Path) -> Result<(Options, Option<String>)> {
         // A mask that is given says that the model is the user's own.
-        let tokenizer = if self.mask_id.is_some() { None } else { language::tokenizer(None, Some(&self.model))? };
+        let tokenizer = if self.mask_id.is_some() { None } else { language::tokenizer(None, Some(model))? };
         let (profile, note) = train::data::profile(self.profile.as_deref(), tokenizer.as_ref())?.unzip();
         let options = Options {
-            model: self.model.clone(),
+            model: model.to_path_buf(),
             method: self.method.clone(),
             mask_id: self.mask_id.or(profile.map(|p| p.mask.1)),
             logits_shift: self.logits_shift.or(profile.map(|p| p.logits_shift)).unwrap_or(0),
@@ -316,6 +353,7 @@ pub fn main() -> ExitCode {
         Command::Merge(args) => merge(&args),
         Command::Generate(args) => generate(&args),
         Command::Eval(args) => eval(&args),
+        Command::Bench(args) => bench::bench(&args),
         Command::Data(args) => data::data(&args),
         Command::Report(args) => report::report(&args),
         Command::Completions { shell } => completions::completions::<Cli>(shell),
@@ -364,24 +402,29 @@ fn failed(error: &Error) -> ExitCode {
 }
 
 fn compile(args: &CompileArgs) -> Result<()> {
-    let (options, note) = args.options()?;
+    let (options, note) = args.how.options(&args.model)?;
     if let Some(stage) = args.emit_ir {
         return crate::stdout::print(&compile::emit_ir(&options, stage)?);
     }
+    let machine = calibrate::machine(args.calibration.as_deref())?;
     let compiled = compile::compile(&options)?;
     let bytes = compiled.write(&args.output)?;
+    let told = predicted(&compiled, &machine, args.how.budget_batch, args.how.budget_length)?;
     if args.json {
-        crate::stdout::print(&format!("{}\n", object(&compiled, note.as_deref(), &args.output, bytes)))?;
+        crate::stdout::print(&format!("{}\n", object(&compiled, &told, note.as_deref(), &args.output, bytes)))?;
     } else if !args.quiet {
-        let (report, path) = (summary(&compiled), args.output.display());
+        let (report, told, path) = (summary(&compiled), show::line(&told), args.output.display());
         let note = note.map(|n| format!("note: {n}\n")).unwrap_or_default();
-        crate::stdout::print(&format!("{note}{report}wrote {path} ({:.1} MB)\n", bytes as f64 / 1e6))?;
+        crate::stdout::print(&format!(
+            "{note}{report}predicted: {told}\nwrote {path} ({:.1} MB)\n",
+            bytes as f64 / 1e6
+        ))?;
     }
     Ok(())
 }
 
 /// What the compiler did, for programs.
-fn object(compiled: &Compiled, note: Option<&str>, path: &Path, bytes: usize) -> serde_json::Value {
+fn object(compiled: &Compiled, told: &Prediction, note: Option<&str>, path: &Path, bytes: usize) -> serde_json::Value {
     let stage = |s: &compile::StageReport| json!({ "name": s.stage.name(), "nodes": s.nodes, "seconds": s.seconds });
     json!({
         "stages": compiled.stages.iter().map(stage).collect::<Vec<_>>(),
@@ -389,6 +432,7 @@ fn object(compiled: &Compiled, note: Option<&str>, path: &Path, bytes: usize) ->
         "notes": note.into_iter().chain(compiled.notes.iter().map(String::as_str)).collect::<Vec<_>>(),
         "rules_fired": compiled.manifest.rules_fired,
         "operators": compiled.graph.histogram(),
+        "predicted": told,
         "file": path,
         "bytes": bytes,
     })

@@ -34,6 +34,8 @@
 //! [`peft`] reads adapters and merges them, [`profile`] knows the published families of models, [`report`] draws runs.
 //! [`export`] writes what a run learnt in the formats of others; [`sampling`] lends runs the compiler, for answers on the way
 //! and for plans.
+//! [`cost`] counts what nodes do, for extraction, reports and predictions; [`bench`] measures a step, part by part, and the
+//! machine.
 //! [`tools`] uses the stages for other ends: to show a model, to explain a rule, to write plain gradients.
 //!
 //! # Where to start
@@ -42,6 +44,7 @@
 //! - a rule: a form in `rules/` (the language: `rules/README.md`; what it may call: [`rules::builtin`]);
 //! - a kernel: a type in a file of its family in [`kernels`] and a line in its table; `tests/kernels.rs` compares it
 //!   with the function's body, `benches/kernels.rs` says whether it pays;
+//! - what a node costs: an arm in [`cost`], from which extraction, the FLOPs of reports and predicted times follow;
 //! - a method or an adapter: a file in `rules/methods/` or `rules/adapters/`, and its line in [`rules::parse`].
 //!
 //! Their tests exist already: `tests/rules.rs` loops over the tables.
@@ -85,6 +88,10 @@
 //! - Packing changes the model alone, not the step around it: draws, rates and losses stay by sequence, [B, L], and rows
 //!   exist only between the lookup of the tokens and that of the logits.  So no method knows of it, a batch is the same
 //!   samples with the same draws as without, and a run counts, saves and resumes as ever.
+//! - Measured speeds change the time that is predicted and nothing else. Extraction weighs the same operations and bytes by
+//!   fixed numbers, so that a model compiles to the same file on every machine, whatever calibration lies in a cache.
+//! - The FLOPs of the graph before its rows sank are those of the compiled graph if every token is read: sinking changes
+//!   how many rows a node has, not which nodes there are.
 //! - Control edges do not exist in ONNX: recomputed layers hang on a cotangent by `after`, a reshape of their input to
 //!   its own shape, read off the cotangent.
 //! - `mask_rate` is evaluated in f64: ONNX has neither `log1p` nor `expm1`, and `1 - exp(r log(1 - t))`
@@ -93,8 +100,10 @@
 pub mod adapt;
 pub mod atomic;
 pub mod autodiff;
+pub mod bench;
 pub mod cli;
 pub mod compile;
+pub mod cost;
 pub mod error;
 pub mod eval;
 pub mod export;

@@ -7,6 +7,7 @@
 //! outputs down and has one answer, so it is not asked of an e-graph: every layer could be computed for some rows a
 //! second time there, and no local choice sees that this pays only if it is done all the way up.
 
+use crate::cost;
 use crate::error::{Error, Result};
 use crate::ir::{Builder, Graph, Id, Node, Op};
 use crate::rewrite::variants;
@@ -170,16 +171,8 @@ fn replaced(graph: &Graph, changed: &FxHashMap<Id, Id>) -> std::result::Result<G
     Ok(out)
 }
 
-/// What computing `value` `[B, L, ..]` costs for one token: two operations for each multiply-add, else one an element.
+/// Floating-point operations that computing `value` `[B, L, ..]` takes for one token.
 fn flops_a_token(graph: &Graph, value: Id) -> u64 {
-    let elements = |shape: &[crate::ir::Dim]| shape.iter().filter_map(|d| d.known()).product::<i64>().max(0) as u64;
-    let own = elements(graph.type_of(value).shape().get(2..).unwrap_or_default());
-    match graph.node(value) {
-        Node::Op(Op::MatMul | Op::MatMulNBits, c) => {
-            let inner = graph.type_of(c[0]).shape().last().and_then(|d| d.known()).unwrap_or(0);
-            2 * own * inner.max(0) as u64
-        }
-        Node::Op(Op::Reshape | Op::Transpose | Op::Gather | Op::Cast | Op::ShiftLogits, _) => 0,
-        _ => own,
-    }
+    let tokens = graph.type_of(value).shape().iter().take(2).filter_map(|d| d.known()).product::<i64>();
+    cost::of(graph, value, &|_| 1).map_or(0, |w| w.flops()) / tokens.max(1) as u64
 }

@@ -11,7 +11,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("rules", &["rules", "ir", "error", "interp"]),
     ("manifest.rs", &["rules", "quantize"]),
     ("interp", &["interp", "ir", "error"]),
-    ("rewrite", &["rewrite", "rules", "ir", "error"]),
+    ("cost", &["cost", "ir", "error", "atomic"]),
+    ("rewrite", &["rewrite", "cost", "rules", "ir", "error"]),
     ("autodiff.rs", &["ir", "rules", "error"]),
     ("lower.rs", &["ir", "rules", "error"]),
     ("schedule", &["ir", "schedule"]),
@@ -29,6 +30,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         &[
             "tools",
             "compile",
+            "cost",
             "precision",
             "autodiff",
             "lower",
@@ -45,6 +47,13 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ),
     ("runtime", &["runtime", "ir", "error", "atomic"]),
     ("kernels", &["kernels", "ir", "error"]),
+    (
+        "bench",
+        &[
+            "bench", "compile", "cost", "lower", "tools", "train", "kernels", "runtime", "memory", "manifest", "onnx",
+            "rules", "ir", "rng", "error",
+        ],
+    ),
     ("peft", &["peft", "onnx", "runtime", "ir", "error"]),
     ("profile.rs", &["error"]),
     ("report", &["report", "error", "atomic", "stdout"]),

@@ -3,11 +3,11 @@
 use super::Stage;
 use crate::atomic;
 use crate::error::{Error, Problem, Result};
-use crate::ir::{Graph, Id, LeafId};
+use crate::ir::{DType, Graph, Id, LeafId};
 use crate::manifest::Manifest;
 use crate::onnx::data_file::DataFile;
 use crate::onnx::write::{Beside, Parts, encode_with, inline_bytes};
-use crate::rules::Rule;
+use crate::rules::{Rule, Target};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -46,6 +46,21 @@ impl Compiled {
     /// The bytes of train.onnx.  `folder` is where it will lie: the manifest names the source relative to it.
     pub fn encode(&self, folder: &Path) -> Result<Vec<u8>> {
         encode_with(&self.parts(Some(&self.manifest_for(folder))), None)
+    }
+
+    /// The model that was compiled.
+    pub fn source(&self) -> &Path {
+        &self.source
+    }
+
+    /// The rules behind the functions of fused nodes.
+    pub fn lower_rules(&self) -> &[Rule] {
+        &self.lower_rules
+    }
+
+    /// Whether training runs kernels in place of functions.
+    pub fn kernels(&self) -> bool {
+        self.manifest.target == Target::Cpu && self.manifest.compute == DType::F32.name()
     }
 
     /// The manifest of a file in `folder`.

@@ -155,6 +155,12 @@ impl TrainFile {
         outputs
     }
 
+    /// Name and operator of the nodes that some outputs need.
+    pub fn nodes_for(&self, outputs: &[String]) -> Vec<(&str, &str)> {
+        let nodes = prune::needed(self.graph(), outputs).nodes.into_iter().map(|k| &self.graph().node[k]);
+        nodes.map(|node| (node.name.as_str(), node.op_type.as_str())).collect()
+    }
+
     /// The files that weights lie in, besides this one, in the order of their names.
     pub fn weight_files(&self) -> Vec<PathBuf> {
         let entries = self.graph().initializer.iter().flat_map(|t| &t.external_data);

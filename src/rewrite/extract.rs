@@ -7,8 +7,8 @@
 mod choose;
 mod components;
 
-use super::cost::cost;
 use super::lang::Classes;
+use crate::cost::cost;
 use crate::error::{Error, Result};
 use crate::ir::{Builder, Graph, Id, Node, Op, Type};
 use choose::Selection;

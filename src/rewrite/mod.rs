@@ -5,7 +5,6 @@
 //! or a limit is reached; then the cheapest graph is extracted.  The result depends on the input alone:
 //! limits count nodes and rounds, never time.
 
-mod cost;
 mod extract;
 mod lang;
 mod pattern;

@@ -233,13 +233,13 @@ impl Inspection {
 
 impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "memory of a training step with AdamW (estimate)")?;
+        writeln!(f, "memory and operations of a training step with AdamW (estimate)")?;
         let fixed = [("weights and tables", self.parameters), ("gradients", self.gradients), ("moments", self.moments)];
         fixed.iter().try_for_each(|(name, bytes)| writeln!(f, "    {name:<22} {:>12}", size(*bytes)))?;
-        writeln!(f, "    {:>7} {:>7}    {:>10}  {:>12}", "batch", "length", "activations", "total")?;
-        let row = |s: &Step| (s.batch, s.length, size(s.activations), size(s.total));
-        self.steps.iter().map(row).try_for_each(|(batch, length, activations, total)| {
-            writeln!(f, "    {batch:>7} {length:>7} {activations:>14}  {total:>12}")
+        writeln!(f, "    {:>7} {:>7}    {:>10}  {:>12} {:>12}", "batch", "length", "activations", "total", "GFLOP")?;
+        let row = |s: &Step| (s.batch, s.length, size(s.activations), size(s.total), s.flops as f64 / 1e9);
+        self.steps.iter().map(row).try_for_each(|(batch, length, activations, total, gflop)| {
+            writeln!(f, "    {batch:>7} {length:>7} {activations:>14}  {total:>12} {gflop:>12.3}")
         })
     }
 }

@@ -1,10 +1,12 @@
 //! What a training step needs in memory: an estimate from the schedule.
 
 use crate::compile::Compiled;
+use crate::cost::predict::Load;
+use crate::cost::{Machine, predict};
 use crate::error::{Error, Result};
-use crate::ir::{DType, Graph, Sym};
+use crate::ir::{Graph, Sym};
 use crate::memory::{Fixed, Values, longest, size};
-use crate::rules::{Rule, Target};
+use crate::rules::Rule;
 use serde::Serialize;
 
 /// Batch sizes that are shown.
@@ -34,6 +36,8 @@ pub struct Step {
     pub activations: u64,
     /// With parameters, gradients and moments.
     pub total: u64,
+    /// Floating-point operations, for [`Load::typical`].
+    pub flops: u64,
 }
 
 /// Estimates the memory of a compiled step, for batches and lengths that the model takes.
@@ -42,8 +46,7 @@ pub struct Step {
 /// at most (`tests/memory.rs` holds them together); ONNX Runtime itself, the program, and what the allocator holds in
 /// reserve come on top.
 pub fn estimate(compiled: &Compiled, read: &Graph, rules: &[Rule]) -> Result<Memory> {
-    let kernels = compiled.manifest.target == Target::Cpu && compiled.manifest.compute == DType::F32.name();
-    let values = Values::new(&compiled.graph, &compiled.order, rules, kernels)?;
+    let values = Values::new(&compiled.graph, &compiled.order, rules, compiled.kernels())?;
     let graph = values.graph();
     let Fixed { parameters, gradients, moments } = values.fixed(&compiled.trainable);
     let tokens = graph.find_leaf(&compiled.manifest.token_input).map(|l| &graph.leaf(l).ty.shape);
@@ -55,7 +58,10 @@ pub fn estimate(compiled: &Compiled, read: &Graph, rules: &[Rule]) -> Result<Mem
     let step = |b: i64, l: i64| {
         let value = |s: &Sym| Some(size(s, batch, b, l));
         let activations = values.peak(&value);
-        Step { batch: b, length: l, activations, total: activations + parameters + gradients + moments }
+        let total = activations + parameters + gradients + moments;
+        let (machine, load) = (Machine::reference(), Load::typical(b, l));
+        let told = predict(&compiled.graph, &compiled.manifest.token_input, &compiled.trainable, &machine, load);
+        Step { batch: b, length: l, activations, total, flops: told.total().flops }
     };
     let steps = lengths.iter().flat_map(|l| batches.iter().map(move |b| (*b, *l))).map(|(b, l)| step(b, l)).collect();
     Ok(Memory { parameters, gradients, moments, steps })

@@ -1,9 +1,9 @@
 //! What a training step will need, for a plan: the activations of a train.onnx that was compiled before.
 
 use super::memory::{Memory, estimate};
-use crate::compile::{Options, compile};
+use crate::compile::{Budget, Options, compile};
 use crate::error::Result;
-use crate::manifest::{Manifest, Setting};
+use crate::manifest::{Manifest, Recompute, Setting};
 use crate::onnx::read;
 use crate::rules::parse::library;
 use std::path::Path;
@@ -14,19 +14,26 @@ use std::path::Path;
 /// # Errors
 /// As a compile of `source`, which must be the model that the manifest names.
 pub fn activations(manifest: &Manifest, source: &Path, batch: usize, length: usize) -> Result<u64> {
+    let options = Options { memory: None, ..options(manifest, source) };
+    let (compiled, read) = (compile(&options)?, read(source)?);
+    Ok(between(&estimate(&compiled, &read.graph, &library()?.lower)?, batch as f64, length as f64))
+}
+
+/// The options by which `source` was compiled to a train.onnx with this manifest.
+pub fn options(manifest: &Manifest, source: &Path) -> Options {
     let value = |setting: &Setting| match setting {
         Setting::Number(x) => x.to_string(),
         Setting::Word(word) => word.clone(),
     };
-    let options = Options {
+    let budget = |r: &Recompute| Budget { bytes: r.budget, batch: Some(r.batch), length: Some(r.length) };
+    Options {
         method: manifest.method.name.clone(),
         logits_shift: manifest.method.logits_shift,
         settings: manifest.method.options.iter().map(|(name, setting)| (name.clone(), value(setting))).collect(),
         probe: manifest.method.probe,
+        memory: manifest.recompute.as_ref().map(budget),
         ..Options::of(manifest, source.to_path_buf(), None)
-    };
-    let (compiled, read) = (compile(&options)?, read(source)?);
-    Ok(between(&estimate(&compiled, &read.graph, &library()?.lower)?, batch as f64, length as f64))
+    }
 }
 
 /// The estimate at a point between those that are there, linear in either direction; never below what is known for less.

@@ -11,6 +11,7 @@ use crate::runtime::device::Device;
 use crate::runtime::{Bound, Buffer, HostTensor, Options, Session, environment};
 use indexmap::IndexMap;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// The numbers of one update.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +41,12 @@ pub trait Engine {
 
     /// Opens the model with the present parameters, which it reads in place; a session lives as long as the result.
     fn open<'a>(&'a self, forward: &'a Forward) -> Result<Call<'a>>;
+
+    /// Ends the profiles that `Options::profile` asked for; returns their files by session: `step`, `probe`, `sum`,
+    /// `norm`, `update`.
+    fn end_profiles(&mut self) -> Result<Vec<(&'static str, PathBuf)>> {
+        Ok(Vec::new())
+    }
 
     /// What the user should know of where the step is computed.
     fn notes(&self) -> Vec<String> {
@@ -89,7 +96,7 @@ pub struct OnnxRuntime {
 impl OnnxRuntime {
     /// Opens the sessions; `trainable` are the parameters in order.  `accumulate` keeps sums of gradients;
     /// `portable` runs functions instead of our kernels, where there are some; `decay` says which parameters
-    /// decay.
+    /// decay.  `options.profile` is a folder, for a profile of each session.
     pub fn new(
         file: &TrainFile,
         trainable: &[Port],
@@ -100,20 +107,26 @@ impl OnnxRuntime {
         decay: Decay,
     ) -> Result<Self> {
         let assignment = options.device != Device::Cpu;
-        let mut options = Options { folder: Some(file.folder().to_path_buf()), assignment, ..options.clone() };
+        let profiles = options.profile.clone();
+        let profiled = |name: &str, options: &Options| Options {
+            profile: profiles.as_ref().map(|folder| folder.join(name)),
+            ..options.clone()
+        };
+        let folder = Some(file.folder().to_path_buf());
+        let mut options = Options { folder, assignment, profile: None, ..options.clone() };
         let native = file.manifest.version >= KERNELS_SINCE && file.manifest.compute == "f32";
         if options.device == Device::Cpu && !portable && native {
             // Kernels are ONNX Runtime's objects: it must be loaded.
             environment(&mut |line| eprintln!("{line}"))?;
             options.operators.extend(kernels::step(file.functions(), options.threads)?);
         }
-        let step = Session::from_bytes(&file.session_bytes(trainable)?, &options)?;
+        let step = Session::from_bytes(&file.session_bytes(trainable)?, &profiled("step", &options))?;
         let memory = step.memory()?;
         let on_cpu = if assignment { step.assignment()?.remove("CPU").unwrap_or_default() } else { BTreeMap::new() };
         let mut step = step.bind()?;
         let mut probe = None;
         if let Some((bytes, inputs)) = file.probe_bytes(trainable)? {
-            probe = Some((Session::from_bytes(&bytes, &options)?.bind()?, inputs));
+            probe = Some((Session::from_bytes(&bytes, &profiled("probe", &options))?.bind()?, inputs));
         }
         let mut parameters = Vec::new();
         let (mut gradients, mut sums, mut states) = (Vec::new(), Vec::new(), Vec::new());
@@ -137,15 +150,15 @@ impl OnnxRuntime {
         }
         // Small graphs without weights: nothing to look up beside a file.
         let plain = Options { folder: None, assignment: false, operators: Vec::new(), ..options.clone() };
-        let open = |bytes: &[u8]| Session::from_bytes(bytes, &plain)?.bind();
-        let mut sum = if accumulate { Some(open(&file.sum_model(trainable))?) } else { None };
-        let mut norm = open(&file.norm_model(trainable))?;
+        let open = |name: &str, bytes: &[u8]| Session::from_bytes(bytes, &profiled(name, &plain))?.bind();
+        let mut sum = if accumulate { Some(open("sum", &file.sum_model(trainable))?) } else { None };
+        let mut norm = open("norm", &file.norm_model(trainable))?;
         let mut kernels = plain.clone();
         if options.device == Device::Cpu && !portable && trainable.iter().all(|p| p.dtype == DType::F32) {
             kernels.operators.push(kernels::optimizer()?);
         }
         let update = file.update_model(function, trainable, &|p| decay.includes(&p.shape))?;
-        let mut update = Session::from_bytes(&update, &kernels)?.bind()?;
+        let mut update = Session::from_bytes(&update, &profiled("update", &kernels))?.bind()?;
         norm.fetch("norm");
         for k in 0..trainable.len() {
             let name = |prefix: &str| format!("{prefix}/{k}");
@@ -230,6 +243,13 @@ impl Engine for OnnxRuntime {
             let logits = model.run()?.swap_remove(&logits);
             logits.ok_or_else(|| Error::internal("samples", "the model has no logits"))
         }))
+    }
+
+    fn end_profiles(&mut self) -> Result<Vec<(&'static str, PathBuf)>> {
+        let own = [("step", &mut self.step), ("norm", &mut self.norm), ("update", &mut self.update)];
+        let some = self.probe.iter_mut().map(|(probe, _)| ("probe", probe));
+        let all = own.into_iter().chain(some).chain(self.sum.iter_mut().map(|sum| ("sum", sum)));
+        all.map(|(name, session)| Ok((name, session.end_profile()?))).collect()
     }
 
     fn notes(&self) -> Vec<String> {

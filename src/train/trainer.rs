@@ -314,6 +314,14 @@ impl Trainer {
         Ok((number("loss_sum")?, number("loss_count")?))
     }
 
+    /// Ends the profiles of the sessions; their files, as [`Engine::end_profiles`] names them.
+    ///
+    /// # Errors
+    /// Where the setup asked for none.
+    pub fn end_profiles(&mut self) -> Result<Vec<(&'static str, PathBuf)>> {
+        self.engine.end_profiles()
+    }
+
     /// The trainable parameters' names, in order.
     pub fn parameters(&self) -> impl Iterator<Item = &str> {
         self.trainable.iter().map(|p| p.name.as_str())
