@@ -48,10 +48,20 @@ pub(super) fn cost(op: Op, children: &[&Type], result: &Type) -> Option<u64> {
             };
             read.saturating_add(written).saturating_add(flops - own)
         }
-        Op::Attention | Op::AttentionBias | Op::AttentionProbs | Op::AttentionProbsBias => {
+        Op::Attention
+        | Op::AttentionBias
+        | Op::TokenAttention
+        | Op::TokenAttentionBias
+        | Op::RowAttention
+        | Op::RowAttentionBias
+        | Op::AttentionProbs
+        | Op::AttentionProbsBias => {
             let (q, k) = (children.first()?, children.get(1)?);
-            let scores = elements(q).checked_div(axis(q, 1)).unwrap_or(0).saturating_mul(axis(k, 2));
-            let values = if matches!(op, Op::Attention | Op::AttentionBias) { axis(result, 1) } else { 0 };
+            let heads_last =
+                !matches!(op, Op::Attention | Op::AttentionBias | Op::AttentionProbs | Op::AttentionProbsBias);
+            let keys = axis(k, if heads_last { 3 } else { 2 });
+            let scores = elements(q).checked_div(axis(q, 1)).unwrap_or(0).saturating_mul(keys);
+            let values = if matches!(op, Op::AttentionProbs | Op::AttentionProbsBias) { 0 } else { axis(result, 1) };
             // The scores are written by the product and once more by the softmax.
             let traffic = scores.saturating_mul(2 * element_size(q));
             let multiply = flops(scores.saturating_mul(axis(q, 1).saturating_add(values)));

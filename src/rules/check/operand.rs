@@ -281,6 +281,10 @@ pub fn fill(graph: &Graph, op: Op, k: usize, children: &[Id]) -> Option<Fill> {
     };
     match (op, k) {
         (Op::Gather | Op::GatherElements | Op::ScatterAdd, 1) => Some(Fill::Index(size(children[0], axis()?)?)),
+        (Op::RowAttention | Op::RowAttentionBias, 3) => Some(Fill::Rows(size(children[1], 0)? * size(children[1], 1)?)),
+        (Op::RowAttentionGrad | Op::RowAttentionBiasGrad, 4) => {
+            Some(Fill::Rows(size(children[2], 0)? * size(children[2], 1)?))
+        }
         (Op::TakeRows, 1) => Some(Fill::Rows(size(children[0], 0)? * size(children[0], 1)?)),
         (Op::PutRows, 1) => {
             let attr = |k: usize| graph.type_of(children[k]).lit()?.int()?.known();
