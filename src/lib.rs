@@ -15,6 +15,7 @@
 //! | lift | idioms become composites (`rms_norm`, `rope`, `attention`) | `rules/lift.egg`, `rules/simplify.egg` |
 //! | adapt | trained factors beside frozen weights, in their cheapest order | `rules/adapters/*.egg`, `rules/factor.egg`, [`adapt`] |
 //! | precision | values take the compute type, with f32 islands | [`precision`] |
+//! | | on a CPU heads stay where projections leave them | `rules/layout.egg` |
 //! | | frozen matrices become codes of 8 or 4 bits | [`quantize`] |
 //! | objective | the method's definition unfolds | `rules/methods/*.egg`, [`method`], [`objective`] |
 //! | sink | work on single tokens is done for those that are read | `rules/sink.egg`, [`sink`] |
