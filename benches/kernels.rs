@@ -39,6 +39,7 @@ const NODES: &[(&str, &str)] = &[
     ("layer_norm_grad dy x w 0.00001", "dy f32 [4 256 512]; x f32 [4 256 512]; w f32 [512]"),
     ("normalize x 0.00001", "x f32 [4 256 512]"),
     ("rope x cos sin", "x f32 [4 8 256 64]; cos f32 [256 64]; sin f32 [256 64]"),
+    ("rope x cos sin", "x f32 [4 256 8 64]; cos f32 [256 1 64]; sin f32 [256 1 64]"),
     ("rope_grad dy cos sin", "dy f32 [4 8 256 64]; cos f32 [256 64]; sin f32 [256 64]"),
     ("silu_grad x dy", "x f32 [4 256 1536]; dy f32 [4 256 1536]"),
     ("swiglu g u", "g f32 [4 256 1536]; u f32 [4 256 1536]"),
@@ -61,6 +62,11 @@ const NODES: &[(&str, &str)] = &[
     (
         "attention_grad dy q k v 0.125",
         "dy f32 [4 8 256 64]; q f32 [4 8 256 64]; k f32 [4 8 256 64]; v f32 [4 8 256 64]",
+    ),
+    ("token_attention q k v 0.125", "q f32 [4 256 8 64]; k f32 [4 256 8 64]; v f32 [4 256 8 64]"),
+    (
+        "token_attention_grad dy q k v 0.125",
+        "dy f32 [4 256 8 64]; q f32 [4 256 8 64]; k f32 [4 256 8 64]; v f32 [4 256 8 64]",
     ),
     ("dropout x rate rows columns 2039", "x f32 [4 256 512]; rate f32 []; rows f32 [4 256 3]; columns f32 [4 3 512]"),
 ];

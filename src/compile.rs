@@ -35,7 +35,7 @@ use std::time::Instant;
 pub use budget::{Budget, bytes};
 pub use compiled::{Compiled, StageReport};
 pub use options::{Options, Stage, Trainable};
-pub use stages::{add_gradients, lift, lower_for, optimise, rows, sink, usable};
+pub use stages::{add_gradients, lay_out, lift, lower_for, optimise, rows, sink, usable};
 
 /// Runs the whole pipeline.
 pub fn compile(options: &Options) -> Result<Compiled> {
@@ -224,11 +224,16 @@ impl<'a> Pipeline<'a> {
         Parts { graph, order, trainable, rules, manifest: None, source }
     }
 
-    /// Every value in its type, frozen matrices in few bits where asked for; and the compute type.
+    /// Every value in its type, frozen matrices in few bits where asked for, and heads where our kernels read them; and the
+    /// compute type.
     fn typed(&mut self, adapted: &Graph, trainable: &[LeafId]) -> Result<(Graph, Quantized, DType)> {
         let (compute, note) = self.options.compute.resolve(self.options.target);
         self.notes.extend(note);
-        let typed = precision::apply(adapted, trainable, compute)?;
+        let mut typed = precision::apply(adapted, trainable, compute)?;
+        if self.options.target == Target::Cpu {
+            let laid_out = lay_out(&typed, &self.library, self.options.target)?;
+            typed = self.counted(laid_out);
+        }
         let Some(how) = self.options.quantize else { return Ok((typed, Quantized::default(), compute)) };
         let (typed, quantized) = quantize::apply(&typed, trainable, how, compute)?;
         self.notes.push(quantized.line(how));

@@ -16,6 +16,7 @@
 //! | adapt | trained factors beside frozen weights, in their cheapest order | `rules/adapters/*.egg`, `rules/factor.egg`, [`adapt`] |
 //! | pack | sequences share rows, where that is asked for | [`packing`] |
 //! | precision | values take the compute type, with f32 islands | [`precision`] |
+//! | | on a CPU heads stay where projections leave them | `rules/layout.egg` |
 //! | | frozen matrices become codes of 8 or 4 bits | [`quantize`] |
 //! | objective | the method's definition unfolds | `rules/methods/*.egg`, [`method`], [`objective`] |
 //! | sink | work on single tokens is done for those that are read | `rules/sink.egg`, [`sink`] |

@@ -117,7 +117,7 @@ fn lower_one(
 }
 
 /// The body of a fused node's function: a graph whose leaves are the node's operands, under `names`,
-/// and whose outputs are its results (`y0`, `y1`, ..).
+/// and whose outputs are its results (`y0`, `y1`, ..), those of a list its parts.
 ///
 /// Unknown sizes are renamed `d0`, `d1`, .. in order of appearance, so that calls which differ only in
 /// the names or products behind their sizes share one body.
@@ -149,7 +149,12 @@ pub fn body(op: Op, types: &[&Type], names: &[String], rules: &[Rule]) -> Result
     let fused = |_: &Graph, op: Op, _: &[Id]| matches!(op.row().emit, Emit::Expand | Emit::Weft(_) | Emit::Kernel(_));
     let mut graph = expand_where(&graph, rules, &mut BTreeMap::new(), fused)?;
     let root = graph.outputs[0].1;
-    if let Node::Op(Op::Tuple, parts) = graph.node(root).clone() {
+    let parts = match graph.node(root).clone() {
+        Node::Op(Op::Tuple, parts) => Some(parts.to_vec()),
+        Node::Op(Op::Concat, parts) if op.parts() > 1 => Some(parts[..op.parts()].to_vec()),
+        _ => None,
+    };
+    if let Some(parts) = parts {
         graph.outputs = parts.iter().enumerate().map(|(k, id)| (format!("y{k}"), *id)).collect();
     }
     Ok(graph)

@@ -257,6 +257,15 @@ const CASES: &[(&str, &str)] = &[
     ("product-fused", "(matmul (transpose h [0 2 1]) g)"),
     ("sink-loss-times", "(weighted_cross_entropy h ids (mul (loss_weight r mask mask token 1.0) r))"),
     ("sink-loss-mask", "(weighted_cross_entropy h ids (cast mask f32))"),
+    ("rms-norm-tokens", "(rms_norm (transpose (reshape h [batch seq 2 4]) [0 2 1 3]) c4 0.1)"),
+    ("layer-norm-tokens", "(layer_norm (transpose (reshape h [batch seq 2 4]) [0 2 1 3]) c4 c4 0.1)"),
+    (
+        "tokens-first-grouped",
+        "(attention (transpose (reshape h [batch seq 2 4]) [0 2 1 3])
+           (reshape (expand (reshape (transpose (reshape (slice g 2 0 4 1) [batch seq 1 4]) [0 2 1 3]) [batch 1 1 seq 4]) [batch 1 2 seq 4]) [batch 2 seq 4])
+           (reshape (expand (reshape (transpose (reshape (slice g 2 4 8 1) [batch seq 1 4]) [0 2 1 3]) [batch 1 1 seq 4]) [batch 1 2 seq 4]) [batch 2 seq 4])
+           0.5)",
+    ),
     ("take-put", "(take_rows (put_rows (take_rows h i) i batch seq) i)"),
     ("take-matmul-nbits", "(take_rows (matmul_nbits h codes scales 8 8) i)"),
     ("take-gather", "(take_rows (gather s ids 0) i)"),
@@ -314,7 +323,8 @@ fn fires(rule: &str, term: &str) -> bool {
     );
     let graph = weftc::ir::text::parse(&text).unwrap_or_else(|e| panic!("{rule}: {}", e.message));
     let library = library().unwrap();
-    let rules: Vec<_> = [&library.lift, &library.simplify, &library.fuse].into_iter().flatten().collect();
+    let rules: Vec<_> =
+        [&library.lift, &library.simplify, &library.layout, &library.fuse].into_iter().flatten().collect();
     if library.sink.iter().any(|r| *r.name == *rule) {
         let (sink, simplify): (Vec<_>, Vec<_>) = (library.sink.iter().collect(), library.simplify.iter().collect());
         return weftc::sink::sink(&graph, &sink, &simplify).unwrap().fired.contains_key(rule);
@@ -346,7 +356,8 @@ fn every_rule_fires_in_a_model_or_a_case() {
     let library = library().unwrap();
     let mut out = String::new();
     let mut nowhere = Vec::new();
-    for rule in [&library.lift, &library.simplify, &library.sink, &library.fuse].into_iter().flatten() {
+    for rule in [&library.lift, &library.simplify, &library.layout, &library.sink, &library.fuse].into_iter().flatten()
+    {
         let rule = rule.name.to_string();
         let place = match fired.get(&rule) {
             Some(models) => format!("{} models, first {}", models.len(), models.first().unwrap()),

@@ -48,6 +48,8 @@ enum Draw {
     Sparse,
     /// Non-negative, so many of which sum to at most 1.
     Below1(i64),
+    /// Different whole numbers below a limit, ascending.
+    Places(i64),
     /// Non-negative rows that sum to 1.
     Probabilities,
 }
@@ -72,6 +74,7 @@ impl Operand {
         let n = self.shape.iter().product::<i64>() as usize;
         let mut unit = || rng.below(1 << 24) as f64 / (1 << 24) as f64;
         let mut one = |draw: Draw| match draw {
+            Draw::Places(_) => 0.0,
             Draw::Values | Draw::Probabilities => 6.0 * unit() - 3.0,
             Draw::Small => 2.0 * unit() - 1.0,
             Draw::Below(k) | Draw::Numbers(k) => (unit() * k as f64).floor(),
@@ -81,6 +84,13 @@ impl Operand {
             Draw::Sparse => (unit() * 3.0 - 1.0).max(0.0),
         };
         let mut values: Vec<f64> = (0..n).map(|_| one(self.draw)).collect();
+        if let Draw::Places(limit) = self.draw {
+            let mut all: Vec<i64> = (0..limit).collect();
+            while all.len() > n {
+                all.remove(rng.below(all.len()));
+            }
+            values = all.into_iter().map(|place| place as f64).collect();
+        }
         if let (Draw::Probabilities, Some(width)) = (self.draw, self.shape.last()) {
             for row in values.chunks_mut(*width as usize) {
                 let sum: f64 = row.iter().map(|x| x.exp()).sum();
@@ -144,6 +154,13 @@ fn nodes((b, l, n): Sizes) -> Vec<(&'static str, Vec<Operand>)> {
     let [q, k, v] = [("q", l), ("k", m), ("v", m)].map(|(name, rows)| move || small(name, &[b, 3, rows, e]));
     let head_dy = || small("dy", &[b, 3, l, e]);
     let mask = |shape: &[i64]| f("bias", shape);
+    // Heads behind tokens; values are wider than keys.  Some queries: two in three tokens.
+    let [tq, tk, tv] =
+        [("q", l, e), ("k", m, e), ("v", m, e + 3)].map(|(name, rows, d)| move || small(name, &[b, rows, 3, d]));
+    let token_dy = || small("dy", &[b, l, 3, e + 3]);
+    let some = b * m * 2 / 3;
+    let (rq, row_dy) = (|| small("q", &[some, 3, e]), || small("dy", &[some, 3, e + 3]));
+    let places = || f("i", &[some]).drawn(DType::I64, Draw::Places(b * m));
     vec![
         ("product x y 0 0 1.0", vec![small("x", &[b, l, m]), small("y", &[m, n])]),
         ("product x y 0 1 -0.5", vec![small("x", &[b, l, m]), small("y", &[n, m])]),
@@ -158,6 +175,23 @@ fn nodes((b, l, n): Sizes) -> Vec<(&'static str, Vec<Operand>)> {
         ("attention_bias q k v bias -0.3", vec![q(), k(), v(), mask(&[l, m])]),
         ("attention_grad dy q k v 0.3", vec![head_dy(), q(), k(), v()]),
         ("attention_bias_grad dy q k v bias 0.3", vec![head_dy(), q(), k(), v(), mask(&[b, 1, l, m])]),
+        ("token_attention q k v 0.3", vec![tq(), tk(), tv()]),
+        ("token_attention_bias q k v bias 0.3", vec![tq(), tk(), tv(), mask(&[b, 1, 1, m])]),
+        ("token_attention_grad dy q k v 0.3", vec![token_dy(), tq(), tk(), tv()]),
+        ("token_attention_bias_grad dy q k v bias 0.3", vec![token_dy(), tq(), tk(), tv(), mask(&[3, l, m])]),
+        ("token_attention q k v 0.3", vec![small("q", &[b, l, 6, e]), tk(), tv()]),
+        (
+            "token_attention_grad dy q k v 0.3",
+            vec![small("dy", &[b, l, 6, e + 3]), small("q", &[b, l, 6, e]), tk(), tv()],
+        ),
+        ("row_attention q k v i 0.3", vec![small("q", &[some, 6, e]), tk(), tv(), places()]),
+        ("row_attention q k v i 0.3", vec![rq(), tk(), tv(), places()]),
+        ("row_attention_bias q k v i bias 0.3", vec![rq(), tk(), tv(), places(), mask(&[3, m, m])]),
+        ("row_attention_grad dy q k v i 0.3", vec![row_dy(), rq(), tk(), tv(), places()]),
+        (
+            "row_attention_bias_grad dy q k v i bias 0.3",
+            vec![row_dy(), rq(), tk(), tv(), places(), mask(&[b, 1, m, m])],
+        ),
         ("rms_norm x w 0.5", vec![x(), w()]),
         ("rms_norm_grad dy x w 0.5", vec![dy(), x(), w()]),
         ("rms_norm_grad_w dy x 0.5", vec![dy(), x()]),
@@ -168,6 +202,7 @@ fn nodes((b, l, n): Sizes) -> Vec<(&'static str, Vec<Operand>)> {
         ("normalize x 0.5", vec![x()]),
         ("rope x cos sin", vec![turned("x"), table("cos"), table("sin")]),
         ("rope x cos sin", vec![turned("x"), f("cos", &[1, 1, l, even]), f("sin", &[b, 1, l, even])]),
+        ("rope x cos sin", vec![f("x", &[b, l, 3, even]), f("cos", &[l, 1, even]), f("sin", &[b, 1, 1, even])]),
         ("rope_grad dy cos sin", vec![turned("dy"), table("cos"), table("sin")]),
         ("silu_grad x dy", vec![x(), dy()]),
         ("swiglu x u", vec![x(), f("u", &[b, l, n])]),

@@ -17,8 +17,16 @@ const SEED: u64 = 1;
 #[test]
 fn every_rule_holds() {
     let library = library().unwrap();
-    let families =
-        [library.lift, library.simplify, library.sink, library.fuse, library.grad, library.lower, library.factor];
+    let families = [
+        library.lift,
+        library.simplify,
+        library.layout,
+        library.sink,
+        library.fuse,
+        library.grad,
+        library.lower,
+        library.factor,
+    ];
     let named = library.methods.into_values().chain(library.adapters.into_values());
     let rules = families.into_iter().flatten().chain(named.flatten());
     println!("{:<32} {:>9} {:>7} {:>8} {:>9} {:>9}", "rule", "instances", "drawn", "points", "worst", "by candle");
@@ -70,6 +78,10 @@ const NO_ROW: &[(&str, &[Op])] = &[
             Op::AttentionProbsBias,
             Op::AttentionGrad,
             Op::AttentionBiasGrad,
+            Op::TokenAttentionGrad,
+            Op::TokenAttentionBiasGrad,
+            Op::RowAttentionGrad,
+            Op::RowAttentionBiasGrad,
             Op::SoftmaxGrad,
             Op::HeadExpect,
             Op::HeadGradZ,

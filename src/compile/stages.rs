@@ -25,6 +25,11 @@ pub fn lift(model: &Graph, library: &Library, target: Target) -> Result<Saturate
     rewrite::saturate(model, &usable(&[&library.lift, &library.simplify], target), &rewrite::Options::default())
 }
 
+/// Heads where projections leave them, for our kernels.
+pub fn lay_out(model: &Graph, library: &Library, target: Target) -> Result<Saturated> {
+    rewrite::saturate(model, &usable(&[&library.layout, &library.simplify], target), &rewrite::Options::default())
+}
+
 /// Work on single tokens is done for those alone that an entropy or a loss is read at.
 pub fn sink(step: &Graph, library: &Library, target: Target) -> Result<Sunk> {
     sink::sink(step, &usable(&[&library.sink], target), &usable(&[&library.simplify], target))

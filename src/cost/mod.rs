@@ -73,10 +73,19 @@ pub fn work(op: Op, children: &[&Type], result: &Type, sizes: Sizes) -> Option<W
             let unit = if matches!(op, Op::Product | Op::ProductAdd) { Unit::Product } else { Unit::MatMul };
             Work { unit, products: multiply_adds(at.elements(result).saturating_mul(inner)), ..all }
         }
-        Op::Attention | Op::AttentionBias | Op::AttentionProbs | Op::AttentionProbsBias => {
+        Op::Attention
+        | Op::AttentionBias
+        | Op::TokenAttention
+        | Op::TokenAttentionBias
+        | Op::RowAttention
+        | Op::RowAttentionBias
+        | Op::AttentionProbs
+        | Op::AttentionProbsBias => {
             let (q, k) = (children.first()?, children.get(1)?);
-            let scores = at.scores(q, k);
-            let values = if matches!(op, Op::Attention | Op::AttentionBias) { at.axis(result, 1) } else { 0 };
+            let probabilities = matches!(op, Op::AttentionProbs | Op::AttentionProbsBias);
+            let heads_first = probabilities || matches!(op, Op::Attention | Op::AttentionBias);
+            let scores = at.scores(q, k, heads_first);
+            let values = if probabilities { 0 } else { at.axis(result, 1) };
             // The scores are written by the product and once more by the softmax.
             let traffic = scores.saturating_mul(2 * element_size(q));
             let products = multiply_adds(scores.saturating_mul(at.axis(q, 1).saturating_add(values)));
@@ -85,9 +94,14 @@ pub fn work(op: Op, children: &[&Type], result: &Type, sizes: Sizes) -> Option<W
             Work { unit: Unit::Attention, products, elements: scores, functions: scores, bytes }
         }
         // Scores and their cotangents, and the cotangents of queries, keys and values: five products.
-        Op::AttentionGrad | Op::AttentionBiasGrad => {
+        Op::AttentionGrad
+        | Op::AttentionBiasGrad
+        | Op::TokenAttentionGrad
+        | Op::TokenAttentionBiasGrad
+        | Op::RowAttentionGrad
+        | Op::RowAttentionBiasGrad => {
             let (q, k) = (children.get(1)?, children.get(2)?);
-            let scores = at.scores(q, k);
+            let scores = at.scores(q, k, matches!(op, Op::AttentionGrad | Op::AttentionBiasGrad));
             let products = multiply_adds(scores.saturating_mul(at.axis(q, 1)).saturating_mul(5));
             Work { unit: Unit::AttentionGrad, products, elements: scores, functions: scores, ..all }
         }
@@ -252,9 +266,10 @@ impl At<'_> {
         Some(Work { unit: Unit::Product, products, elements: logits, functions: logits, ..all })
     }
 
-    /// How many scores there are between queries and keys.
-    fn scores(&self, q: &Type, k: &Type) -> u64 {
-        self.elements(q).checked_div(self.axis(q, 1)).unwrap_or(0).saturating_mul(self.axis(k, 2))
+    /// How many scores there are between queries and keys, [.. heads length width] or [.. length heads width].
+    fn scores(&self, q: &Type, k: &Type, heads_first: bool) -> u64 {
+        let keys = self.axis(k, if heads_first { 2 } else { 3 });
+        self.elements(q).checked_div(self.axis(q, 1)).unwrap_or(0).saturating_mul(keys)
     }
 
     fn elements(&self, t: &Type) -> u64 {

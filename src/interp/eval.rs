@@ -131,6 +131,19 @@ fn arm(a: &Args) -> Result<Tensor> {
         Op::AttentionBias => m::attention(x()?, a.x(1)?, a.x(2)?, Some(a.x(3)?), a.float("scale")?),
         Op::AttentionGrad => m::attention_grad(x()?, a.x(1)?, a.x(2)?, a.x(3)?, None, a.float("scale")?),
         Op::AttentionBiasGrad => m::attention_grad(x()?, a.x(1)?, a.x(2)?, a.x(3)?, Some(a.x(4)?), a.float("scale")?),
+        Op::TokenAttention => m::token_attention(x()?, a.x(1)?, a.x(2)?, None, a.float("scale")?),
+        Op::TokenAttentionBias => m::token_attention(x()?, a.x(1)?, a.x(2)?, Some(a.x(3)?), a.float("scale")?),
+        Op::TokenAttentionGrad => m::token_attention_grad(x()?, a.x(1)?, a.x(2)?, a.x(3)?, None, a.float("scale")?),
+        Op::TokenAttentionBiasGrad => {
+            m::token_attention_grad(x()?, a.x(1)?, a.x(2)?, a.x(3)?, Some(a.x(4)?), a.float("scale")?)
+        }
+        Op::RowAttention | Op::RowAttentionBias => {
+            m::row_attention([x()?, a.x(1)?, a.x(2)?, a.x(3)?], a.operands().get(4), a.float("scale")?)
+        }
+        Op::RowAttentionGrad | Op::RowAttentionBiasGrad => {
+            let operands = [a.x(1)?, a.x(2)?, a.x(3)?, a.x(4)?];
+            m::row_attention_grad(x()?, operands, a.operands().get(5), a.float("scale")?)
+        }
         Op::AttentionProbs => m::attention_probs(x()?, a.x(1)?, None, a.float("scale")?),
         Op::AttentionProbsBias => m::attention_probs(x()?, a.x(1)?, Some(a.x(2)?), a.float("scale")?),
         Op::SoftmaxGrad => m::softmax_grad(x()?, a.x(1)?, a.axis(x()?.rank())?),

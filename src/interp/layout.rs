@@ -57,7 +57,7 @@ fn zeros(dims: &[usize]) -> Result<Tensor> {
     Tensor::zeros(dims, DType::F64, &Device::Cpu)
 }
 
-fn index(idx: &Tensor) -> Result<Tensor> {
+pub(super) fn index(idx: &Tensor) -> Result<Tensor> {
     idx.flatten_all()?.to_dtype(DType::I64)?.contiguous()
 }
 

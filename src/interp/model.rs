@@ -1,7 +1,7 @@
 //! Composites of the model and their backward forms, each from its definition.
 
 use super::elementwise::{mean, sigmoid};
-use super::layout::matmul;
+use super::layout::{gather_grad, index, matmul, take_rows};
 use candle_core::{D, DType, Result, Tensor};
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
@@ -131,16 +131,100 @@ pub fn attention_grad(
     bias: Option<&Tensor>,
     scale: f64,
 ) -> Result<Tensor> {
+    joined(&attention_cotangents(dy, q, k, v, bias, scale)?)
+}
+
+/// One behind the other.
+fn joined(parts: &[Tensor; 3]) -> Result<Tensor> {
+    let flat = parts.iter().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
+    Tensor::cat(&flat, 0)
+}
+
+fn attention_cotangents(
+    dy: &Tensor,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    bias: Option<&Tensor>,
+    scale: f64,
+) -> Result<[Tensor; 3]> {
     let rows = |t: &Tensor| t.dims().split_last().map_or(0, |(_, rows)| rows.iter().product::<usize>());
     if rows(q) == 0 || rows(k) == 0 {
-        let n = q.elem_count() + k.elem_count() + v.elem_count();
-        return Tensor::zeros(n, candle_core::DType::F64, q.device());
+        return Ok([q.zeros_like()?, k.zeros_like()?, v.zeros_like()?]);
     }
     let p = attention_probs(q, k, bias, scale)?;
     let ds = softmax_grad(&p, &matmul(dy, &v.t()?)?, p.rank() - 1)?.affine(scale, 0.0)?;
-    let parts = [matmul(&ds, k)?, matmul(&ds.t()?, q)?, matmul(&p.t()?, dy)?];
-    let flat = parts.iter().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
-    Tensor::cat(&flat, 0)
+    Ok([matmul(&ds, k)?, matmul(&ds.t()?, q)?, matmul(&p.t()?, dy)?])
+}
+
+/// `[B, L, H, d]` as `[B, H, L, d]`, or back.
+fn swapped(x: &Tensor) -> Result<Tensor> {
+    x.transpose(1, 2)?.contiguous()
+}
+
+/// `x` `[B, L, H', d]` with each head as often as makes `heads`.
+fn repeated(x: &Tensor, heads: usize) -> Result<Tensor> {
+    let (b, l, h, d) = x.dims4()?;
+    x.unsqueeze(3)?.broadcast_as((b, l, h, heads / h, d))?.contiguous()?.reshape((b, l, heads, d))
+}
+
+/// The transpose of `repeated`.
+fn summed(dx: &Tensor, x: &Tensor) -> Result<Tensor> {
+    let (b, l, h, d) = x.dims4()?;
+    dx.contiguous()?.reshape((b, l, h, dx.dim(2)? / h, d))?.sum(3)
+}
+
+/// Attention with heads behind tokens.
+pub fn token_attention(q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>, scale: f64) -> Result<Tensor> {
+    let [k, v] = [repeated(k, q.dim(2)?)?, repeated(v, q.dim(2)?)?];
+    swapped(&attention(&swapped(q)?, &swapped(&k)?, &swapped(&v)?, bias, scale)?)
+}
+
+pub fn token_attention_grad(
+    dy: &Tensor,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    bias: Option<&Tensor>,
+    scale: f64,
+) -> Result<Tensor> {
+    if q.elem_count() == 0 || k.elem_count() == 0 {
+        return joined(&[q.zeros_like()?, k.zeros_like()?, v.zeros_like()?]);
+    }
+    let all = |x: &Tensor| swapped(&repeated(x, q.dim(2)?)?);
+    let [dq, dk, dv] = attention_cotangents(&swapped(dy)?, &swapped(q)?, &all(k)?, &all(v)?, bias, scale)?;
+    joined(&[swapped(&dq)?, summed(&swapped(&dk)?, k)?, summed(&swapped(&dv)?, v)?])
+}
+
+/// What each of some queries sees: itself `[n, H, 1, d]`, the keys and values `[n, H, L, d]` of its sequence, its bias, and
+/// which sequence that is.
+fn seen([q, k, v, places]: [&Tensor; 4], bias: Option<&Tensor>) -> Result<([Tensor; 3], Option<Tensor>, Tensor)> {
+    let ((b, l, _, _), h) = (k.dims4()?, q.dim(1)?);
+    let sequence: Vec<f64> = places.to_vec1::<f64>()?.iter().map(|p| (p / l as f64).floor()).collect();
+    let sequence = Tensor::from_vec(sequence, places.dims(), places.device())?;
+    let own = |x: &Tensor| swapped(&repeated(x, h)?.index_select(&index(&sequence)?, 0)?);
+    let bias = bias.map(|bias| take_rows(&swapped(&bias.broadcast_as((b, h, l, l))?)?, places)?.unsqueeze(2));
+    Ok(([q.unsqueeze(2)?, own(k)?, own(v)?], bias.transpose()?, sequence))
+}
+
+/// Token attention of queries `[n, H, d]` at places.
+pub fn row_attention(operands: [&Tensor; 4], bias: Option<&Tensor>, scale: f64) -> Result<Tensor> {
+    let ([q, k, v], bias, _) = seen(operands, bias)?;
+    attention(&q, &k, &v, bias.as_ref(), scale)?.squeeze(2)
+}
+
+pub fn row_attention_grad(dy: &Tensor, operands: [&Tensor; 4], bias: Option<&Tensor>, scale: f64) -> Result<Tensor> {
+    let [q, k, v, places] = operands;
+    if places.elem_count() == 0 || k.elem_count() == 0 {
+        return joined(&[q.zeros_like()?, k.zeros_like()?, v.zeros_like()?]);
+    }
+    let ([q, k_seen, v_seen], bias, sequence) = seen(operands, bias)?;
+    let [dq, dk, dv] = attention_cotangents(&dy.unsqueeze(2)?, &q, &k_seen, &v_seen, bias.as_ref(), scale)?;
+    let all = |d: &Tensor, x: &Tensor| {
+        let (b, l, _, n) = x.dims4()?;
+        summed(&gather_grad(&swapped(d)?, &sequence, &[b, l, q.dim(1)?, n])?, x)
+    };
+    joined(&[dq.squeeze(2)?, all(&dk, k)?, all(&dv, v)?])
 }
 
 /// `y (dy - sum(dy y))`.

@@ -245,6 +245,22 @@ impl Graph {
         self.type_of(id).tensor()
     }
 
+    /// Where `id` is exactly one part of a list: that list, and which.  See [`Op::parts`].
+    pub fn part(&self, id: Id) -> Option<(Id, usize)> {
+        let Node::Op(Op::Slice, slice) = self.node(id) else { return None };
+        let Node::Op(list, operands) = self.node(slice[0]) else { return None };
+        let int = |k: usize| self.type_of(slice[k]).lit()?.int();
+        let mut end = super::Dim::Known(0);
+        for k in 0..list.parts() {
+            let start = end.clone();
+            end = end + super::dim::numel(self.type_of(*operands.get(k + 1)?).shape());
+            if int(1)?.is(0) && int(2)? == &start && int(3)? == &end && int(4)?.is(1) {
+                return Some((slice[0], k)).filter(|_| list.parts() > 1);
+            }
+        }
+        None
+    }
+
     /// Every node that the outputs need, operands before users.
     pub fn live(&self) -> Vec<Id> {
         self.reachable(self.outputs.iter().map(|(_, id)| *id))

@@ -99,6 +99,15 @@ impl Op {
         ROWS.iter().find(|r| r.name == name).map(|r| r.op)
     }
 
+    /// How many results the node has in a file: the cotangents of its operands from the second on, which to the graph are
+    /// one list.  The right side of its `lower` rule joins as many.
+    pub fn parts(self) -> usize {
+        match self {
+            Op::TokenAttentionGrad | Op::TokenAttentionBiasGrad | Op::RowAttentionGrad | Op::RowAttentionBiasGrad => 3,
+            _ => 1,
+        }
+    }
+
     /// How many of `n` children are operands.
     pub fn operands(self, n: usize) -> usize {
         n.saturating_sub(self.row().attrs.len())
@@ -252,6 +261,16 @@ ops! {
     // The cotangents of q, k and v, flat and one behind the other, from dy, q, k, v.
     AttentionGrad "attention_grad" Fixed(4), [SCALE], i::attention_grad, Kernel("AttentionGrad"), Matmul;
     AttentionBiasGrad "attention_bias_grad" Fixed(5), [SCALE], i::attention_grad, Kernel("AttentionBiasGrad"), Matmul;
+    // The same with heads behind tokens, as projections leave them: q, k, v [B L H d].
+    TokenAttention "token_attention" Fixed(3), [SCALE], i::token_attention, Kernel("TokenAttention"), Matmul;
+    TokenAttentionBias "token_attention_bias" Fixed(4), [SCALE], i::token_attention, Kernel("TokenAttentionBias"), Matmul;
+    TokenAttentionGrad "token_attention_grad" Fixed(4), [SCALE], i::token_attention_grad, Kernel("TokenAttentionGrad"), Matmul;
+    TokenAttentionBiasGrad "token_attention_bias_grad" Fixed(5), [SCALE], i::token_attention_grad, Kernel("TokenAttentionBiasGrad"), Matmul;
+    // ... and with queries [n H d] of some tokens alone, whose places come behind q, k, v.
+    RowAttention "row_attention" Fixed(4), [SCALE], i::row_attention, Kernel("RowAttention"), Matmul;
+    RowAttentionBias "row_attention_bias" Fixed(5), [SCALE], i::row_attention, Kernel("RowAttentionBias"), Matmul;
+    RowAttentionGrad "row_attention_grad" Fixed(5), [SCALE], i::row_attention_grad, Kernel("RowAttentionGrad"), Matmul;
+    RowAttentionBiasGrad "row_attention_bias_grad" Fixed(6), [SCALE], i::row_attention_grad, Kernel("RowAttentionBiasGrad"), Matmul;
     AttentionProbs "attention_probs" Fixed(2), [SCALE], i::attention_probs, Expand, Matmul;
     AttentionProbsBias "attention_probs_bias" Fixed(3), [SCALE], i::attention_probs, Expand, Matmul;
     SoftmaxGrad  "softmax_grad"  Fixed(2), [AXIS], i::same, Weft("SoftmaxGrad"), Fused;

@@ -91,6 +91,11 @@ impl Rows {
         Ok(Rows { at, axes, _repeated: repeated })
     }
 
+    /// How many rows of the larger tensor that follow one another, counted from the first, are one row of the operand.
+    pub fn repeats(&self) -> usize {
+        self.axes.first().filter(|(_, stride)| *stride == 0).map_or(1, |(size, _)| *size)
+    }
+
     /// The address of row `r` of the larger tensor.
     ///
     /// # Safety
@@ -100,9 +105,12 @@ impl Rows {
         let (mut offset, mut rest) = (0, r);
         for (k, (size, stride)) in self.axes.iter().enumerate() {
             // The outermost axis takes what is left.
-            let index = if k + 1 == self.axes.len() { rest } else { rest % size };
+            if k + 1 == self.axes.len() {
+                offset += rest * stride;
+                break;
+            }
+            offset += rest % size * stride;
             rest /= size;
-            offset += index * stride;
         }
         // SAFETY: by the caller's promise and the strides of `new`.
         unsafe { self.at.add(offset) }

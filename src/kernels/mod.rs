@@ -17,6 +17,8 @@ mod operator;
 mod product;
 mod rope;
 mod rows;
+mod softmax;
+mod tile;
 mod vector;
 
 use crate::error::{Error, Result};
@@ -60,6 +62,14 @@ const KERNELS: &[Entry] = &[
     entry::<attention::AttentionBias>(),
     entry::<attention::AttentionGrad>(),
     entry::<attention::AttentionBiasGrad>(),
+    entry::<attention::TokenAttention>(),
+    entry::<attention::TokenAttentionBias>(),
+    entry::<attention::TokenAttentionGrad>(),
+    entry::<attention::TokenAttentionBiasGrad>(),
+    entry::<attention::RowAttention>(),
+    entry::<attention::RowAttentionBias>(),
+    entry::<attention::RowAttentionGrad>(),
+    entry::<attention::RowAttentionBiasGrad>(),
 ];
 
 fn refused(e: ort::Error) -> Error {

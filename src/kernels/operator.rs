@@ -7,11 +7,12 @@ use ort::value::PrimitiveTensorElementType;
 use ort::value::{TensorElementType as Type, ValueType};
 use std::marker::PhantomData;
 
-/// A kernel: one f32 result from operands of fixed types.
+/// A kernel: f32 results, mostly one, from operands of fixed types.
 pub trait Compute: Sized + Send + Sync + 'static {
     /// The function's name, without the number that further bodies of one operator have behind it.
     const NAME: &'static str;
     const OPERANDS: &'static [Type];
+    const RESULTS: usize = 1;
     /// Operands whose buffer ONNX Runtime may reuse for the result: they are read where, and before, it is written.
     const IN_PLACE: &'static [(u32, u32)] = &[];
     /// The result's shape, where it follows from those of the operands.
@@ -67,7 +68,7 @@ impl<K: Compute> Operator for Registered<K> {
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        [OperatorOutput::required(Type::Float32)]
+        (0..K::RESULTS).map(|_| OperatorOutput::required(Type::Float32))
     }
 
     fn infer_shape(&self, context: &mut ShapeInferenceContext) -> ort::Result<()> {
@@ -189,8 +190,13 @@ impl Call<'_> {
 
     /// The result, to be written altogether.
     pub fn result(&self, shape: &Shape) -> Result<Target, String> {
+        self.result_of(0, shape)
+    }
+
+    /// The same of result `k`.
+    pub fn result_of(&self, k: usize, shape: &Shape) -> Result<Target, String> {
         let sizes: Vec<i64> = shape.0.iter().map(|n| *n as i64).collect();
-        let value = self.context.output(0, sizes).map_err(|e| e.to_string())?;
+        let value = self.context.output(k, sizes).map_err(|e| e.to_string())?;
         let mut value = value.ok_or_else(|| "the result is missing".to_string())?;
         let (_, values) = value.try_extract_tensor_mut::<f32>().map_err(|e| e.to_string())?;
         Ok(Target(values.as_mut_ptr()))

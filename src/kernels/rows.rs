@@ -47,12 +47,20 @@ impl<F: RowFunction<N>, const N: usize> Loop for Part<'_, F, N> {
 
     #[inline(always)]
     fn run(self) {
+        // An operand's row is looked up where another one begins: that takes divisions.
+        let mut from = [std::ptr::null(); N];
+        let mut next = [self.rows.start; N];
         for r in self.rows {
-            // SAFETY: r is a row of the result, which the operands broadcast to.
-            unsafe {
-                let from = std::array::from_fn(|k| self.from[k].row(r));
-                F::row(from, self.to.add(r * self.n), self.n, self.eps);
+            for k in 0..N {
+                if r == next[k] {
+                    let repeats = self.from[k].repeats();
+                    next[k] = if repeats == 1 { r + 1 } else { r - r % repeats + repeats };
+                    // SAFETY: r is a row of the result, which the operands broadcast to.
+                    from[k] = unsafe { self.from[k].row(r) };
+                }
             }
+            // SAFETY: as above.
+            unsafe { F::row(from, self.to.add(r * self.n), self.n, self.eps) };
         }
     }
 }

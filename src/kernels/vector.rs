@@ -1,7 +1,7 @@
 //! Loops that the compiler vectorises for the instruction set of the machine, and the functions they need.
 //!
-//! Everything is written in additions, multiplications, divisions and selections of f32 in a fixed order, without
-//! fused multiply-add: each element has the same bits on every machine and for every number of threads.  Functions
+//! Everything is written in additions, multiplications, divisions and selections of f32 in a fixed order, fused nowhere but
+//! where that is written: each element has the same bits on every machine and for every number of threads.  Functions
 //! are branch-free; their constants were fitted for this file by iteratively reweighted least squares towards the
 //! least maximal error (Lawson 1961) and rounded to f32.
 
@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 /// How many elements a loop computes before it writes any: a result may overwrite its operands.
 pub const BLOCK: usize = 64;
 /// Partial sums of a reduction.
-const LANES: usize = 16;
+pub const LANES: usize = 16;
 /// Elements whose f32 partial sums are added up in f64.
 const STRETCH: usize = 512;
 
@@ -34,8 +34,13 @@ impl<L: Loop> WithSimd for Dispatched<L> {
 
 /// Runs a loop with the best instructions of this machine.
 pub fn dispatch<L: Loop>(work: L) -> L::Output {
+    with_registers(Dispatched(work))
+}
+
+/// The same for what is written in vector registers, not left to the compiler.
+pub fn with_registers<W: WithSimd>(work: W) -> W::Output {
     static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
-    ARCH.dispatch(Dispatched(work))
+    ARCH.dispatch(work)
 }
 
 /// One element from one element of each of N operands; `at` must be `#[inline(always)]`.
@@ -176,7 +181,7 @@ impl Terms<1, 1> for Itself {
 
 /// The sum of the lanes, halves onto halves.
 #[inline(always)]
-fn halve(mut lanes: [f32; LANES]) -> f32 {
+pub fn halve(mut lanes: [f32; LANES]) -> f32 {
     let mut n = LANES / 2;
     while n > 0 {
         for l in 0..n {
@@ -225,31 +230,48 @@ fn power(k: i32) -> f32 {
     f32::from_bits((k.wrapping_add(127) as u32) << 23)
 }
 
-/// e^x within 1.5 units in the last place; 0 and inf beyond the range, NaN for NaN.
-///
-/// x = n log 2 + r, |r| <= log 2 / 2, with log 2 in two parts of which the first has 9 bits, so that n times it is
-/// exact (Cody and Waite 1980); e^r = 1 + r + r^2 q(r), q of degree 4, within 3.1e-9.
+/// x y + z, rounded once where it is fused: slow on a processor that has no instruction for it.
 #[inline(always)]
-pub fn exp(x: f32) -> f32 {
+fn multiply_add<const FUSED: bool>(x: f32, y: f32, z: f32) -> f32 {
+    if FUSED { x.mul_add(y, z) } else { x * y + z }
+}
+
+/// e^x as 2^n and y: x = n log 2 + r, |r| <= log 2 / 2, with log 2 in two parts of which the first has 9 bits, so that n
+/// times it is exact (Cody and Waite 1980); y = e^r = 1 + r + r^2 q(r), q of degree 4, within 3.1e-9.
+#[inline(always)]
+fn split_exp<const FUSED: bool>(x: f32) -> (i32, f32) {
     const HIGH: f32 = 355.0 / 512.0;
     const LOW: f32 = -2.121_944_4e-4;
     /// Adding it rounds to an integer, which is then in the last bits.
     const ROUND: f32 = 12_582_912.0;
+    let shifted = multiply_add::<FUSED>(x, std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = multiply_add::<FUSED>(n, -LOW, multiply_add::<FUSED>(n, -HIGH, x));
+    let q = 1.381_454e-3;
+    let q = multiply_add::<FUSED>(q, r, 8.368_745e-3);
+    let q = multiply_add::<FUSED>(q, r, 4.166_839e-2);
+    let q = multiply_add::<FUSED>(q, r, 1.666_652_1e-1);
+    let q = multiply_add::<FUSED>(q, r, 4.999_999_4e-1);
+    let y = multiply_add::<FUSED>(q, r * r, r) + 1.0;
+    (shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32, y)
+}
+
+/// e^x within 1.5 units in the last place; 0 and inf beyond the range, NaN for NaN.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
     let x = if x < -104.0 { -104.0 } else { x };
     let x = if x > 89.0 { 89.0 } else { x };
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = (x - n * HIGH) - n * LOW;
-    let q = 1.381_454e-3;
-    let q = q * r + 8.368_745e-3;
-    let q = q * r + 4.166_839e-2;
-    let q = q * r + 1.666_652_1e-1;
-    let q = q * r + 4.999_999_4e-1;
-    let y = (q * (r * r) + r) + 1.0;
+    let (n, y) = split_exp::<false>(x);
     // 2^n in two factors, so that denormal results and 2^128 are reached.
-    let n = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
     let half = n >> 1;
     y * power(half) * power(n.wrapping_sub(half))
+}
+
+/// e^x of x <= 0 within 1.5 units in the last place, 0 where that is not a normal number; NaN for NaN.
+#[inline(always)]
+pub fn exp_below_one(x: f32) -> f32 {
+    let (n, y) = split_exp::<true>(x);
+    if x < -87.0 { 0.0 } else { y * power(n) }
 }
 
 /// 1 / (1 + e^-x) within 2.5 units in the last place where the result is normal.
@@ -316,6 +338,14 @@ mod tests {
         assert!(found < 1.5, "{found}");
         assert_eq!((exp(f32::INFINITY), exp(f32::NEG_INFINITY), exp(0.0)), (f32::INFINITY, 0.0, 1.0));
         assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn exp_below_one_is_close_where_it_is_normal() {
+        let found = worst(exp_below_one, f64::exp, |x| (-87.0..=0.0).contains(&x));
+        assert!(found < 1.5, "{found}");
+        assert_eq!([f32::NEG_INFINITY, -1e30, -88.0].map(exp_below_one), [0.0; 3]);
+        assert!(exp_below_one(f32::NAN).is_nan());
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub struct Scope<'a> {
     /// Codes that a node wants as plain bytes: by name, the leaf and the shape.
     pub packed: BTreeMap<String, (LeafId, Vec<i64>)>,
     pub(super) names: FxHashMap<Id, String>,
+    /// The results of nodes whose value is a list of parts.
+    parts: FxHashMap<Id, Vec<String>>,
     /// Nodes that are outputs take the name of the first that they are.
     own: FxHashMap<Id, String>,
     taken: BTreeSet<String>,
@@ -93,6 +95,7 @@ impl<'a> Scope<'a> {
             constants: BTreeMap::new(),
             packed: BTreeMap::new(),
             names: FxHashMap::default(),
+            parts: FxHashMap::default(),
             own: FxHashMap::default(),
             taken,
             counters: BTreeMap::new(),
@@ -127,6 +130,11 @@ impl<'a> Scope<'a> {
                 Node::Leaf(l) => drop(self.names.insert(id, self.graph.leaf(*l).name.clone())),
                 Node::Lit(_) => {}
                 Node::Op(op, children) => {
+                    let part = self.graph.part(id).and_then(|(list, k)| self.parts.get(&list)?.get(k));
+                    if let Some(part) = part.cloned() {
+                        self.names.insert(id, part);
+                        continue;
+                    }
                     let name = self.own.get(&id).cloned().unwrap_or_else(|| self.fresh(op.name()));
                     self.node(id, *op, children, &name)?;
                     self.names.insert(id, name);
@@ -208,11 +216,33 @@ impl<'a> Scope<'a> {
                 let attributes: Result<Vec<_>> =
                     carried.map(|(k, a, onnx_name)| self.attribute(onnx_name, a.kind, attrs[k])).collect();
                 self.push(&function, DOMAIN, inputs, name, attributes?);
+                if op.parts() > 1 {
+                    self.split(id, op.parts(), name);
+                }
             }
             Emit::Custom => self.custom(id, op, operands, attrs, name)?,
             Emit::Expand => return Err(Error::internal("write", format!("{} was not lowered", op.name()))),
         }
         Ok(())
+    }
+
+    /// Gives the last node a result for each part of its list, which is joined only for who reads it whole.
+    fn split(&mut self, id: Id, parts: usize, name: &str) {
+        let parts: Vec<String> = (0..parts).map(|_| self.fresh("part")).collect();
+        if let Some(node) = self.nodes.last_mut() {
+            node.output.clone_from(&parts);
+        }
+        let graph = self.graph;
+        let is_whole = |x: &Id| graph.node(*x).children().contains(&id) && graph.part(*x).is_none();
+        if graph.outputs.iter().any(|(_, x)| *x == id) || graph.live().iter().any(is_whole) {
+            let axis = attribute("axis", AttributeType::Int, |a| a.i = Some(0));
+            self.push("Concat", "", parts.clone(), name, vec![axis]);
+            let joined = self.fresh("joined");
+            if let Some(node) = self.nodes.last_mut() {
+                node.name = joined;
+            }
+        }
+        self.parts.insert(id, parts);
     }
 
     /// Operators whose ONNX form does not follow from their row.

@@ -19,6 +19,7 @@ pub use term::suggest;
 pub struct Library {
     pub lift: Vec<Rule>,
     pub simplify: Vec<Rule>,
+    pub layout: Vec<Rule>,
     pub sink: Vec<Rule>,
     pub fuse: Vec<Rule>,
     pub grad: Vec<Rule>,
@@ -31,9 +32,10 @@ pub struct Library {
     pub factor: Vec<Rule>,
 }
 
-const FAMILIES: [(&str, &str); 8] = [
+const FAMILIES: [(&str, &str); 9] = [
     ("rules/lift.egg", include_str!("../../rules/lift.egg")),
     ("rules/simplify.egg", include_str!("../../rules/simplify.egg")),
+    ("rules/layout.egg", include_str!("../../rules/layout.egg")),
     ("rules/sink.egg", include_str!("../../rules/sink.egg")),
     ("rules/sink_head.egg", include_str!("../../rules/sink_head.egg")),
     ("rules/fuse.egg", include_str!("../../rules/fuse.egg")),
@@ -75,6 +77,7 @@ pub fn library_and(own: &[(String, String)]) -> Result<(Library, Vec<Vec<Rule>>)
     let library = Library {
         lift: next(),
         simplify: next(),
+        layout: next(),
         sink: [next(), next()].concat(),
         fuse: next(),
         grad: next(),

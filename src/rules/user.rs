@@ -18,6 +18,7 @@ pub const SEED: u64 = 1;
 enum Family {
     Lift,
     Simplify,
+    Layout,
     Sink,
     Fuse,
     Grad,
@@ -30,6 +31,7 @@ impl Family {
     fn of(stem: &str) -> Family {
         let families = [
             ("lift", Family::Lift),
+            ("layout", Family::Layout),
             ("sink", Family::Sink),
             ("fuse", Family::Fuse),
             ("grad", Family::Grad),
@@ -41,7 +43,7 @@ impl Family {
 
     fn kind(&self) -> Kind {
         match self {
-            Family::Lift | Family::Simplify | Family::Sink | Family::Fuse => Kind::Rewrite,
+            Family::Lift | Family::Simplify | Family::Layout | Family::Sink | Family::Fuse => Kind::Rewrite,
             Family::Grad => Kind::Vjp,
             Family::Lower => Kind::Lower,
             Family::Method(_) | Family::Adapter(_) => Kind::Define,
@@ -141,6 +143,7 @@ fn join(library: &mut Library, family: Family, rules: Vec<Rule>, file: &str) -> 
     match family {
         Family::Lift => library.lift.extend(rules),
         Family::Simplify => library.simplify.extend(rules),
+        Family::Layout => library.layout.extend(rules),
         Family::Sink => library.sink.extend(rules),
         Family::Fuse => library.fuse.extend(rules),
         Family::Grad => drop(library.grad.splice(..0, rules)),

@@ -107,7 +107,7 @@ impl Planner<'_> {
     /// The buffer that the result of a node takes over.
     fn taken_over(&mut self, id: Id, op: Op, children: &[Id], uses: &[u32], output: &[bool]) -> Option<usize> {
         let operands = &children[..op.operands(children.len())];
-        if op.row().cost == Cost::Free {
+        if op.row().cost == Cost::Free || self.graph.part(id).is_some() {
             return self.buffer[usize::from(*operands.first()?)];
         }
         let ty = self.graph.tensor_type(id).filter(|_| self.inferred[usize::from(id)])?;

@@ -72,8 +72,15 @@ pub fn explain(request: &Request) -> Result<Explanation> {
     let is_in = |rules: &[Rule]| rules.iter().any(|r| r.name == out.rule.name);
     let families = |names: &[&[Rule]]| usable(names, request.target).into_iter().cloned().collect::<Vec<_>>();
     let (lift, simplify) = (is_in(&library.lift), is_in(&library.simplify));
+    let lays_out = request.target == Target::Cpu;
     let runs = [
         (lift || simplify, Stage::Read, Stage::Lift, families(&[&library.lift, &library.simplify])),
+        (
+            is_in(&library.layout) || lays_out && simplify,
+            Stage::Lift,
+            Stage::Precision,
+            families(&[&library.layout, &library.simplify]),
+        ),
         (is_in(&library.sink), Stage::Objective, Stage::Sink, families(&[&library.sink, &library.simplify])),
         (simplify, Stage::Objective, Stage::Sink, families(&[&library.simplify])),
         (simplify, Stage::Differentiate, Stage::Optimise, families(&[&library.simplify])),
@@ -118,7 +125,15 @@ pub fn explain(request: &Request) -> Result<Explanation> {
 }
 
 fn find<'l>(library: &'l Library, name: &str) -> Result<&'l Rule> {
-    let families = [&library.lift, &library.simplify, &library.sink, &library.fuse, &library.grad, &library.lower];
+    let families = [
+        &library.lift,
+        &library.simplify,
+        &library.layout,
+        &library.sink,
+        &library.fuse,
+        &library.grad,
+        &library.lower,
+    ];
     let all = || families.into_iter().chain(library.methods.values()).flatten();
     all().find(|r| *r.name == *name).ok_or_else(|| {
         let help = suggest(name, all().map(|r| &*r.name));

@@ -1,7 +1,7 @@
 //! Composites of models, adapters and objectives.
 
 use super::contract::{contract, matrix};
-use super::{Args, Inferred, broadcast_shapes, same, tensor};
+use super::{Args, Inferred, broadcast_shapes, indices, same, tensor};
 use crate::ir::dim::{Dim, numel};
 use crate::ir::ty::{DType, TensorType, Type};
 
@@ -59,6 +59,80 @@ pub fn attention_grad(args: &Args) -> Inferred {
         return Err("the cotangent must be as large as the result".into());
     }
     tensor(q.dtype, vec![numel(&q.shape) + numel(&k.shape) + numel(&v.shape)])
+}
+
+/// Whether so many heads of keys serve `heads` of queries: as many, or one for each group of neighbours where there is no
+/// bias.
+fn serve(heads: &Dim, keys: &Dim, is_biased: bool) -> bool {
+    let divide = |h: i64, k: i64| k > 0 && h % k == 0 && !is_biased;
+    heads == keys || heads.known().zip(keys.known()).is_some_and(|(h, k)| divide(h, k))
+}
+
+/// Attention of q `[B, Lq, H, D]`, k `[B, Lk, H', D]` and v `[B, Lk, H', Dv]`, operands from `first` on, of which the fourth
+/// is a bias to `[B, H, Lq, Lk]` if there is one: `[B, Lq, H, Dv]`.
+fn heads_inside(args: &Args, first: usize) -> Result<TensorType, String> {
+    let [q, k, v] = [args.tensor(first)?, args.tensor(first + 1)?, args.tensor(first + 2)?];
+    let ([b, lq, h, d], [b2, lk, h2, d2], [b3, lk2, h3, e]) =
+        (q.shape.as_slice(), k.shape.as_slice(), v.shape.as_slice())
+    else {
+        return Err("needs [batch, length, heads, width]".into());
+    };
+    let is_biased = args.operands() == first + 4;
+    let together = (b, d) == (b2, d2) && (b, lk, h2) == (b3, lk2, h3) && serve(h, h2, is_biased);
+    if !together || q.dtype != k.dtype || q.dtype != v.dtype {
+        return Err("queries, keys and values do not go together".into());
+    }
+    if is_biased {
+        let scores = TensorType::new(q.dtype, vec![b.clone(), h.clone(), lq.clone(), lk.clone()]);
+        biased(scores, args.tensor(first + 3)?)?;
+    }
+    Ok(TensorType::new(q.dtype, vec![b.clone(), lq.clone(), h.clone(), e.clone()]))
+}
+
+/// The same of queries `[n, H, D]` at places `[n]`, the fourth operand, of as many tokens as there are keys: `[n, H, Dv]`.
+fn some_queries(args: &Args, first: usize) -> Result<TensorType, String> {
+    let [q, k, v, places] =
+        [args.tensor(first)?, args.tensor(first + 1)?, args.tensor(first + 2)?, args.tensor(first + 3)?];
+    indices(places)?;
+    let ([n, h, d], [b, l, h2, d2], [b2, l2, h3, e]) = (q.shape.as_slice(), k.shape.as_slice(), v.shape.as_slice())
+    else {
+        return Err("needs queries [n, heads, width], keys and values [batch, length, heads, width]".into());
+    };
+    let is_biased = args.operands() == first + 5;
+    let together = d == d2 && (b, l, h2) == (b2, l2, h3) && serve(h, h2, is_biased) && places.shape == [n.clone()];
+    if !together || q.dtype != k.dtype || q.dtype != v.dtype {
+        return Err("queries, keys, values and places do not go together".into());
+    }
+    if is_biased {
+        let scores = TensorType::new(q.dtype, vec![b.clone(), h.clone(), l.clone(), l.clone()]);
+        biased(scores, args.tensor(first + 4)?)?;
+    }
+    Ok(TensorType::new(q.dtype, vec![n.clone(), h.clone(), e.clone()]))
+}
+
+pub fn token_attention(args: &Args) -> Inferred {
+    heads_inside(args, 0).map(Type::Tensor)
+}
+
+pub fn row_attention(args: &Args) -> Inferred {
+    some_queries(args, 0).map(Type::Tensor)
+}
+
+/// The cotangents of q, k and v in one list.
+fn three_cotangents(args: &Args, result: TensorType) -> Inferred {
+    if args.tensor(0)? != &result {
+        return Err("the cotangent must be as large as the result".into());
+    }
+    let sizes = [numel(&args.tensor(1)?.shape), numel(&args.tensor(2)?.shape), numel(&args.tensor(3)?.shape)];
+    tensor(result.dtype, vec![sizes.into_iter().fold(Dim::Known(0), |sum, n| sum + n)])
+}
+
+pub fn token_attention_grad(args: &Args) -> Inferred {
+    three_cotangents(args, heads_inside(args, 1)?)
+}
+
+pub fn row_attention_grad(args: &Args) -> Inferred {
+    three_cotangents(args, some_queries(args, 1)?)
 }
 
 /// One number a token: logits `[.., V]` to `[..]`; the other operands must broadcast to that.

@@ -130,6 +130,20 @@ pub fn draw(
             tensor(float, [&dy[..n], &tail].concat())
         }
         (Op::AttentionGrad | Op::AttentionBiasGrad, ..) => tensor(float, free(random, 2, 4)),
+        // Queries of one to four of six tokens.
+        (Op::RowAttention | Op::RowAttentionBias | Op::RowAttentionGrad | Op::RowAttentionBiasGrad, ..) => {
+            let q = usize::from(matches!(op, Op::RowAttentionGrad | Op::RowAttentionBiasGrad));
+            let mut size =
+                |j: usize, axis: usize| shape(j).and_then(|s| s.get(axis).copied()).unwrap_or_else(|| random.int(1, 4));
+            match (k + 1).checked_sub(q) {
+                Some(1) if q == 1 => tensor(float, vec![size(0, 0), size(0, 1), size(9, 0)]),
+                Some(0 | 1) => tensor(float, vec![size(9, 0), size(9, 0), size(9, 0)]),
+                Some(2) => tensor(float, vec![2, 3, size(q, 1), size(q, 2)]),
+                Some(3) => tensor(float, vec![2, 3, size(q, 1), if q == 1 { size(0, 2) } else { size(9, 0) }]),
+                Some(4) => tensor(DType::I64, vec![size(q, 0)]),
+                _ => tensor(float, vec![3, 3]),
+            }
+        }
         (Op::Attention | Op::AttentionBias | Op::AttentionProbs | Op::AttentionProbsBias, k, first) => {
             tensor(float, attention_operand(op, k, first, shape(1), random))
         }
@@ -281,6 +295,10 @@ pub fn fill(graph: &Graph, op: Op, k: usize, children: &[Id]) -> Option<Fill> {
     };
     match (op, k) {
         (Op::Gather | Op::GatherElements | Op::ScatterAdd, 1) => Some(Fill::Index(size(children[0], axis()?)?)),
+        (Op::RowAttention | Op::RowAttentionBias, 3) => Some(Fill::Rows(size(children[1], 0)? * size(children[1], 1)?)),
+        (Op::RowAttentionGrad | Op::RowAttentionBiasGrad, 4) => {
+            Some(Fill::Rows(size(children[2], 0)? * size(children[2], 1)?))
+        }
         (Op::TakeRows, 1) => Some(Fill::Rows(size(children[0], 0)? * size(children[0], 1)?)),
         (Op::PutRows, 1) => {
             let attr = |k: usize| graph.type_of(children[k]).lit()?.int()?.known();
