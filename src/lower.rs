@@ -23,6 +23,8 @@ pub fn expand(graph: &Graph, rules: &[Rule], target: Target, fired: &mut BTreeMa
         (Emit::Kernel(_), Op::HeadEntropy | Op::HeadExpect) => !single(g, children[0]),
         (Emit::Kernel(_), Op::HeadGradW | Op::HeadGradB) => !single(g, children[1]),
         (Emit::Kernel(_), _) => !whole,
+        // A function cannot be told how many rows there are where that is counted when it runs.
+        (_, Op::GatherGrad) => g.type_of(children[2]).lit().and_then(|l| l.int()).is_some_and(|n| n.known().is_none()),
         (emit, _) => emit == Emit::Expand,
     })
 }
@@ -55,6 +57,14 @@ pub fn expand_gradients(graph: &Graph, rules: &[Rule]) -> Result<Graph> {
     })
 }
 
+/// A cast to the type that a value has: `lower` rules write casts for operands of any type.
+fn converts_nothing(g: &Graph, op: Op, children: &[Id]) -> bool {
+    match (op, children.first().and_then(|x| g.tensor_type(*x)), children.get(1).map(|to| g.type_of(*to))) {
+        (Op::Cast, Some(x), Some(Type::Lit(Lit::DType(to)))) => x.dtype == *to,
+        _ => false,
+    }
+}
+
 fn expand_where(
     graph: &Graph,
     rules: &[Rule],
@@ -64,7 +74,7 @@ fn expand_where(
     let mut current = graph.clone();
     for _ in 0..MAX_ROUNDS {
         let is_wanted = |id: &Id| match current.node(*id) {
-            Node::Op(op, children) => wanted(&current, *op, children),
+            Node::Op(op, children) => wanted(&current, *op, children) || converts_nothing(&current, *op, children),
             _ => false,
         };
         if !current.live().iter().any(is_wanted) {
@@ -74,6 +84,7 @@ fn expand_where(
         let roots: Vec<Id> = current.outputs.iter().map(|(_, id)| *id).collect();
         let ids = next
             .copy_from(&current, &roots, |g, _, node| match &node {
+                Node::Op(op, children) if converts_nothing(g, *op, children) => Ok(children[0]),
                 Node::Op(op, children) if wanted(g, *op, children) => lower_one(g, *op, children, rules, fired),
                 _ => g.insert(node),
             })

@@ -290,7 +290,11 @@ const CASES: &[(&str, &str)] = &[
     ("take-layer-norm", "(take_rows (layer_norm h w b 0.1) i)"),
     ("take-normalize", "(take_rows (normalize h 0.1) i)"),
     ("take-rms-norm-heads", "(take_rows (transpose (rms_norm q c4 0.1) [0 2 1 3]) i)"),
-    ("take-shifted", "(take_rows (shift_logits h 1) i)"),
+    ("take-shifted", "(take_rows (shift_logits h 1) (true_rows mask rows.7))"),
+    ("take-shifted-matmul-nbits", "(take_rows (shift_logits (matmul_nbits h codes scales 8 8) 1) i)"),
+    ("take-shifted-add-row", "(take_rows (shift_logits (add h b) 1) i)"),
+    ("take-shifted-mul-number", "(take_rows (shift_logits (mul h 0.5) 1) i)"),
+    ("take-shifted-cast", "(take_rows (shift_logits (cast h f64) 1) i)"),
     ("take-shifted-by-concat", "(take_rows (concat (slice h 1 0 1 1) (slice h 1 0 seq-1 1) 1) i)"),
     ("sink-queries", "(take_rows (transpose (attention (transpose (reshape h [batch seq 2 4]) [0 2 1 3]) k v 0.5) [0 2 1 3]) i)"),
     (

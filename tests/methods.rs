@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use weftc::compile::{Options, Stage, compile, emit_ir};
 use weftc::interp;
 use weftc::ir::{Builder, Graph, Node, text};
+use weftc::rules::Target;
 use weftc::runtime::HostTensor;
 use weftc::train::{Setup, Trainer};
 
@@ -233,10 +234,39 @@ fn sft_has_no_probe() {
         let options = Options { mask_id: Some(MASK), method: method.into(), ..Options::new(model()) };
         let graph = compile(&options).unwrap().graph.histogram();
         assert_eq!(graph.contains_key("head_entropy"), method == "weft");
-        ["product", "product_add", "attention"].iter().filter_map(|op| graph.get(op)).sum::<usize>()
+        ["product", "product_add", "token_attention", "row_attention"]
+            .iter()
+            .filter_map(|op| graph.get(op))
+            .sum::<usize>()
     };
     // 7 weights and attention in each of 2 layers.
     assert_eq!(matmuls("weft") - matmuls("sft"), 2 * 8);
+}
+
+/// Without a prompt the first two tokens of an answer read one row of shifted logits: its gradient is the sum of both.
+#[test]
+fn shifted_logits_without_a_prompt() {
+    for target in [Target::Cpu, Target::Portable] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("train.onnx");
+        let options = Options { mask_id: Some(MASK), logits_shift: 1, target, ..Options::new(model()) };
+        compile(&options).unwrap().write(&path).unwrap();
+        let norm = |mut trainer: Trainer| {
+            let tokens: Vec<i64> = (4..16).collect();
+            let result = trainer.step_with(
+                HostTensor::new(&[2, 6], &tokens).unwrap(),
+                HostTensor::new(&[2, 6], &[true; 12]).unwrap(),
+                HostTensor::new(&[2], &[0.7f32, 0.9]).unwrap(),
+                HostTensor::new(&[2, 6], &[0f32; 12]).unwrap(),
+            );
+            let result = result.unwrap();
+            assert_eq!(result.masked, 12);
+            result.grad_norm
+        };
+        let ours = norm(Trainer::load(&path, Setup::default()).unwrap());
+        let theirs = norm(Trainer::load_interpreted(&path, Setup::default()).unwrap());
+        assert!((ours - theirs).abs() < 1e-5 * theirs, "{target:?}: {ours} and {theirs}");
+    }
 }
 
 /// Where all logits are equal, so are the entropies: WeFT is then SFT, bit for bit.

@@ -1,8 +1,8 @@
 //! The head, by way of its logits.
 
 use super::args::Args;
-use super::layout::{gather, matmul, turned};
-use super::objective::{token_entropy, weighted_cross_entropy, weighted_cross_entropy_grad};
+use super::layout::{gather, matmul, scatter_add, turned};
+use super::objective::{token_entropy, weighted_cross_entropy};
 use candle_core::{D, Result, Tensor};
 
 /// h w + b of operands `first..`: `[n V]`.
@@ -57,8 +57,8 @@ pub fn expect(a: &Args) -> Result<Tensor> {
 pub fn grad_z(a: &Args) -> Result<Tensor> {
     let (g, ids, lse) = (a.x(0)?, a.x(4)?, a.x(5)?.unsqueeze(1)?);
     let z = logits(a, 1)?;
-    let own = (weighted_cross_entropy_grad(&z, ids, &g.ones_like()?)? - super::elementwise::softmax(&z, 1)?)?;
-    let slope = (z.broadcast_sub(&lse)?.exp()? + own)?;
+    let column = ids.unsqueeze(1)?;
+    let slope = scatter_add(&z.broadcast_sub(&lse)?.exp()?, &column, &column.ones_like()?.neg()?, 1)?;
     columns(a, &slope.broadcast_mul(&g.unsqueeze(1)?)?, 1)
 }
 

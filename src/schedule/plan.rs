@@ -10,6 +10,7 @@
 
 use crate::ir::op::Cost;
 use crate::ir::{Builder, Graph, Id, Node, Op, Sym, TensorType};
+use rustc_hash::FxHashMap;
 
 /// The allocator's unit.
 const UNIT: u64 = 256;
@@ -42,9 +43,23 @@ impl Plan {
         let buffer = vec![None; graph.len()];
         let inferred = inferred(graph, order);
         let mut planner = Planner { graph, inferred, buffers: vec![], buffer, held: vec![], free: vec![] };
+        // Parts of a list are results of its node: they are made with it, and given back one by one.
+        let mut parts: FxHashMap<Id, Vec<Id>> = FxHashMap::default();
+        for &id in order {
+            if let Some((list, _)) = graph.part(id) {
+                parts.entry(list).or_default().push(id);
+            }
+        }
+        parts.retain(|list, parts| uses[usize::from(*list)] == parts.len() as u32);
+        let made_before = |id: Id| graph.part(id).is_some_and(|(list, _)| parts.contains_key(&list));
         for (at, &id) in order.iter().enumerate() {
             let Node::Op(op, children) = graph.node(id) else { continue };
-            if !elsewhere[usize::from(id)] {
+            if let Some(parts) = parts.get(&id) {
+                for part in parts {
+                    planner.give(*part, None, at);
+                    planner.hold(*part, uses[usize::from(*part)]);
+                }
+            } else if !elsewhere[usize::from(id)] && !made_before(id) {
                 let own =
                     if output[usize::from(id)] { None } else { planner.taken_over(id, *op, children, &uses, &output) };
                 planner.give(id, own, at);

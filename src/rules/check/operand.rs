@@ -91,6 +91,22 @@ pub fn draw(
         (Op::TakeRows, 1, Some(s)) if s.len() > 1 => tensor(DType::I64, vec![random.int(0, s[0] * s[1])]),
         (Op::PutRows, 0, _) => tensor(float, free(random, 1, 3)),
         (Op::PutRows, 1, Some(s)) if !s.is_empty() => tensor(DType::I64, s[..1].to_vec()),
+        (Op::HeadRows, 1, _) => tensor(DType::I64, vec![random.int(1, 4)]),
+        (Op::HeadRows, _, _) => tensor(float, vec![random.int(2, 5); 2]),
+        (Op::HeadGradZ | Op::HeadGradW | Op::HeadGradB, 0, _) => tensor(float, vec![random.int(1, 4)]),
+        (Op::HeadGradZ | Op::HeadGradW | Op::HeadGradB, k, Some(g)) => {
+            let h = shape(1).unwrap_or_else(|| vec![g[0], random.int(2, 5)]);
+            tensor(if k == 4 { DType::I64 } else { float }, head_operand(k - 1, &h))
+        }
+        (Op::HeadEntropy | Op::HeadLoss | Op::HeadLogits | Op::HeadSums | Op::HeadExpect, k, h) => {
+            let h = h.unwrap_or_else(|| vec![random.int(1, 4), random.int(2, 5)]);
+            let dtype = match (op, k) {
+                (Op::HeadEntropy, 3) => DType::Bool,
+                (_, 3) => DType::I64,
+                _ => float,
+            };
+            tensor(dtype, head_operand(k, &h))
+        }
         (Op::RmsNorm, 1, Some(s)) | (Op::LayerNorm, 1 | 2, Some(s)) => tensor(float, vec![last(&s)]),
         (Op::RmsNormGrad | Op::LayerNormGrad, 2, Some(s)) => tensor(float, vec![last(&s)]),
         (Op::Rope | Op::RopeGrad, 0, None) => {
@@ -254,6 +270,16 @@ fn matrix_beside(other: &[i64], k: usize, either: bool, random: &mut Random) -> 
         mine.swap(n - 1, n - 2);
     }
     Ok(mine)
+}
+
+/// The shape of a head's operand beside rows `h`: as many columns as these are wide, so that the weight may lie either way.
+fn head_operand(k: usize, h: &[i64]) -> Vec<i64> {
+    match k {
+        0 => h.to_vec(),
+        1 => vec![h[1]; 2],
+        2 => vec![h[1]],
+        _ => vec![h[0]],
+    }
 }
 
 /// q [.., Lq, D], k [.., Lk, D], v [.., Lk, Dv], bias to [.., Lq, Lk].
