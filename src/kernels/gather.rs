@@ -2,7 +2,7 @@
 
 use super::broadcast::Shape;
 use super::operator::{CHUNK, Call, Compute, Known, Tensor, int};
-use super::vector::{Loop, Map, dispatch, map};
+use super::vector::{Loop, Plus, dispatch, map};
 use ort::operator::KernelContext;
 use ort::value::TensorElementType as Type;
 
@@ -10,15 +10,6 @@ use ort::value::TensorElementType as Type;
 /// number of threads.
 pub struct GatherGrad {
     rows: usize,
-}
-
-#[derive(Clone, Copy)]
-struct Add;
-impl Map<2> for Add {
-    #[inline(always)]
-    fn at(self, [x, y]: [f32; 2]) -> f32 {
-        x + y
-    }
 }
 
 struct AddRow {
@@ -32,7 +23,7 @@ impl Loop for AddRow {
     #[inline(always)]
     fn run(self) {
         // SAFETY: both hold n elements.
-        unsafe { map(Add, [self.to.cast_const(), self.row], self.to, self.n) }
+        unsafe { map(Plus, [self.to.cast_const(), self.row], self.to, self.n) }
     }
 }
 

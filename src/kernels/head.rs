@@ -5,9 +5,10 @@
 //! larger logit appears.  The weight's cotangent needs the finished sum, so its logits are computed again.
 
 use super::broadcast::Shape;
+use super::loss::{EntropyTerms, Exp};
 use super::operator::{Call, Compute, Known, Target, Tensor, int};
 use super::product::{Matrix, multiply};
-use super::vector::{Itself, Loop, Map, Terms, Times, dispatch, exp, largest, map, sums};
+use super::vector::{Itself, Loop, Plus, Times, dispatch, largest, map, sums};
 use ort::operator::KernelContext;
 use ort::value::TensorElementType as Type;
 use std::ops::Range;
@@ -17,37 +18,6 @@ const BLOCK: usize = 1024;
 
 /// Rows that a thread takes at a time, and columns of the width.
 const PART: usize = 64;
-
-#[derive(Clone, Copy)]
-struct Plus;
-impl Map<2> for Plus {
-    #[inline(always)]
-    fn at(self, [x, y]: [f32; 2]) -> f32 {
-        x + y
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Exp(f32);
-impl Map<1> for Exp {
-    #[inline(always)]
-    fn at(self, [z]: [f32; 1]) -> f32 {
-        exp(z - self.0)
-    }
-}
-
-/// e^(z - top), and that times z - top; a logit of -inf counts 0, not NaN.
-#[derive(Clone, Copy)]
-struct EntropyTerms(f32);
-impl Terms<1, 2> for EntropyTerms {
-    #[inline(always)]
-    fn at(self, [z]: [f32; 1]) -> [f32; 2] {
-        let s = z - self.0;
-        let s = if s < -10000.0 { -10000.0 } else { s };
-        let e = exp(s);
-        [e, e * s]
-    }
-}
 
 /// What is known of a row so far: the largest logit, and sums over all logits relative to it.
 #[derive(Clone, Copy)]

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 /// e^(z - top), and that times z - top; a logit of -inf counts 0, not NaN.
 #[derive(Clone, Copy)]
-struct EntropyTerms(f32);
+pub struct EntropyTerms(pub f32);
 impl Terms<1, 2> for EntropyTerms {
     #[inline(always)]
     fn at(self, [z]: [f32; 1]) -> [f32; 2] {
@@ -20,8 +20,9 @@ impl Terms<1, 2> for EntropyTerms {
     }
 }
 
+/// e^(z - top)
 #[derive(Clone, Copy)]
-struct Exp(f32);
+pub struct Exp(pub f32);
 impl Terms<1, 1> for Exp {
     #[inline(always)]
     fn at(self, [z]: [f32; 1]) -> [f32; 1] {

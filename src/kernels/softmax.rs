@@ -1,19 +1,10 @@
 //! The softmax between the products of attention.  Its denominators wait: they scale the rows of what is multiplied
 //! with the exponentials, which are shorter.
 
-use super::vector::{BLOCK, LANES, Loop, Map, Terms, Times, exp_below_one, halve, map, sums};
+use super::vector::{BLOCK, LANES, Loop, Map, Plus, Terms, Times, exp_below_one, halve, map, sums};
 
 /// Elements of a sum that are added up in f32.
 const STRETCH: usize = 512;
-
-#[derive(Clone, Copy)]
-struct Plus;
-impl Map<2> for Plus {
-    #[inline(always)]
-    fn at(self, [x, y]: [f32; 2]) -> f32 {
-        x + y
-    }
-}
 
 #[derive(Clone, Copy)]
 struct Dot;

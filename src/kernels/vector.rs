@@ -169,6 +169,16 @@ impl Map<1> for Times {
     }
 }
 
+/// x + y
+#[derive(Clone, Copy)]
+pub struct Plus;
+impl Map<2> for Plus {
+    #[inline(always)]
+    fn at(self, [x, y]: [f32; 2]) -> f32 {
+        x + y
+    }
+}
+
 /// x as it is.
 #[derive(Clone, Copy)]
 pub struct Itself;
