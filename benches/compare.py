@@ -34,7 +34,7 @@ def json_lines(command, **options):
 
 
 def weftc(args, threads, mode):
-    command = [ROOT / "target/release/weftc", "bench", ROOT / args.model, "--mask-id", "4095", "--batch", str(args.batch),
+    command = [ROOT / "target/release/weftc", "bench", args.model, "--mask-id", "4095", "--batch", str(args.batch),
                "--length", str(LENGTH), "--threads", str(threads), "--trainable", mode, "--json"]
     line = json_lines(command, cwd=ROOT)[-1]
     return dict(line, who="weftc")
