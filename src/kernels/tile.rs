@@ -4,6 +4,7 @@
 use super::product::Matrix;
 use super::vector::with_registers;
 use pulp::{Simd, WithSimd};
+use std::hint::black_box;
 
 /// The right factor's rows are readable up to a multiple of this: two registers of sixteen.
 pub const COLUMNS: usize = 32;
@@ -99,16 +100,25 @@ impl Tile {
     unsafe fn run<S: Simd, const R: usize>(self, simd: S, steps: usize, columns: usize) {
         let lanes = S::F32_LANES;
         let mut sums = [[simd.splat_f32s(0.0); 2]; R];
-        let (mut x, mut y) = (self.x.at, self.y);
+        let mut y = self.y;
+        // An address for every three rows that the compiler takes for unrelated: else it makes one of the other, and a chain
+        // of additions that takes longer than the products.
+        let mut rows = [self.x.at; 4];
+        for (k, row) in rows.iter_mut().enumerate().take(R.div_ceil(3)) {
+            *row = black_box(row.wrapping_add(3 * k * self.x.row));
+        }
         for _ in 0..steps {
             // SAFETY: step after step through the rows of y and the columns of x.
             unsafe {
                 let right = [0, 1].map(|c| y.add(c * lanes).cast::<S::f32s>().read_unaligned());
                 for (r, sums) in sums.iter_mut().enumerate() {
-                    let left = simd.splat_f32s(*x.add(r * self.x.row));
+                    let left = simd.splat_f32s(*rows[r / 3].add(r % 3 * self.x.row));
                     *sums = [0, 1].map(|c| simd.mul_add_e_f32s(left, right[c], sums[c]));
                 }
-                (x, y) = (x.wrapping_add(self.x.column), y.wrapping_add(self.y_row));
+                y = y.wrapping_add(self.y_row);
+                for row in rows.iter_mut().take(R.div_ceil(3)) {
+                    *row = row.wrapping_add(self.x.column);
+                }
             }
         }
         let scale = simd.splat_f32s(self.scale);
