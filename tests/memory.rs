@@ -12,13 +12,15 @@ use std::path::{Path, PathBuf};
 use weftc::compile::{Budget, Compiled, Options, Trainable, compile};
 use weftc::error::Error;
 use weftc::interp;
-use weftc::ir::text;
+use weftc::ir::{Builder, Id, text};
 use weftc::kernels;
 use weftc::manifest::Role;
 use weftc::memory::{Values, size};
 use weftc::onnx::proto::{ModelProto, NodeProto};
 use weftc::onnx::train_file::{Port, TrainFile};
 use weftc::onnx::write;
+use weftc::precision::Compute;
+use weftc::rules::Target;
 use weftc::rules::parse::library;
 use weftc::runtime::{self, Buffer, HostTensor, Session, environment};
 
@@ -240,6 +242,36 @@ fn the_estimate_is_within_a_tenth_of_what_is_measured() {
                 assert!((0.9..=1.1).contains(&ratio), "{trainable} {layers} {batch} {length}: {estimate} {most}");
             }
         }
+    }
+}
+
+/// Without kernels attention is products and a softmax: no score of the forward part waits for the backward part, and
+/// ONNX Runtime merges none with those that are computed again.
+#[test]
+fn no_layer_keeps_the_scores_of_its_attention() {
+    let deep = Deep::new();
+    for target in [Target::Portable, Target::Cuda] {
+        let options = Options { target, compute: Compute::F32, ..deep.options("lora") };
+        let case = case(&options);
+        let graph = &case.compiled.graph;
+        let loss = graph.outputs.iter().filter(|(name, _)| !name.starts_with("grad/")).map(|(_, id)| *id);
+        let forward: BTreeSet<Id> = graph.reachable(loss).into_iter().collect();
+        let is_score = |id: &Id| match graph.type_of(*id).shape() {
+            [_, _, queries, keys] => queries.known().is_none() && queries == keys,
+            _ => false,
+        };
+        let scores: Vec<Id> = graph.live().into_iter().filter(is_score).collect();
+        let own = scores.iter().filter(|id| forward.contains(id)).count();
+        // Five layers, twice; rows sink into the last.
+        assert!(own >= 8 && scores.len() > own, "{target:?}: {own} of {}", scores.len());
+        for id in graph.live().into_iter().filter(|id| !forward.contains(id)) {
+            let kept = graph.node(id).children().iter().find(|c| is_score(c) && forward.contains(c));
+            assert!(kept.is_none(), "{target:?}: {:?} reads a score of the forward part", graph.node(id));
+        }
+        let (most, estimate) = (case.run(BATCH, LENGTH, false).most, case.estimate(BATCH, LENGTH));
+        let ratio = estimate as f64 / most as f64;
+        println!("{target:?}: {own} scores forward, {estimate} of {most}, {ratio:.3}");
+        assert!((0.9..=1.1).contains(&ratio), "{target:?}: {estimate} {most}");
     }
 }
 
