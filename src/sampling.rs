@@ -1,12 +1,13 @@
 //! What runs need of the compiler.
 //!
 //! Samples: the model is asked while it is trained, the compiler's inference graph over the run's own parameters, decoded
-//! as `weftc generate` decodes.  Plans: the memory of a step.
+//! as `weftc generate` decodes.  Plans: the memory of a step.  Profiles: its parts, beside what the cost model tells.
 //!
 //! The graph is compiled once; a session of it lives only while prompts are answered, so that training has the
 //! machine's memory between.  It reads the parameters in place and draws from a seed of its own: a run's steps are
 //! the same with and without it.
 
+use crate::bench;
 use crate::compile::{self, Options};
 use crate::error::{Error, Problem, Result};
 use crate::generate::DecodingArgs;
@@ -24,7 +25,7 @@ use std::path::Path;
 /// # Errors
 /// As `train::run`; a source model that is missing or cannot be compiled for answers.
 pub fn run(args: &RunArgs) -> Result<Summary> {
-    let compiler = Compiler { open: &open, activations: &plan::activations };
+    let compiler = Compiler { open: &open, activations: &plan::activations, apart: &bench::run::take };
     train::run::run_with(args, Some(compiler))
 }
 

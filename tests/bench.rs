@@ -121,6 +121,64 @@ fn a_calibration_changes_predictions_alone() {
     assert!(std::fs::read(at("a.onnx")).unwrap() == std::fs::read(at("b.onnx")).unwrap());
 }
 
+/// A run takes one of its steps apart, and trains as it does without.
+#[test]
+fn a_run_takes_a_step_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let row =
+        |k: usize| format!("{{\"input_ids\":[{}],\"prompt_len\":3}}\n", vec![(k % 9).to_string(); 9 + k].join(","));
+    std::fs::write(at("data.jsonl"), (0..8).map(row).collect::<String>()).unwrap();
+    let source = model("sudoku.onnx");
+    let compile = ["compile", source.to_str().unwrap(), "--mask-id", "15", "-q", "-o"];
+    for (train, flags) in [("every.onnx", &[][..]), ("kept.onnx", &["--probe", "every:4"])] {
+        let (train, data) = (at(train), at("data.jsonl"));
+        assert_eq!(weftc(&[&compile[..], &[&train], flags].concat()).0, Some(0));
+        let out = |name: &str| format!("{train}.{name}");
+        let run = |name: &str, flags: &[&str]| {
+            let out = out(name);
+            let own = ["run", &train, "--data", &data, "--steps", "5", "--batch-size", "2", "--out", &out];
+            let source = ["--model", source.to_str().unwrap(), "--accumulate", "2"];
+            let (code, _, errors) = weftc(&[&own[..], &source, flags].concat());
+            assert_eq!(code, Some(0), "{errors}");
+            errors
+        };
+        run("plain", &[]);
+        let errors = run("apart", &["--profile-step", "1"]);
+        let weights = |name: &str| std::fs::read(Path::new(&out(name)).join("model.safetensors")).unwrap();
+        assert!(weights("plain") == weights("apart"));
+        // The first two steps of a process say little.
+        assert!(errors.contains("step 3 took"), "{errors}");
+        let text = std::fs::read_to_string(Path::new(&out("apart")).join("parts.json")).unwrap();
+        let parts: Value = serde_json::from_str(&text).unwrap();
+        let (measured, predicted) = (&parts["measured"], &parts["predicted"]);
+        let kept = !flags.is_empty();
+        for part in ["forward", "backward", "optimizer"].iter().chain((!kept).then_some(&"probe")) {
+            assert!(measured["parts"][part].as_f64().is_some_and(|x| x > 0.0), "{part}: {text}");
+            assert!(predicted["parts"][part]["seconds"].as_f64().is_some_and(|x| x > 0.0), "{part}: {text}");
+        }
+        let each = |names: &[&str]| names.iter().map(|n| measured[n].as_f64().unwrap()).sum::<f64>();
+        let nodes: f64 = measured["parts"].as_object().unwrap().values().filter_map(Value::as_f64).sum();
+        assert!((nodes + each(&["between", "outside"]) - each(&["seconds"])).abs() < 1e-9, "{text}");
+        // Both micro-batches: two forward passes, one update.
+        assert_eq!(predicted["load"]["batch"], 4);
+        let updates = |o: &&Value| o["operator"] == "AdamW";
+        let operators = measured["operators"].as_array().unwrap();
+        assert!(
+            operators.iter().any(|o| o["operator"] == "TokenAttention" && o["nodes"].as_u64() >= Some(2)),
+            "{text}"
+        );
+        assert!(operators.iter().find(updates).is_some(), "{text}");
+        let page = std::fs::read_to_string(Path::new(&out("apart")).join("report.html")).unwrap();
+        assert!(page.contains("Where the time of a step goes") && page.contains("AdamW"));
+        let page = std::fs::read_to_string(Path::new(&out("plain")).join("report.html")).unwrap();
+        assert!(!page.contains("Where the time of a step goes"));
+    }
+    let (train, data) = (at("every.onnx"), at("data.jsonl"));
+    let (code, _, errors) = weftc(&["run", &train, "--data", &data, "--profile-step", "2"]);
+    assert!(code == Some(2) && errors.contains("--out DIR"), "{errors}");
+}
+
 #[test]
 fn what_cannot_be_measured_is_told() {
     let file = model("sudoku.onnx");

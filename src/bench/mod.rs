@@ -8,6 +8,7 @@ pub mod calibrate;
 pub mod node;
 pub mod parts;
 pub mod profile;
+pub mod run;
 pub mod show;
 pub mod system;
 
@@ -128,7 +129,10 @@ pub fn bench(request: &Request) -> Result<Report> {
             let folder = options.model.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
             (path, Some(folder.to_path_buf()), Some(compiled), Some(started.elapsed().as_secs_f64()), Some(bytes))
         }
-        What::Train(path) => (path.clone(), None, recompiled(path)?, None, None),
+        What::Train(path) => {
+            let file = TrainFile::read(path, None)?;
+            (path.clone(), None, recompiled(&file.manifest, &file.source()), None, None)
+        }
     };
     let (device, _) = request.device.resolve(0, &mut |line| eprintln!("{line}"))?;
     let threads = request.threads;
@@ -203,11 +207,9 @@ pub fn bench(request: &Request) -> Result<Report> {
 
 /// A train.onnx compiled again from its source, to count its operations; `None` where the source is not there or was
 /// compiled with rules of its own.
-fn recompiled(path: &Path) -> Result<Option<Compiled>> {
-    let file = TrainFile::read(path, None)?;
-    let source = file.source();
-    let same = sha256(&source).is_ok_and(|hash| hash == file.manifest.source.sha256);
-    Ok(same.then(|| compile::compile(&plan::options(&file.manifest, &source)).ok()).flatten())
+fn recompiled(manifest: &Manifest, source: &Path) -> Option<Compiled> {
+    let same = sha256(source).is_ok_and(|hash| hash == manifest.source.sha256);
+    same.then(|| compile::compile(&plan::options(manifest, source)).ok()).flatten()
 }
 
 /// What is trained, in a word.

@@ -119,6 +119,16 @@ pub struct Share {
     pub seconds: f64,
 }
 
+impl Share {
+    fn and(self, other: Share) -> Share {
+        Share {
+            flops: self.flops + other.flops,
+            flops_unsunk: self.flops_unsunk + other.flops_unsunk,
+            seconds: self.seconds + other.seconds,
+        }
+    }
+}
+
 /// What a step will take.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Prediction {
@@ -132,12 +142,23 @@ pub struct Prediction {
 
 impl Prediction {
     pub fn total(&self) -> Share {
-        let add = |a: Share, b: &Share| Share {
-            flops: a.flops + b.flops,
-            flops_unsunk: a.flops_unsunk + b.flops_unsunk,
-            seconds: a.seconds + b.seconds,
+        self.parts.into_iter().fold(Share::default(), Share::and)
+    }
+
+    /// Two micro-batches before one update.
+    pub fn and(self, other: Prediction) -> Prediction {
+        let [a, b] = [self.load, other.load];
+        let load = Load {
+            batch: a.batch + b.batch,
+            length: a.length.max(b.length),
+            answers: a.answers + b.answers,
+            masked: a.masked + b.masked,
         };
-        self.parts.iter().fold(Share::default(), add)
+        let both = |part: Part| {
+            let [a, b] = [&self, &other].map(|p| p.parts[part as usize]);
+            if part == Part::Optimizer { a } else { a.and(b) }
+        };
+        Prediction { load, parts: Part::ALL.map(both), ..self }
     }
 }
 

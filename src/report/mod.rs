@@ -3,12 +3,14 @@
 mod chart;
 mod figure;
 mod page;
+mod parts;
 mod samples;
 mod tokens;
 
 use crate::atomic;
 use crate::error::{Error, Problem, Result};
 use crate::stdout::print;
+
 use samples::Sample;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -48,6 +50,8 @@ pub(crate) struct Run {
     state: String,
     /// The settings of run.toml, where it is there, and the hashes of run.json.
     settings: BTreeMap<String, String>,
+    /// What is in parts.json, where it is there.
+    parts: Value,
     /// What is in tokens.json, where it is there.
     tokens: Option<Tokens>,
     /// The lines of samples.jsonl.
@@ -114,6 +118,8 @@ fn read(folder: &Path) -> Result<Option<Run>> {
         settings.extend(record["settings"][key].as_str().map(|value| (name.to_string(), value.to_string())));
     }
     let tokens = serde_json::from_str(&text("tokens.json")?).ok();
+    let parts = serde_json::from_str(&text("parts.json")?).unwrap_or_default();
     let samples = text("samples.jsonl")?.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
-    Ok((!steps.is_empty()).then(|| Run { name: folder.display().to_string(), state, steps, settings, tokens, samples }))
+    let name = folder.display().to_string();
+    Ok((!steps.is_empty()).then(|| Run { name, state, steps, settings, parts, tokens, samples }))
 }

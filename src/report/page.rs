@@ -1,7 +1,7 @@
 //! The page: figures, charts, settings.
 
 use super::chart::{number, svg};
-use super::{Run, samples, tokens};
+use super::{Run, parts, samples, tokens};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -38,9 +38,10 @@ pub fn html(runs: &[Run]) -> String {
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\"><link rel=\"icon\" href=\"data:,\">\
          <title>weftc report</title><style>{STYLE}</style></head><body><main><h1>Training runs</h1>\n\
          <h2>Figures</h2>{}\n<h2>Curves</h2><p>Faint lines are single steps, strong ones their running mean.</p>\
-         <div class=\"charts\">{}</div>\n{}\n{}\n<section class=\"settings\"><h2>Settings</h2>{}</section></main></body></html>\n",
+         <div class=\"charts\">{}</div>\n{}\n{}\n{}\n<section class=\"settings\"><h2>Settings</h2>{}</section></main></body></html>\n",
         figures(runs),
         charts.concat(),
+        parts::html(runs),
         samples::html(runs),
         tokens::html(runs),
         settings(runs)

@@ -166,6 +166,11 @@ pub struct RunArgs {
     /// Tokens of these answers [default: of the data's longest, at most 128]
     #[arg(long, value_name = "L", value_parser = clap::value_parser!(u64).range(1..))]
     pub sample_length: Option<u64>,
+    /// Take step N apart, once the first steps of this process are behind it: the time of the entropy pass, of forward,
+    /// backward and optimizer, beside what the cost model predicts, in the log, in --out/parts.json and in report.html.
+    /// Steps up to it are profiled by ONNX Runtime
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub profile_step: Option<u64>,
     /// Also write event files for TensorBoard, to --out/tensorboard
     #[arg(long)]
     pub tensorboard: bool,

@@ -19,6 +19,7 @@ pub mod optimizer;
 pub mod plan;
 pub mod prepare;
 pub mod probe;
+pub mod profiled;
 pub mod record;
 pub mod run;
 pub mod sampler;

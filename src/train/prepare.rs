@@ -130,8 +130,10 @@ pub fn folder(args: &RunArgs) -> Option<PathBuf> {
 }
 
 /// Opens train.onnx on what `--runtime` names.
-pub fn open(args: &RunArgs, notes: &mut Vec<String>) -> Result<Trainer> {
-    let session = Options { threads: args.threads, ..Options::default() };
+///
+/// The sessions of ONNX Runtime leave their profiles in the folder `profile`.
+pub fn open(args: &RunArgs, profile: Option<&Path>, notes: &mut Vec<String>) -> Result<Trainer> {
+    let session = Options { threads: args.threads, profile: profile.map(Path::to_path_buf), ..Options::default() };
     let setup = Setup {
         folder: folder(args),
         optimizer: args.optimizer(),

@@ -11,6 +11,7 @@ use super::interrupt;
 use super::log::{Log, Metrics};
 use super::plan::Plan;
 use super::prepare::{self, Prepared, open, prepare, source};
+use super::profiled::{Apart, Made, Watch};
 use super::record::{self, Record, State};
 use super::samples::{self, Open, Samples};
 use super::settings::{Chosen, Settings};
@@ -85,6 +86,8 @@ pub struct Compiler<'a> {
     /// Bytes of the activations of a micro-batch of so many sequences and tokens of a train.onnx with this manifest and
     /// source model; for plans.
     pub activations: &'a dyn Fn(&Manifest, &Path, usize, usize) -> Result<u64>,
+    /// Takes a step apart that was profiled.
+    pub apart: Apart<'a>,
 }
 
 /// The same, with samples and whole plans.
@@ -103,7 +106,9 @@ pub fn run_with(args: &RunArgs, compiler: Option<Compiler>) -> Result<Summary> {
         return dry_run(args, compiler);
     }
     let mut notes = Vec::new();
-    let mut trainer = open(args, &mut notes)?;
+    // Profiles are written when sessions close: their folder must be there longer.
+    let mut watch = Watch::new(args, compiler.map(|c| c.apart))?;
+    let mut trainer = open(args, watch.as_ref().map(Watch::folder), &mut notes)?;
     let prepared = prepare(args, trainer.manifest(), trainer.shape(), &mut notes)?;
     let Prepared { dataset, pad_id, shape, .. } = &prepared;
     let held_out = held_out(args, &trainer, &prepared, &mut notes)?;
@@ -154,6 +159,7 @@ pub fn run_with(args: &RunArgs, compiler: Option<Compiler>) -> Result<Summary> {
         let rows = held_out.as_ref().map_or(&dataset.samples, |h| &h.first);
         speaker = Some(Samples::new(args, &prepared, rows, &trainer, open, step)?);
     }
+    watch.iter_mut().for_each(|watch| watch.warm(step, steps));
     let mut log = Log::new(step, steps, args.quiet, args.out.as_deref(), args.tensorboard)?;
     notes.iter().chain(&plan.padding()).for_each(|n| log.say(n));
     let mut summary = Summary { notes, folder: args.out.clone(), ..Summary::default() };
@@ -220,6 +226,12 @@ pub fn run_with(args: &RunArgs, compiler: Option<Compiler>) -> Result<Summary> {
             seconds,
             outcome,
         })?;
+        // A step without an update lacks its last part.
+        let whole = result.outcome == Outcome::Updated;
+        if let Some(watch) = watch.take_if(|watch| whole && watch.is_due(step)) {
+            let made = Made { step, seconds, batches: &batches, masked: result.masked };
+            watch.take(&mut trainer, source.as_deref(), made, &log)?;
+        }
         let position = Position::of(&trainer, step, settings.clone());
         if let Some(store) = store.as_ref().filter(|_| args.save_every.is_some_and(|n| step.is_multiple_of(n))) {
             save_state(store, &trainer, &position)?;
