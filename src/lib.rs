@@ -33,8 +33,8 @@
 //! [`kernels`] holds native forms of `ai.weft` functions, which the training step takes on the CPU in f32,
 //! [`generate`] decodes with a trained model, [`eval`] scores it,
 //! [`peft`] reads adapters and merges them, [`profile`] knows the published families of models, [`report`] draws runs.
-//! [`export`] writes what a run learnt in the formats of others; [`sampling`] lends runs the compiler, for answers on the way
-//! and for plans.
+//! [`export`] writes what a run learnt in the formats of others; [`sampling`] lends runs the compiler, for answers on the way,
+//! plans and steps taken apart.
 //! [`cost`] counts what nodes do, for extraction, reports and predictions; [`bench`] measures a step, part by part, and the
 //! machine.
 //! [`tools`] uses the stages for other ends: to show a model, to explain a rule, to write plain gradients.
@@ -93,8 +93,8 @@
 //!   fixed numbers, so that a model compiles to the same file on every machine, whatever calibration lies in a cache.
 //! - The FLOPs of the graph before its rows sank are those of the compiled graph if every token is read: sinking changes
 //!   how many rows a node has, not which nodes there are.
-//! - Control edges do not exist in ONNX: recomputed layers hang on a cotangent by `after`, a reshape of their input to
-//!   its own shape, read off the cotangent.
+//! - Control edges do not exist in ONNX: recomputed layers, and attention's scores where there is no kernel, hang on a
+//!   cotangent by `after`, a reshape of their input to its own shape, read off the cotangent.
 //! - `mask_rate` is evaluated in f64: ONNX has neither `log1p` nor `expm1`, and `1 - exp(r log(1 - t))`
 //!   over [batch, length] numbers costs nothing there.
 
