@@ -40,6 +40,18 @@ pub struct Profiled<'a> {
 /// Takes a step apart, which needs the compiler: a line for the log and what parts.json holds.
 pub type Apart<'a> = &'a dyn Fn(&Profiled) -> Result<(String, Value)>;
 
+/// Removes what another run left in the folder of this one.
+///
+/// # Errors
+/// `Io` where it cannot be removed.
+pub fn forget(out: &Path) -> Result<()> {
+    let path = out.join(FILE);
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &path, e)),
+        _ => Ok(()),
+    }
+}
+
 /// Waits for the step of --profile-step.
 pub struct Watch<'a> {
     step: u64,

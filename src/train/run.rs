@@ -11,7 +11,7 @@ use super::interrupt;
 use super::log::{Log, Metrics};
 use super::plan::Plan;
 use super::prepare::{self, Prepared, open, prepare, source};
-use super::profiled::{Apart, Made, Watch};
+use super::profiled::{self, Apart, Made, Watch};
 use super::record::{self, Record, State};
 use super::samples::{self, Open, Samples};
 use super::settings::{Chosen, Settings};
@@ -115,6 +115,9 @@ pub fn run_with(args: &RunArgs, compiler: Option<Compiler>) -> Result<Summary> {
     let source = source(args, &trainer, &mut notes)?;
     if let Some(out) = &args.out {
         std::fs::create_dir_all(out).map_err(|e| Error::io("create", out, e))?;
+        if found.is_none() {
+            profiled::forget(out)?;
+        }
     }
 
     if let (Some(folder), None) = (&args.init_adapter, &found) {
