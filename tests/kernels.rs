@@ -336,6 +336,30 @@ fn attention_at_the_edges() {
     }
 }
 
+/// Where a bias shuts keys off, they are not computed: samples of a packed row, a window, padding; -inf or the least number,
+/// by which a query that sees no key sees all.
+#[test]
+fn attention_passes_over_what_no_query_sees() {
+    let n = 700;
+    let samples = |i: i64, j: i64| i / 150 == j / 150 && i < 690;
+    let window = |i: i64, j: i64| (i - j).abs() < 40;
+    let padded = |_: i64, j: i64| (64..500).contains(&j);
+    let split = |i: i64, j: i64| (i - j).rem_euclid(600) < 20;
+    let patterns: [&dyn Fn(i64, i64) -> bool; 4] = [&samples, &window, &padded, &split];
+    let mut rng = SplitMix64::new(8);
+    let small = |name: &'static str, heads: i64, d: i64| f(name, &[1, n, heads, d]).drawn(DType::F32, Draw::Small);
+    let operands = [small("dy", 2, 9), small("q", 2, 8), small("k", 2, 8), small("v", 2, 9)];
+    let values: Vec<HostTensor> = operands.iter().map(|o| o.value(&mut rng)).collect();
+    let all: Vec<Operand> = operands.into_iter().chain([f("bias", &[n, n])]).collect();
+    for (open, shut) in patterns.iter().flat_map(|p| [(p, f32::NEG_INFINITY), (p, f32::MIN)]) {
+        let bias = (0..n * n).map(|k| if open(k / n, k % n) { 0.25 } else { shut });
+        let bias = HostTensor::new(&[n, n], &bias.collect::<Vec<_>>()).unwrap();
+        let feeds: Vec<_> = all.iter().map(|o| o.name).zip(values.iter().cloned().chain([bias])).collect();
+        same(&graph("token_attention_bias q k v bias 0.4", &all[1..]), &feeds[1..], 9).unwrap();
+        same(&graph("token_attention_bias_grad dy q k v bias 0.4", &all), &feeds, 9).unwrap();
+    }
+}
+
 /// Results that overwrite their operands: ONNX Runtime reuses a buffer that nobody else reads.
 #[test]
 fn results_may_take_the_place_of_operands() {

@@ -7,7 +7,7 @@
 use super::broadcast::{Rows, Shape};
 use super::operator::{Call, Compute, Known, Target, Tensor, float};
 use super::product::Matrix;
-use super::softmax::{Backward, Exponentials, Scale};
+use super::softmax::{Backward, Exponentials, Open, Scale};
 use super::tile::{COLUMNS, Multiply, pack, pack_transposed};
 use super::vector::dispatch;
 use ort::operator::KernelContext;
@@ -131,6 +131,18 @@ impl Heads {
         self.bias.as_ref().map(|bias| unsafe { bias.row((b * self.heads + head) * self.lq + place % self.lq) })
     }
 
+    /// From the first to the last key that any of these queries sees, in whole [`COLUMNS`]: between a row's other samples,
+    /// beyond a window or behind the last token nothing is computed.
+    fn seen(&self, b: usize, head: usize, rows: &Range<usize>) -> Range<usize> {
+        let mut seen = self.lk..0;
+        for row in rows.clone() {
+            let Some(bias) = self.bias(b, head, row) else { return 0..self.lk };
+            let open = dispatch(Open { bias, keys: self.lk });
+            seen = seen.start.min(open.start)..seen.end.max(open.end);
+        }
+        seen.start.min(seen.end)..seen.end
+    }
+
     fn forward(&self, call: &Call<'_>) -> Result<(), String> {
         let to = call.result(&self.result)?;
         call.split(self.queries.len() * self.heads, 1, |part| {
@@ -154,17 +166,18 @@ impl Heads {
                     let m = rows.len();
                     let q = self.query(self.q.at, head, rows.start, d);
                     let to = (to.at((rows.start * heads + head) * e), heads * e);
-                    for start in (0..lk).step_by(KEYS) {
-                        let n = KEYS.min(lk - start);
+                    let seen = self.seen(b, head, &rows);
+                    for start in seen.clone().step_by(KEYS) {
+                        let (n, further) = (KEYS.min(seen.end - start), start > seen.start);
                         let (y, at) = ((kt.add(start).cast_const(), wide), (scores, block));
                         Multiply { sizes: [m, d, n], x: q, y, to: at, scale: self.scale, add: false }.run();
                         let bias = |r: usize| self.bias(b, head, rows.start + r).map(|at| at.add(start));
-                        let before = (start > 0).then_some((to.0, to.1, e));
+                        let before = further.then_some((to.0, to.1, e));
                         dispatch(Exponentials { scores: at, rows: m, keys: n, bias, tops, sums, before });
                         let (x, y) = (Matrix::new(scores, block, false), (v.add(start * ew).cast_const(), ew));
-                        Multiply { sizes: [m, n, e], x, y, to, scale: 1.0, add: start > 0 }.run();
+                        Multiply { sizes: [m, n, e], x, y, to, scale: 1.0, add: further }.run();
                     }
-                    if lk == 0 {
+                    if seen.is_empty() {
                         (0..m).for_each(|r| to.0.add(r * to.1).write_bytes(0, e));
                     } else {
                         dispatch(Scale { from: (to.0, to.1), to, rows: m, n: e, sums });
@@ -234,31 +247,31 @@ impl Heads {
                 let multiply = |sizes, x, y: (*mut f32, usize), to, scale, add| {
                     Multiply { sizes, x, y: (y.0.cast_const(), y.1), to, scale, add }.run();
                 };
-                let mut add = false;
+                dk_sum.write_bytes(0, lk * d);
+                dv_sum.write_bytes(0, lk * e);
                 for (head, rows) in served {
                     let m = rows.len();
+                    let seen = self.seen(b, head, &rows);
+                    let (n, start) = (seen.len(), seen.start);
+                    let [kt, vt] = [kt, vt].map(|at| (at.add(start), wide));
                     let q_rows = self.query(self.q.at, head, rows.start, d);
                     let dy_rows = self.query(cotangent.at, head, rows.start, e);
                     pack(q_rows.at, q_rows.row, m, d, q, dw);
                     pack(dy_rows.at, dy_rows.row, m, e, dy, ew);
-                    multiply([m, d, lk], Matrix::new(q, dw, false), (kt, wide), (p, wide), scale, false);
-                    let bias = |r: usize| self.bias(b, head, rows.start + r);
+                    multiply([m, d, n], Matrix::new(q, dw, false), kt, (p, wide), scale, false);
+                    let bias = |r: usize| self.bias(b, head, rows.start + r).map(|at| at.add(start));
                     let before = None;
-                    dispatch(Exponentials { scores: (p, wide), rows: m, keys: lk, bias, tops, sums, before });
-                    multiply([m, e, lk], Matrix::new(dy, ew, false), (vt, wide), (ds, wide), 1.0, false);
-                    dispatch(Backward { exponentials: p, cotangents: ds, width: wide, rows: m, keys: lk, sums });
+                    dispatch(Exponentials { scores: (p, wide), rows: m, keys: n, bias, tops, sums, before });
+                    multiply([m, e, n], Matrix::new(dy, ew, false), vt, (ds, wide), 1.0, false);
+                    dispatch(Backward { exponentials: p, cotangents: ds, width: wide, rows: m, keys: n, sums });
                     dispatch(Scale { from: (dy, ew), to: (dy, ew), rows: m, n: e, sums });
                     let [p, ds] = [p, ds].map(|at| Matrix::new(at, wide, false));
                     let dq = (dq.at((rows.start * heads + head) * d), heads * d);
-                    multiply([m, lk, d], ds, (k, dw), dq, scale, false);
-                    multiply([lk, m, d], ds.transposed(), (q, dw), (dk_sum, d), scale, add);
-                    multiply([lk, m, e], p.transposed(), (dy, ew), (dv_sum, e), 1.0, add);
-                    add = true;
+                    multiply([m, n, d], ds, (k.add(start * dw), dw), dq, scale, false);
+                    multiply([n, m, d], ds.transposed(), (q, dw), (dk_sum.add(start * d), d), scale, true);
+                    multiply([n, m, e], p.transposed(), (dy, ew), (dv_sum.add(start * e), e), 1.0, true);
                 }
                 for (sum, to, n) in [(dk_sum, dk, d), (dv_sum, dv, e)] {
-                    if !add {
-                        sum.write_bytes(0, lk * n);
-                    }
                     for r in 0..lk {
                         let to = to.at(((b * lk + r) * shared + serving) * n);
                         to.copy_from_nonoverlapping(sum.add(r * n), n);

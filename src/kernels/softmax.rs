@@ -1,7 +1,9 @@
 //! The softmax between the products of attention.  Its denominators wait: they scale the rows of what is multiplied
 //! with the exponentials, which are shorter.
 
+use super::tile::COLUMNS;
 use super::vector::{BLOCK, LANES, Loop, Map, Plus, Terms, Times, exp_below_one, halve, map, sums};
+use std::ops::Range;
 
 /// Elements of a sum that are added up in f32.
 const STRETCH: usize = 512;
@@ -32,6 +34,57 @@ impl Map<2> for Cotangent {
 #[inline(always)]
 fn inverse(sum: f32) -> f32 {
     if sum == 0.0 { 0.0 } else { 1.0 / sum }
+}
+
+/// A key with a bias of at most this has a weight of 0 beside any that has more: exporters write -inf or the least number.
+const SHUT: f32 = -1e30;
+
+/// From the first to the last key that a query may see by its bias, in whole [`COLUMNS`].
+pub struct Open {
+    pub bias: *const f32,
+    pub keys: usize,
+}
+
+impl Loop for Open {
+    type Output = Range<usize>;
+
+    #[inline(always)]
+    fn run(self) -> Range<usize> {
+        // SAFETY: the bias holds so many elements.
+        unsafe {
+            let (mut start, mut end) = (0, self.keys);
+            while start < end && !any_above(self.bias.add(start), COLUMNS.min(end - start), SHUT) {
+                start += COLUMNS;
+            }
+            if start >= end {
+                // All are alike: each has a weight again, unless all are -inf.
+                return 0..if any_above(self.bias, self.keys, f32::NEG_INFINITY) { self.keys } else { 0 };
+            }
+            while end > start {
+                let last = (end - 1) / COLUMNS * COLUMNS;
+                if any_above(self.bias.add(last), end - last, SHUT) {
+                    break;
+                }
+                end = last;
+            }
+            start..end
+        }
+    }
+}
+
+/// A NaN is above everything, so that it is seen.
+///
+/// # Safety
+/// `x` holds `n` elements.
+#[inline(always)]
+unsafe fn any_above(x: *const f32, n: usize, least: f32) -> bool {
+    let mut any = false;
+    for l in 0..n {
+        // SAFETY: l < n.
+        let x = unsafe { *x.add(l) };
+        any |= (x > least) | x.is_nan();
+    }
+    any
 }
 
 /// Scores s become e^(s - top), row by row; `tops` and `sums` keep the largest score and the sum of each row.
