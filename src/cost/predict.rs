@@ -1,7 +1,7 @@
 //! The time of a training step, part by part, before it has run.
 
 use super::{At, Machine, Sizes, Unit, Work, of, work};
-use crate::ir::graph::ROWS;
+use crate::ir::graph::{PACKED, ROWS};
 use crate::ir::{Builder, DType, Dim, Graph, Id, LeafId, Node, Op, Sym, TensorType, Type};
 use rustc_hash::FxHashMap;
 use serde::{Serialize, Serializer};
@@ -92,9 +92,11 @@ impl Load {
     }
 }
 
-/// The sizes of a training graph under a load.  Rows are those of an answer, or, where their mask needs draws, masked.
+/// The sizes of a training graph under a load.  Rows are those of an answer, or, where their mask needs draws, masked; packed
+/// ones are as many and as long as the sequences.
 pub fn sizes(graph: &Graph, token_input: &str, load: Load) -> FxHashMap<Sym, i64> {
-    let mut sizes = FxHashMap::default();
+    let packed = PACKED.map(Sym::new).into_iter().zip([load.batch, load.length]);
+    let mut sizes: FxHashMap<Sym, i64> = packed.collect();
     for id in graph.live() {
         let Node::Op(Op::TrueRows, children) = graph.node(id) else { continue };
         let [Dim::Poly(_)] = graph.type_of(id).shape() else { continue };
@@ -238,6 +240,17 @@ mod tests {
       (let h (matmul (reshape (take_rows (expand (reshape ids [batch seq 1]) [batch seq 8]) a) [rows.0 8]) w))
       (let z (matmul (reshape (take_rows (expand (reshape ids [batch seq 1]) [batch seq 8]) m) [rows.1 8]) w))
       (output entropy (sum h [-2 -1])) (output loss (sum z [-2 -1])) (output grad/w (matmul (transpose z [1 0]) z)))";
+
+    #[test]
+    fn packed_rows_are_those_of_the_sequences() {
+        let text =
+            "(graph g (input ids i64 [batch seq]) (input places i64 [packed.rows packed.length]) (output p places))";
+        let graph = text::parse(text).unwrap_or_else(|e| panic!("{}", e.message));
+        let sizes = sizes(&graph, "ids", Load { batch: 2, length: 10, answers: 12, masked: 5 });
+        let dims = graph.find_leaf("places").map(|l| graph.leaf(l).ty.shape.clone()).unwrap_or_default();
+        let found: Vec<i64> = dims.iter().flat_map(Dim::symbols).map(|s| sizes[&s]).collect();
+        assert_eq!(found, [2, 10]);
+    }
 
     #[test]
     fn a_part_has_its_rows() {
