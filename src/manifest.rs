@@ -10,6 +10,8 @@ pub const KEY: &str = "weft.manifest";
 
 /// The output that computes the input `beta`, where the entropy pass is not part of the step.
 pub const PROBE: &str = "probe/beta";
+/// That input, [B, L] f32.
+pub const BETA: &str = "beta";
 
 /// The input of a packed step, [R, W] i64: which token of the batch, b L + l, lies at a place of a row; -1 for none.
 pub const PLACES: &str = "places";

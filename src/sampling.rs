@@ -13,6 +13,7 @@ use crate::error::{Error, Problem, Result};
 use crate::generate::DecodingArgs;
 use crate::generate::answers::{Request, answers};
 use crate::generate::language::{Language, LanguageArgs};
+use crate::onnx::train_file::parts::Part;
 use crate::tools::plan;
 use crate::train::forward::Forward;
 use crate::train::run::Compiler;
@@ -40,7 +41,10 @@ fn open(asked: &Asked) -> Result<Answerer> {
     let manifest = trainer.manifest();
     let (graph, bytes) = compile::forward(&Options::of(manifest, source.clone(), None))?;
     let folder = source.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf();
-    let forward = Forward { graph, bytes, folder };
+    let leaves = graph.live().into_iter().filter_map(|id| graph.as_leaf(id));
+    let inputs = leaves.map(|leaf| graph.leaf(leaf).name.to_string()).collect();
+    let outputs = graph.outputs.iter().map(|(name, _)| name.clone()).collect();
+    let forward = Forward { part: Part { bytes, inputs, outputs }, graph, folder };
     let mut language = Language::find_or(
         &LanguageArgs {
             profile: args.profile.clone(),

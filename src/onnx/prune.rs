@@ -1,7 +1,7 @@
 //! The part of a graph that some outputs need.
 
 use super::proto::{GraphProto, TensorProto, ValueInfoProto};
-use super::wire::{INITIALIZER, fields};
+use super::wire::{INITIALIZER, fields, put};
 use prost::Message;
 use prost::bytes::Bytes;
 use std::collections::{BTreeSet, HashMap};
@@ -17,8 +17,8 @@ pub struct Needed<'a> {
     pub values: BTreeSet<&'a str>,
 }
 
-/// Walks from `outputs` back.  Graphs that weftc writes have no nested graphs.
-pub fn needed<'a>(graph: &'a GraphProto, outputs: &'a [String]) -> Needed<'a> {
+/// Walks from `outputs` back to inputs, initializers and the values `given`.  Graphs that weftc writes have no nested graphs.
+pub fn needed<'a>(graph: &'a GraphProto, outputs: &'a [String], given: &[String]) -> Needed<'a> {
     let mut makers: HashMap<&str, usize> = HashMap::new();
     for (k, node) in graph.node.iter().enumerate() {
         makers.extend(node.output.iter().map(|o| (o.as_str(), k)));
@@ -26,7 +26,7 @@ pub fn needed<'a>(graph: &'a GraphProto, outputs: &'a [String]) -> Needed<'a> {
     let mut found = Needed { nodes: BTreeSet::new(), values: BTreeSet::new() };
     let mut stack: Vec<&str> = outputs.iter().map(String::as_str).collect();
     while let Some(value) = stack.pop() {
-        if !found.values.insert(value) {
+        if !found.values.insert(value) || given.iter().any(|g| g == value) {
             continue;
         }
         if let Some(&k) = makers.get(value).filter(|k| found.nodes.insert(**k)) {
@@ -36,9 +36,15 @@ pub fn needed<'a>(graph: &'a GraphProto, outputs: &'a [String]) -> Needed<'a> {
     found
 }
 
-/// The fields of a graph that `needed` keeps, as they lie in the file, with every input that is `fed`; the default
-/// values of those are left out.
-pub fn keep(graph: &Bytes, needed: &Needed, outputs: &[String], fed: &[&str]) -> Result<Vec<Bytes>, String> {
+/// The fields of a graph that `needed` keeps, as they lie in the file.  Outputs that are `given` become inputs; the default
+/// values of the inputs `fed` are left out.
+pub fn keep(
+    graph: &Bytes,
+    needed: &Needed,
+    outputs: &[String],
+    fed: &[&str],
+    given: &[String],
+) -> Result<Vec<Bytes>, String> {
     let mut node = 0;
     let mut kept = Vec::new();
     for field in fields(graph)? {
@@ -52,8 +58,16 @@ pub fn keep(graph: &Bytes, needed: &Needed, outputs: &[String], fed: &[&str]) ->
                 let name = TensorProto::decode(field.content.clone()).map_err(|e| e.to_string())?.name;
                 needed.values.contains(name.as_str()) && !fed.contains(&name.as_str())
             }
-            INPUT => named().map(|n| needed.values.contains(n.as_str()) || fed.contains(&n.as_str()))?,
-            OUTPUT => outputs.contains(&named()?),
+            INPUT => needed.values.contains(named()?.as_str()),
+            OUTPUT => {
+                let name = named()?;
+                if given.contains(&name) && needed.values.contains(name.as_str()) {
+                    let mut input = Vec::new();
+                    put(INPUT, &field.content, &mut input);
+                    kept.push(input.into());
+                }
+                outputs.contains(&name)
+            }
             _ => true,
         };
         if wanted {

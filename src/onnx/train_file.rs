@@ -1,18 +1,18 @@
 //! A train.onnx as its runner sees it: the manifest, the inputs, the first values of the parameters, and the
-//! functions from which the optimizer's own graphs are built.
+//! functions from which the optimizer's own graphs are built; [`parts`] has the parts that sessions compute.
+
+pub mod parts;
 
 use super::data_file::location;
 use super::proto::{
     FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
     ValueInfoProto, tensor_proto, tensor_shape_proto, type_proto,
 };
-use super::prune;
 use super::tensor::{Site, Tensor, dtype};
 use super::weights;
-use super::wire::{GRAPH, fields, with_graph};
 use crate::error::{Error, Problem, Result};
 use crate::ir::ty::DType;
-use crate::manifest::{self, Manifest, PROBE, Probe};
+use crate::manifest::{self, Manifest};
 use prost::Message;
 use prost::bytes::Bytes;
 use std::path::{Path, PathBuf};
@@ -101,64 +101,6 @@ impl TrainFile {
     /// The folder of the external data.
     pub fn folder(&self) -> &Path {
         &self.folder
-    }
-
-    /// The step for a session that is always fed `fed`: without their default values, which ONNX Runtime would
-    /// otherwise keep in memory for nothing, and without an entropy pass that is not part of the step.
-    pub fn session_bytes(&self, fed: &[Port]) -> Result<Vec<u8>> {
-        let outputs: Vec<String> = self.step_outputs().into_iter().map(|p| p.name).collect();
-        // Whatever the graph makes of them, tokens, draws and parameters are bound.
-        let plain = self.graph().input.iter().map(|i| i.name.as_str()).filter(|i| !self.has_default(i));
-        let fed: Vec<&str> = fed.iter().map(|p| p.name.as_str()).chain(plain).collect();
-        self.part(&outputs, &fed).map_err(|e| Error::internal("train.onnx", e))
-    }
-
-    /// The entropy pass for a session of its own and its inputs, where it is not part of the step.  The parameters
-    /// `trainable` are fed, unless the pass sees those that training starts from.
-    pub fn probe_bytes(&self, trainable: &[Port]) -> Result<Option<(Vec<u8>, Vec<String>)>> {
-        let live: Vec<&str> = match self.manifest.method.probe {
-            Probe::EveryStep => return Ok(None),
-            Probe::Every(_) => trainable.iter().map(|p| p.name.as_str()).collect(),
-            Probe::Reference => Vec::new(),
-        };
-        let outputs = [PROBE.to_string()];
-        let needed = prune::needed(self.graph(), &outputs).values;
-        let fixed = |name: &str| self.has_default(name) && !live.contains(&name);
-        let inputs = self.graph().input.iter().map(|i| i.name.clone());
-        let inputs = inputs.filter(|i| needed.contains(i.as_str()) && !fixed(i)).collect();
-        let bytes = self.part(&outputs, &live).map_err(|e| Error::internal("train.onnx", e))?;
-        Ok(Some((bytes, inputs)))
-    }
-
-    /// The file with only what `outputs` need, and without the default values of `fed`.
-    fn part(&self, outputs: &[String], fed: &[&str]) -> std::result::Result<Vec<u8>, String> {
-        let parts = fields(&self.bytes)?;
-        let needed = prune::needed(self.graph(), outputs);
-        let mut graph = Vec::new();
-        for part in parts.iter().filter(|f| f.tag == GRAPH) {
-            for field in prune::keep(&part.content, &needed, outputs, fed)? {
-                graph.extend_from_slice(&field);
-            }
-        }
-        Ok(with_graph(&parts, &graph))
-    }
-
-    /// The outputs of the step: without those of an entropy pass that is not part of it, which depend on no draw.
-    pub fn step_outputs(&self) -> Vec<Port> {
-        let mut outputs = self.outputs();
-        if self.manifest.method.probe != Probe::EveryStep {
-            outputs.retain(|p| {
-                let needed = prune::needed(self.graph(), std::slice::from_ref(&p.name)).values;
-                p.name.starts_with("loss") || ["t", "u", "beta"].iter().any(|draw| needed.contains(*draw))
-            });
-        }
-        outputs
-    }
-
-    /// Name and operator of the nodes that some outputs need.
-    pub fn nodes_for(&self, outputs: &[String]) -> Vec<(&str, &str)> {
-        let nodes = prune::needed(self.graph(), outputs).nodes.into_iter().map(|k| &self.graph().node[k]);
-        nodes.map(|node| (node.name.as_str(), node.op_type.as_str())).collect()
     }
 
     /// The files that weights lie in, besides this one, in the order of their names.

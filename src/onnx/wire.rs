@@ -46,8 +46,13 @@ pub fn others(fields: &[Field], tag: u32) -> Vec<u8> {
 /// The bytes of a `ModelProto` of which `model` are the fields, with another graph.
 pub fn with_graph(model: &[Field], graph: &[u8]) -> Vec<u8> {
     let mut bytes = others(model, GRAPH);
-    encode_key(GRAPH, WireType::LengthDelimited, &mut bytes);
-    encode_varint(graph.len() as u64, &mut bytes);
-    bytes.extend_from_slice(graph);
+    put(GRAPH, graph, &mut bytes);
     bytes
+}
+
+/// Appends a length-delimited field.
+pub fn put(tag: u32, content: &[u8], to: &mut Vec<u8>) {
+    encode_key(tag, WireType::LengthDelimited, to);
+    encode_varint(content.len() as u64, to);
+    to.extend_from_slice(content);
 }

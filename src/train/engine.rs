@@ -6,12 +6,16 @@ use crate::error::{Error, Result};
 use crate::ir::DType;
 use crate::kernels;
 use crate::manifest::{KERNELS_SINCE, PROBE};
+use crate::onnx::train_file::parts::Part;
 use crate::onnx::train_file::{Function, NO_DECAY, Port, TrainFile};
 use crate::runtime::device::Device;
 use crate::runtime::{Bound, Buffer, HostTensor, Options, Session, environment};
 use indexmap::IndexMap;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// Runs a part of a file on feeds by name, of which it takes those that it needs; returns its outputs.
+pub type Run<'a> = Box<dyn FnMut(&[(String, HostTensor)]) -> Result<IndexMap<String, HostTensor>> + 'a>;
 
 /// The numbers of one update.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +45,11 @@ pub trait Engine {
 
     /// Opens the model with the present parameters, which it reads in place; a session lives as long as the result.
     fn open<'a>(&'a self, forward: &'a Forward) -> Result<Call<'a>>;
+
+    /// Opens a part of the file as `open` does; `None` where the step had better be run instead.
+    fn open_part<'a>(&'a self, _part: &'a Part) -> Result<Option<Run<'a>>> {
+        Ok(None)
+    }
 
     /// Ends the profiles that `Options::profile` asked for; returns their files by session: `step`, `probe`, `sum`,
     /// `norm`, `update`.
@@ -72,9 +81,9 @@ pub trait Engine {
 /// The norm has a session of its own because the host decides between it and the update: a step whose
 /// norm is not finite must leave every parameter as it was.
 pub struct OnnxRuntime {
-    step: Bound,
-    /// The entropy pass and the names of its inputs, where it is not part of the step.
-    probe: Option<(Bound, Vec<String>)>,
+    step: Opened,
+    /// The entropy pass, where it is not part of the step.
+    probe: Option<Opened>,
     norm: Bound,
     update: Bound,
     /// Adds gradients to sums; only where micro-batches are accumulated.
@@ -91,6 +100,28 @@ pub struct OnnxRuntime {
     on_cpu: BTreeMap<String, usize>,
     /// How sessions are opened.
     options: Options,
+}
+
+/// A session and what it is fed.
+struct Opened {
+    session: Bound,
+    inputs: Vec<String>,
+}
+
+impl Opened {
+    fn new(part: &Part, options: &Options) -> Result<Self> {
+        Ok(Opened { session: Session::from_bytes(&part.bytes, options)?.bind()?, inputs: part.inputs.clone() })
+    }
+
+    /// Feeds what it takes, in all runs to come.
+    fn input(&mut self, name: &String, buffer: &Buffer) -> Result<()> {
+        if self.inputs.contains(name) { self.session.input(name, buffer) } else { Ok(()) }
+    }
+
+    fn feed(&mut self, feeds: &[(String, HostTensor)]) -> Result<()> {
+        let taken = feeds.iter().filter(|(name, _)| self.inputs.contains(name));
+        taken.map(|(name, value)| self.session.input(name, &Buffer::from_host(value)?)).collect()
+    }
 }
 
 impl OnnxRuntime {
@@ -120,14 +151,12 @@ impl OnnxRuntime {
             environment(&mut |line| eprintln!("{line}"))?;
             options.operators.extend(kernels::step(file.functions(), options.threads)?);
         }
-        let step = Session::from_bytes(&file.session_bytes(trainable)?, &profiled("step", &options))?;
-        let memory = step.memory()?;
-        let on_cpu = if assignment { step.assignment()?.remove("CPU").unwrap_or_default() } else { BTreeMap::new() };
-        let mut step = step.bind()?;
-        let mut probe = None;
-        if let Some((bytes, inputs)) = file.probe_bytes(trainable)? {
-            probe = Some((Session::from_bytes(&bytes, &profiled("probe", &options))?.bind()?, inputs));
-        }
+        let mut step = Opened::new(&file.step(trainable)?, &profiled("step", &options))?;
+        let session = step.session.session();
+        let memory = session.memory()?;
+        let on_cpu = if assignment { session.assignment()?.remove("CPU").unwrap_or_default() } else { BTreeMap::new() };
+        let probe = file.probe(trainable)?;
+        let mut probe = probe.map(|part| Opened::new(&part, &profiled("probe", &options))).transpose()?;
         let mut parameters = Vec::new();
         let (mut gradients, mut sums, mut states) = (Vec::new(), Vec::new(), Vec::new());
         for port in trainable {
@@ -137,10 +166,8 @@ impl OnnxRuntime {
             let zeros = || Buffer::in_memory(&memory, &none);
             let (buffer, mut gradient) = (Buffer::in_memory(&memory, &value)?, zeros()?);
             step.input(&port.name, &buffer)?;
-            step.output(&format!("grad/{}", port.name), &mut gradient)?;
-            if let Some((probe, _)) = probe.as_mut().filter(|(_, inputs)| inputs.contains(&port.name)) {
-                probe.input(&port.name, &buffer)?;
-            }
+            step.session.output(&format!("grad/{}", port.name), &mut gradient)?;
+            probe.iter_mut().try_for_each(|probe| probe.input(&port.name, &buffer))?;
             parameters.push(buffer);
             gradients.push(gradient);
             states.push(function.state.iter().map(|_| zeros()).collect::<Result<Vec<Buffer>>>()?);
@@ -176,9 +203,7 @@ impl OnnxRuntime {
                 update.output(&name(&format!("{prefix}2")), buffer)?;
             }
         }
-        if let Some((probe, _)) = &mut probe {
-            probe.fetch(PROBE);
-        }
+        probe.iter_mut().for_each(|probe| probe.session.fetch(PROBE));
         let names = trainable.iter().map(|p| p.name.clone()).collect();
         Ok(OnnxRuntime {
             step,
@@ -198,6 +223,22 @@ impl OnnxRuntime {
     }
 }
 
+impl OnnxRuntime {
+    /// A session of a part with data in `folder`, which reads the parameters in place.
+    fn call(&self, part: &Part, folder: &Path) -> Result<Run<'_>> {
+        let options = Options { folder: Some(folder.into()), assignment: false, ..self.options.clone() };
+        let mut opened = Opened::new(part, &options)?;
+        for (name, buffer) in self.names.iter().zip(&self.parameters) {
+            opened.input(name, buffer)?;
+        }
+        part.outputs.iter().for_each(|output| opened.session.fetch(output));
+        Ok(Box::new(move |feeds| {
+            opened.feed(feeds)?;
+            opened.session.run()
+        }))
+    }
+}
+
 impl Engine for OnnxRuntime {
     fn forward(
         &mut self,
@@ -205,11 +246,9 @@ impl Engine for OnnxRuntime {
         want: &[String],
         accumulate: bool,
     ) -> Result<IndexMap<String, HostTensor>> {
-        for (name, value) in feeds {
-            self.step.input(name, &Buffer::from_host(value)?)?;
-        }
-        self.step.fetch_only(want);
-        let outputs = self.step.run()?;
+        self.step.feed(feeds)?;
+        self.step.session.fetch_only(want);
+        let outputs = self.step.session.run()?;
         if let Some(sum) = &mut self.sum {
             if !accumulate {
                 self.sums.iter_mut().try_for_each(Buffer::clear)?;
@@ -221,33 +260,26 @@ impl Engine for OnnxRuntime {
 
     fn probe(&mut self, feeds: &[(String, HostTensor)]) -> Result<HostTensor> {
         let missing = || Error::internal("probe", "the entropy pass is part of the step");
-        let (probe, inputs) = self.probe.as_mut().ok_or_else(missing)?;
-        for (name, value) in feeds.iter().filter(|(name, _)| inputs.contains(name)) {
-            probe.input(name, &Buffer::from_host(value)?)?;
-        }
-        probe.run()?.swap_remove(PROBE).ok_or_else(missing)
+        let probe = self.probe.as_mut().ok_or_else(missing)?;
+        probe.feed(feeds)?;
+        probe.session.run()?.swap_remove(PROBE).ok_or_else(missing)
     }
 
     fn open<'a>(&'a self, forward: &'a Forward) -> Result<Call<'a>> {
-        let options = Options { folder: Some(forward.folder.clone()), assignment: false, ..self.options.clone() };
-        let mut model = Session::from_bytes(&forward.bytes, &options)?.bind()?;
-        for (name, buffer) in self.names.iter().zip(&self.parameters) {
-            model.input(name, buffer)?;
-        }
-        let logits = forward.graph.outputs.first().map(|(name, _)| name.clone()).unwrap_or_default();
-        model.fetch(&logits);
-        Ok(Box::new(move |feeds| {
-            for (name, value) in feeds {
-                model.input(name, &Buffer::from_host(value)?)?;
-            }
-            let logits = model.run()?.swap_remove(&logits);
-            logits.ok_or_else(|| Error::internal("samples", "the model has no logits"))
-        }))
+        let mut call = self.call(&forward.part, &forward.folder)?;
+        let missing = || Error::internal("samples", "the model has no logits");
+        Ok(Box::new(move |feeds| call(feeds)?.pop().map(|(_, logits)| logits).ok_or_else(missing)))
+    }
+
+    /// On a GPU, whose memory would hold frozen weights twice, none.
+    fn open_part<'a>(&'a self, part: &'a Part) -> Result<Option<Run<'a>>> {
+        let folder = self.options.folder.as_deref().filter(|_| self.options.device == Device::Cpu);
+        folder.map(|folder| self.call(part, folder)).transpose()
     }
 
     fn end_profiles(&mut self) -> Result<Vec<(&'static str, PathBuf)>> {
-        let own = [("step", &mut self.step), ("norm", &mut self.norm), ("update", &mut self.update)];
-        let some = self.probe.iter_mut().map(|(probe, _)| ("probe", probe));
+        let own = [("step", &mut self.step.session), ("norm", &mut self.norm), ("update", &mut self.update)];
+        let some = self.probe.iter_mut().map(|probe| ("probe", &mut probe.session));
         let all = own.into_iter().chain(some).chain(self.sum.iter_mut().map(|sum| ("sum", sum)));
         all.map(|(name, session)| Ok((name, session.end_profile()?))).collect()
     }

@@ -4,6 +4,7 @@ use super::batch::Batch;
 use super::trainer::Trainer;
 use crate::error::{Error, Problem, Result};
 use crate::ir::{DType, Graph};
+use crate::onnx::train_file::parts::Part;
 use crate::runtime::HostTensor;
 use std::path::PathBuf;
 
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 pub struct Forward {
     pub graph: Graph,
     /// The graph as an ONNX file.
-    pub bytes: Vec<u8>,
+    pub part: Part,
     /// Where its external data lies.
     pub folder: PathBuf,
 }

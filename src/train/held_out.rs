@@ -13,7 +13,8 @@ const TIMES: u32 = 8;
 
 /// The batches of an evaluation.
 pub struct HeldOut {
-    batches: Vec<Batch>,
+    /// By samples, at each of the times.
+    batches: Vec<Vec<Batch>>,
     /// The first samples, for prompts.
     pub first: Vec<Sample>,
 }
@@ -22,16 +23,15 @@ impl HeldOut {
     /// The samples at each of the times, in batches of `size`; the draws are the same in every run.
     pub fn new(dataset: &Dataset, size: usize, shape: Shape) -> Result<Self> {
         let samples: Vec<_> = dataset.samples.iter().enumerate().collect();
-        let mut batches = Vec::new();
-        for k in 0..TIMES {
-            let t = (k as f32 + 0.5) / TIMES as f32;
-            for part in samples.chunks(size.max(1)) {
-                let batch = Batch::new(part, shape, Sampler::new(0), k)?;
-                let t = HostTensor::new(batch.t.shape(), &vec![t; batch.t.len()])?;
-                // They are no samples of the training data: nothing is to be kept for them.
-                batches.push(Batch { t, samples: Vec::new(), dropout: None, ..batch });
-            }
-        }
+        let batch = |part: &[(usize, &Sample)], k: u32| {
+            let batch = Batch::new(part, shape, Sampler::new(0), k)?;
+            let t = vec![(k as f32 + 0.5) / TIMES as f32; batch.t.len()];
+            let t = HostTensor::new(batch.t.shape(), &t)?;
+            // They are no samples of the training data: nothing is to be kept for them.
+            Ok(Batch { t, samples: Vec::new(), dropout: None, ..batch })
+        };
+        let parts = samples.chunks(size.max(1));
+        let batches = parts.map(|part| (0..TIMES).map(|k| batch(part, k)).collect()).collect::<Result<_>>()?;
         Ok(HeldOut { batches, first: dataset.samples.iter().take(PROMPTS).cloned().collect() })
     }
 
@@ -40,12 +40,7 @@ impl HeldOut {
     /// # Errors
     /// Where the runtime fails.
     pub fn loss(&self, trainer: &mut Trainer) -> Result<f64> {
-        let (mut sum, mut count) = (0.0, 0.0);
-        for batch in &self.batches {
-            let (s, c) = trainer.loss_on(batch)?;
-            sum += s;
-            count += c;
-        }
+        let [sum, count] = trainer.losses(&self.batches)?;
         Ok(if count == 0.0 { 0.0 } else { sum / count })
     }
 }

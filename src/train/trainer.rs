@@ -9,7 +9,8 @@ use super::optimizer::{Decay, Optimizer};
 use super::probe::Cache;
 use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
-use crate::manifest::{DROPOUT, Manifest, PLACES, Role};
+use crate::manifest::{BETA, DROPOUT, Manifest, PLACES, Role};
+use crate::onnx::train_file::parts::Evaluation;
 use crate::onnx::train_file::{Port, TrainFile};
 use crate::runtime::device::Device;
 use crate::runtime::{HostTensor, Options};
@@ -25,8 +26,6 @@ const DIAGNOSTICS: [&str; 5] = ["entropy", "nll", "mask_rate", "mask", "token_lo
 /// The inputs that every train.onnx has, besides the token input.
 const DRAWS: [&str; 3] = ["answer_mask", "t", "u"];
 
-/// The input for what a probe gave that is not part of the step.
-const BETA: &str = "beta";
 /// The input by which gradients come out multiplied, in graphs that compute in f16.
 const LOSS_SCALE: &str = "loss_scale";
 
@@ -302,16 +301,42 @@ impl Trainer {
         Ok(StepResult { loss, loss_sum, loss_count, grad_norm, masked, outcome, diagnostics: last })
     }
 
-    /// `loss_sum` and `loss_count` of a batch, with the present parameters; updates nothing.
-    pub(super) fn loss_on(&mut self, batch: &Batch) -> Result<(f64, f64)> {
-        let mut feeds = self.feeds(batch)?;
-        if let Some(cache) = &mut self.cache {
-            let beta = cache.beta(batch, || self.engine.probe(&feeds))?;
-            feeds.push((BETA.into(), beta));
+    /// `loss_sum` and `loss_count` over batches, with the present parameters; updates nothing.  Batches of a group differ in
+    /// their draws alone: what none of these changes, as the entropy pass, is computed once for a group.
+    pub(super) fn losses(&mut self, groups: &[Vec<Batch>]) -> Result<[f64; 2]> {
+        let Evaluation { loss, before } = self.file.evaluation(&self.trainable)?;
+        let mut sums = [0.0; 2];
+        let mut add = |outputs: IndexMap<String, HostTensor>| -> Result<()> {
+            for (sum, name) in sums.iter_mut().zip(["loss_sum", "loss_count"]) {
+                *sum += outputs.get(name).map_or(Ok(0.0), HostTensor::item)?;
+            }
+            Ok(())
+        };
+        if let Some(mut loss) = self.engine.open_part(&loss)? {
+            let mut before = before.as_ref().map(|part| self.engine.open_part(part)).transpose()?.flatten();
+            for group in groups {
+                let mut steady = None;
+                for batch in group {
+                    let mut feeds = self.feeds(batch)?;
+                    if let (None, Some(before)) = (&steady, &mut before) {
+                        steady = Some(before(&feeds)?);
+                    }
+                    let steady = steady.iter().flatten();
+                    feeds.extend(steady.map(|(name, value)| (Evaluation::input(name).to_string(), value.clone())));
+                    add(loss(&feeds)?)?;
+                }
+            }
+            return Ok(sums);
         }
-        let outputs = self.engine.forward(&feeds, &["loss_sum", "loss_count"].map(String::from), false)?;
-        let number = |name: &str| outputs.get(name).map_or(Ok(0.0), HostTensor::item);
-        Ok((number("loss_sum")?, number("loss_count")?))
+        for batch in groups.iter().flatten() {
+            let mut feeds = self.feeds(batch)?;
+            if let Some(cache) = &mut self.cache {
+                let beta = cache.beta(batch, || self.engine.probe(&feeds))?;
+                feeds.push((BETA.into(), beta));
+            }
+            add(self.engine.forward(&feeds, &["loss_sum", "loss_count"].map(String::from), false)?)?;
+        }
+        Ok(sums)
     }
 
     /// Ends the profiles of the sessions; their files, as [`Engine::end_profiles`] names them.
