@@ -50,18 +50,14 @@ impl Known {
     pub fn load(tensor: &Tensor) -> Option<Known> {
         elements(&tensor.dims)?;
         let bytes = weights::load(&tensor.data).ok()?;
-        let floats = |size, read: &dyn Fn(&[u8]) -> Option<f64>| -> Option<Items> {
-            bytes.chunks_exact(size).map(read).collect::<Option<_>>().map(Items::Floats)
-        };
         let ints = |size, read: &dyn Fn(&[u8]) -> Option<i64>| -> Option<Items> {
             let dims: Option<Vec<Dim>> = bytes.chunks_exact(size).map(|c| read(c).map(Dim::Known)).collect();
             dims.map(Items::Ints)
         };
         let items = match tensor.dtype {
-            DType::F64 => floats(8, &|c| c.try_into().ok().map(f64::from_le_bytes)),
-            DType::F32 => floats(4, &|c| c.try_into().ok().map(|c| f32::from_le_bytes(c).into())),
-            DType::F16 => floats(2, &|c| c.try_into().ok().map(|c| f16::from_le_bytes(c).into())),
-            DType::BF16 => floats(2, &|c| c.try_into().ok().map(|c| bf16::from_le_bytes(c).into())),
+            DType::F64 | DType::F32 | DType::F16 | DType::BF16 => {
+                floats(tensor.dtype, &bytes).map(|all| Items::Floats(all.collect()))
+            }
             DType::I64 => ints(8, &|c| c.try_into().ok().map(i64::from_le_bytes)),
             DType::I32 => ints(4, &|c| c.try_into().ok().map(|c| i32::from_le_bytes(c).into())),
             DType::I8 => ints(1, &|c| c.first().map(|b| i64::from(*b as i8))),
@@ -238,6 +234,17 @@ impl Known {
         let n = condition.len();
         both.picked(shape, |k| if condition[k] != 0.0 { k } else { n + k })
     }
+}
+
+/// The elements of a float tensor.
+pub fn floats(dtype: DType, bytes: &[u8]) -> Option<Box<dyn Iterator<Item = f64> + '_>> {
+    Some(match dtype {
+        DType::F64 => Box::new(bytes.as_chunks().0.iter().map(|c| f64::from_le_bytes(*c))),
+        DType::F32 => Box::new(bytes.as_chunks().0.iter().map(|c| f32::from_le_bytes(*c).into())),
+        DType::F16 => Box::new(bytes.as_chunks().0.iter().map(|c| f16::from_le_bytes(*c).into())),
+        DType::BF16 => Box::new(bytes.as_chunks().0.iter().map(|c| bf16::from_le_bytes(*c).into())),
+        _ => return None,
+    })
 }
 
 /// The number of elements, where that and every size is small enough to be kept.

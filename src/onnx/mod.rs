@@ -11,6 +11,7 @@ mod import;
 mod known;
 mod names;
 mod ops;
+mod origin;
 pub mod proto;
 mod prune;
 mod quantized;

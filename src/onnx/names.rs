@@ -1,7 +1,8 @@
 //! What exporters break, mended: the names of weights, ties between them, weights apart from tables.
 
 use super::known::Known;
-use super::proto::{GraphProto, NodeProto};
+use super::origin::{Origins, Use, has_table_word, is_module_path};
+use super::proto::GraphProto;
 use super::scope::Scopes;
 use super::tensor::Tensor;
 use super::tie::{Form, Ties};
@@ -29,35 +30,18 @@ pub struct Weights {
     pub mended: Vec<String>,
 }
 
-/// Words in a name that mark a table (a buffer that is computed, not learned).
-const TABLE_WORDS: &[&str] = &[
-    "cos",
-    "sin",
-    "freq",
-    "freqs",
-    "rope",
-    "rotary",
-    "mask",
-    "ids",
-    "alibi",
-    "slopes",
-    "buffer",
-    "cached",
-    "cis",
-    "embed_scale",
-];
-
 /// Decides names, kinds and ties of a graph's initializers.
 pub fn plan(graph: &GraphProto, tensors: &[(&str, Tensor)]) -> Weights {
     let uses = uses(graph);
     let names: BTreeSet<&str> = tensors.iter().map(|(n, _)| *n).collect();
-    let recovered = recovered_names(graph, tensors, &uses, &names);
-    let angles = angles(graph);
+    let origins = Origins::new(graph);
+    let recovered = recovered_names(graph, tensors, &uses, &names, &origins);
     let mut weights = Weights::default();
-    let mut params = Vec::new();
+    let (mut params, mut computed) = (Vec::new(), Vec::new());
     for (source, tensor) in tensors {
         let Some(users) = uses.get(source) else { continue };
-        let new = recovered.get(source);
+        let is_learned = tensor.dtype.is_float() && origins.is_learned(source, tensor, users);
+        let new = recovered.get(source).filter(|_| is_learned);
         let leaf = Leaf {
             name: new.map_or(source.to_string(), |r| r.name.clone()),
             ty: TensorType::new(tensor.dtype, tensor.dims.iter().map(|n| Dim::Known(*n as i64)).collect::<Vec<_>>()),
@@ -66,54 +50,33 @@ pub fn plan(graph: &GraphProto, tensors: &[(&str, Tensor)]) -> Weights {
             transposed: new.is_some_and(|r| r.transposed),
             source_name: new.map(|_| source.to_string()),
         };
-        let is_float = tensor.dtype.is_float();
-        let is_scalar = tensor.numel() == 1 && (!is_module_path(source) || has_table_word(source));
         let is_choice = users.iter().all(|u| u.node.op_type == "OneHot");
-        let known = if !is_float || is_scalar || is_choice { Known::load(tensor) } else { None };
+        let is_known = !tensor.dtype.is_float() || tensor.numel() == 1 && !is_learned || is_choice;
+        let known = if is_known { Known::load(tensor) } else { None };
         if let Some(known) = known {
             weights.entries.push((source.to_string(), Entry::Known(known, leaf)));
             continue;
         }
-        let is_table = !is_float
-            || angles.contains(source)
-            || new.is_none() && (has_table_word(source) || exporter_made(source) && !users.iter().any(Use::is_weight));
-        let kind = if is_table { LeafKind::Const } else { LeafKind::Param };
-        if let Some(r) = new.filter(|_| !is_table) {
+        let kind = if is_learned { LeafKind::Param } else { LeafKind::Const };
+        if let Some(r) = new {
             let how = if r.transposed { ", transposed" } else { "" };
             weights.mended.push(format!("weight `{source}` is `{}`{how}", r.name));
         }
-        if !is_table {
-            let is_factor = users.iter().all(Use::is_factor);
-            params.push(Candidate { entry: weights.entries.len(), made_up: exporter_made(source), is_factor });
+        if is_learned {
+            // A copy of a weight that is there itself stands for it, wherever both are used.
+            let is_copy = origins.original(source).is_some_and(|name| names.contains(name));
+            if let Some(parent) = origins.parents(source).first().filter(|_| new.is_none() && !is_copy) {
+                computed.push(format!("`{source}` from `{parent}`"));
+            }
+            let is_factor = users.iter().all(Use::is_factor) && !is_copy;
+            params.push(Candidate { entry: weights.entries.len(), made_up: origins.is_made_up(source), is_factor });
         }
         weights.entries.push((source.to_string(), Entry::Leaf(Leaf { kind, ..leaf })));
     }
+    weights.mended.extend(in_place(&computed));
     tie(&mut weights, params);
     untie(graph, tensors, &mut weights);
     weights
-}
-
-/// Where an initializer is used.
-struct Use<'m> {
-    node: &'m NodeProto,
-    operand: usize,
-}
-
-impl Use<'_> {
-    /// A factor of a matrix product.
-    fn is_factor(&self) -> bool {
-        matches!(self.node.op_type.as_str(), "MatMul" | "Gemm" | "FusedMatMul")
-    }
-
-    /// A place where only learned tensors stand.
-    fn is_weight(&self) -> bool {
-        match self.node.op_type.as_str() {
-            "MatMul" | "Gemm" | "FusedMatMul" => true,
-            "Gather" => self.operand == 0,
-            "LayerNormalization" | "RMSNormalization" | "SimplifiedLayerNormalization" | "PRelu" => self.operand > 0,
-            _ => false,
-        }
-    }
 }
 
 fn uses(graph: &GraphProto) -> BTreeMap<&str, Vec<Use<'_>>> {
@@ -134,6 +97,20 @@ fn uses(graph: &GraphProto) -> BTreeMap<&str, Vec<Use<'_>>> {
     uses
 }
 
+/// What is said of tensors that the exporter computed from parameters, which are trained instead of those.
+fn in_place(computed: &[String]) -> Option<String> {
+    const FEW: usize = 3;
+    let more = computed.len().checked_sub(FEW).filter(|n| *n > 0).map(|n| format!(" and {n} more")).unwrap_or_default();
+    let list = computed.get(..computed.len().min(FEW))?.join(", ");
+    let text = || {
+        format!(
+            "the exporter computed {list}{more}: these are trained, not the parameters, and saved under their own names; \
+             torch.onnx.export(.., optimize=False) keeps parameters"
+        )
+    };
+    (!computed.is_empty()).then(text)
+}
+
 struct Recovered {
     name: String,
     transposed: bool,
@@ -145,15 +122,22 @@ fn recovered_names<'m>(
     tensors: &[(&'m str, Tensor)],
     uses: &BTreeMap<&'m str, Vec<Use<'m>>>,
     names: &BTreeSet<&'m str>,
+    origins: &Origins,
 ) -> BTreeMap<&'m str, Recovered> {
     let scopes = Scopes::new(graph, names);
     let mut found: BTreeMap<&str, Recovered> = BTreeMap::new();
     let mut claims: BTreeMap<String, usize> = BTreeMap::new();
-    for (source, tensor) in tensors.iter().filter(|(n, t)| exporter_made(n) && t.dtype.is_float() && t.numel() > 1) {
+    let nameless = |(n, t): &&(&str, Tensor)| origins.is_made_up(n) && t.dtype.is_float() && t.numel() > 1;
+    for (source, tensor) in tensors.iter().filter(nameless) {
+        let original = origins.original(source);
+        // What was computed from several values is no parameter of its module.
+        if original.is_none() && !origins.parents(source).is_empty() {
+            continue;
+        }
         let candidate = uses.get(source).into_iter().flatten().find_map(|u| {
             let (suffix, transposed) = role(u, tensor.dims.len())?;
-            let module = scopes.module(u.node)?;
-            Some(Recovered { name: format!("{module}.{suffix}"), transposed })
+            let of_module = || Some(format!("{}.{suffix}", scopes.module(u.node)?));
+            Some(Recovered { name: original.map(String::from).or_else(of_module)?, transposed })
         });
         if let Some(r) = candidate.filter(|r| !names.contains(r.name.as_str())) {
             *claims.entry(r.name.clone()).or_default() += 1;
@@ -177,63 +161,6 @@ fn role(u: &Use, rank: usize) -> Option<(&'static str, bool)> {
         ("LayerNormalization", 2, 1) => Some(("bias", false)),
         _ => None,
     }
-}
-
-/// A name that an exporter made up: `val_25`, `onnx::MatMul_355`, `/blocks.0/Constant_1_output_0`.
-fn exporter_made(name: &str) -> bool {
-    let numbered = |prefix: &str| {
-        name.strip_prefix(prefix).is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
-    };
-    name.starts_with('/')
-        // What weftc itself writes.
-        || name.starts_with("const/")
-        || name.contains("::")
-        || ["", "val_", "_tensor_constant", "lifted_tensor_", "Constant_", "constant_", "_inlined_"]
-            .iter()
-            .any(|p| numbered(p))
-}
-
-/// `transformer.ln_f.weight`, as PyTorch names parameters and buffers.
-pub fn is_module_path(name: &str) -> bool {
-    name.contains('.') && !exporter_made(name)
-}
-
-fn has_table_word(name: &str) -> bool {
-    let last = name.rsplit(['.', '/']).next().unwrap_or(name).to_lowercase();
-    TABLE_WORDS.contains(&last.as_str()) || last.split('_').any(|w| TABLE_WORDS.contains(&w))
-}
-
-/// Names from which rotary angles or their cosines are computed: tables, whatever they are called.
-fn angles(graph: &GraphProto) -> BTreeSet<&str> {
-    const THROUGH: &[&str] = &[
-        "Slice",
-        "Unsqueeze",
-        "Squeeze",
-        "Expand",
-        "Concat",
-        "Reshape",
-        "Gather",
-        "Cast",
-        "Identity",
-        "Transpose",
-        "Mul",
-        "Div",
-        "MatMul",
-        "Cos",
-        "Sin",
-    ];
-    let mut found = BTreeSet::new();
-    for node in graph.node.iter().rev() {
-        let reached =
-            node.output.iter().any(|o| found.contains(o.as_str())) && THROUGH.contains(&node.op_type.as_str());
-        match node.op_type.as_str() {
-            "RotaryEmbedding" => found.extend(node.input.iter().skip(1).take(2).map(String::as_str)),
-            "Cos" | "Sin" => found.extend(node.input.iter().map(String::as_str)),
-            _ if reached => found.extend(node.input.iter().map(String::as_str)),
-            _ => {}
-        }
-    }
-    found
 }
 
 /// A parameter that may be tied to another.

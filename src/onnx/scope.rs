@@ -69,7 +69,7 @@ fn first_word(path: &str) -> String {
 }
 
 /// The strings of a Python list of strings.
-fn quoted(list: &str) -> Vec<String> {
+pub fn quoted(list: &str) -> Vec<String> {
     list.split('\'').skip(1).step_by(2).map(str::to_string).collect()
 }
 

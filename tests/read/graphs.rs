@@ -7,7 +7,7 @@ use weftc::onnx::proto::*;
 use weftc::onnx::read::read;
 
 /// What a model is read as.
-fn text(model: &ModelProto) -> String {
+pub fn text(model: &ModelProto) -> String {
     let (_folder, path) = written(model);
     match read(&path) {
         Ok(source) => {

@@ -9,3 +9,4 @@ mod graphs;
 mod models;
 mod numbers;
 mod operators;
+mod weights;

@@ -1,0 +1,98 @@
+//! Which initializers are learned, by what exporters note, by their names and by where they are used.
+
+use crate::build::*;
+use crate::graphs::text;
+use weftc::onnx::proto::tensor_proto::DataType;
+use weftc::onnx::proto::*;
+
+/// `name` is used as an operand of `op` beside x [b 4]; the exporter's note on it is `key: value`.
+type Case<'a> = (&'a str, &'a [i64], f32, &'a str, &'a str);
+
+/// What the model is read as.
+fn told(cases: &[Case]) -> String {
+    let (mut nodes, mut weights, mut infos) = (Vec::new(), Vec::new(), Vec::new());
+    let mut last = "x".to_string();
+    for (k, (name, dims, value, op, note)) in cases.iter().enumerate() {
+        let next = if k + 1 == cases.len() { "y".into() } else { format!("h{k}") };
+        let n = dims.iter().product::<i64>() as usize;
+        // Unlike one another, so that none ties, and the last as large as is said.
+        let values: Vec<f32> = (0..n).map(|i| if i + 1 == n { *value } else { (i + 7 * k) as f32 * 0.01 }).collect();
+        weights.push(floats(name, dims, &values));
+        nodes.push(node(op, &[&last, name], &[&next]));
+        if let Some((key, value)) = note.split_once(": ") {
+            let entry = StringStringEntryProto { key: key.into(), value: value.into() };
+            infos.push(ValueInfoProto { metadata_props: vec![entry], ..input(name, DataType::Float, &[]) });
+        }
+        last = next;
+    }
+    let mut model = model(&[input("x", DataType::Float, &["b", "4"])], &weights, &nodes);
+    model.graph.as_mut().unwrap().value_info = infos;
+    text(&model)
+}
+
+const KIND: &str = "pkg.torch.export.graph_signature.InputSpec.kind";
+const FOLDED: &str = "pkg.onnxscript.optimizer.folded_from";
+
+#[test]
+fn what_the_exporter_notes_decides() {
+    let kind = |word: &str| format!("{KIND}: {word}");
+    let folded = |list: &str| format!("{FOLDED}: {list}");
+    let (parameter, buffer, constant) = (kind("PARAMETER"), kind("BUFFER"), kind("CONSTANT_TENSOR"));
+    let (mask, one, two, matrix) = (
+        folded("['val_0', 'val_2']"),
+        folded("['blocks.0.q.weight']"),
+        folded("['blocks.0.norm.weight', 'val_11']"),
+        folded("['eye', 'val_3']"),
+    );
+    let angle = folded("['arange', 'rotary_emb.inv_freq']");
+    insta::assert_snapshot!(told(&[
+        ("rope_mask", &[4], 0.5, "Mul", &parameter),
+        ("temperature", &[], 0.5, "Mul", &parameter),
+        ("blocks.0.weight", &[4], 0.5, "Mul", &buffer),
+        ("c", &[4], 0.5, "Mul", &constant),
+        ("zeros", &[4], 0.0, "Add", &mask),
+        ("t", &[4, 4], 0.5, "MatMul", &one),
+        ("add_2", &[4], 0.5, "Mul", &two),
+        ("clone", &[4, 4], 0.5, "MatMul", &matrix),
+        ("cat", &[4], 0.5, "Add", &angle),
+    ]));
+}
+
+#[test]
+fn names_and_uses_decide_where_nothing_is_noted() {
+    insta::assert_snapshot!(told(&[
+        ("mask_token", &[4], 0.5, "Add", ""),
+        ("causal_mask", &[4], 0.5, "Add", ""),
+        ("bias", &[4], 0.5, "Add", ""),
+        ("where", &[4], f32::NEG_INFINITY, "Add", ""),
+        ("filled", &[4], -1e9, "Add", ""),
+        ("temperature", &[], 0.5, "Mul", ""),
+        ("blocks.0.temperature", &[], 0.5, "Mul", ""),
+        ("val_7", &[4], 0.5, "Mul", ""),
+        ("val_8", &[4, 4], 0.5, "MatMul", ""),
+    ]));
+}
+
+/// TorchScript adds 1 to the scale of a norm; its parameters keep their names, also those of the model itself.
+#[test]
+fn the_scale_of_a_norm_is_learned_whatever_its_name() {
+    let weights = [
+        floats("onnx::Mul_3", &[4], &[1.0, 1.5, 0.5, 1.0]),
+        floats("onnx::Mul_4", &[4], &[1.0, 1.5, 0.5, 2.0]),
+        floats("temperature", &[], &[2.0]),
+        floats("/eps", &[], &[1e-5]),
+        floats("/two", &[], &[2.0]),
+    ];
+    let nodes = [
+        node("Pow", &["x", "/two"], &["s"]),
+        node("ReduceMean", &["s"], &["m"]).int("keepdims", 1),
+        node("Add", &["m", "/eps"], &["e"]),
+        node("Sqrt", &["e"], &["r"]),
+        node("Div", &["x", "r"], &["n"]),
+        node("Mul", &["n", "onnx::Mul_3"], &["scaled"]),
+        node("Add", &["scaled", "x"], &["sum"]),
+        node("Mul", &["sum", "onnx::Mul_4"], &["other"]),
+        node("Mul", &["other", "temperature"], &["y"]),
+    ];
+    insta::assert_snapshot!(text(&model(&[input("x", DataType::Float, &["b", "4"])], &weights, &nodes)));
+}
