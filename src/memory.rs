@@ -115,13 +115,26 @@ pub fn longest(graph: &Graph, length: &Dim) -> Option<i64> {
             shape[axis].known()
         }
         Node::Op(Op::Gather, c) if is_table(c[0]) => {
-            let counted = graph.reachable([c[1]]).iter().any(|x| graph.node(*x).op() == Some(Op::Iota));
-            let positions = counted && graph.tensor_type(c[1])?.shape.iter().any(mentions);
-            graph.tensor_type(c[0]).filter(|_| positions)?.shape.first()?.known()
+            let first = first_of_count(graph, c[1])?;
+            graph.tensor_type(c[1])?.shape.iter().any(mentions).then_some(())?;
+            Some(graph.tensor_type(c[0])?.shape.first()?.known()? - first)
         }
         _ => None,
     });
     rows.min()
+}
+
+/// The first of indices that count up by 1; `None` for others, as buckets of distances or chosen experts.
+fn first_of_count(graph: &Graph, id: Id) -> Option<i64> {
+    let Node::Op(op, c) = graph.node(id) else { return None };
+    match op {
+        Op::Iota => Some(0),
+        Op::Reshape | Op::Expand | Op::Transpose | Op::Cast | Op::Slice => first_of_count(graph, c[0]),
+        Op::Add => [(0, 1), (1, 0)]
+            .into_iter()
+            .find_map(|(i, n)| Some(first_of_count(graph, c[i])? + int(graph, c.get(n))?.known()?)),
+        _ => None,
+    }
 }
 
 /// The integer behind a literal node.
@@ -134,7 +147,7 @@ mod tests {
     use super::*;
     use crate::ir::text;
 
-    /// The table of two token types is looked up at as many indices as there are positions.
+    /// Two token types are looked up at as many indices as there are positions; buckets are no positions.
     #[test]
     fn the_longest_length_is_that_of_the_positions() {
         let graph = text::parse(
@@ -147,5 +160,12 @@ mod tests {
         graph.outputs.pop();
         assert_eq!(longest(&graph, &Dim::sym("seq")), Some(96));
         assert_eq!(longest(&graph, &Dim::sym("length")), None);
+        let buckets = text::parse(
+            "(graph g (input ids i64 [batch seq]) (param bias f32 [8 4]) (param wpe f32 [98 4])
+              (let i (iota seq)) (let near (gather bias (min (abs (sub i (reshape i [seq 1]))) 7) 0))
+              (let p (gather wpe (add (expand (reshape i [1 seq]) [batch seq]) 2) 0)) (output near near) (output p p))",
+        );
+        let buckets = buckets.unwrap_or_else(|e| panic!("{}", e.message));
+        assert_eq!(longest(&buckets, &Dim::sym("seq")), Some(96));
     }
 }
