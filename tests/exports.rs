@@ -234,6 +234,8 @@ const CASES: &[(&str, &str)] = &[
     ("lift-gelu", "(mul (mul x 0.5) (add 1.0 (erf (mul x 0.70710678))))"),
     ("lift-gelu-tanh", "(mul (mul x 0.5) (add 1.0 (tanh (mul 0.79788456 (add x (mul 0.044715 (mul x (mul x x))))))))"),
     ("lift-gelu-tanh-power", "(mul (mul x 0.5) (add 1.0 (tanh (mul 0.79788456 (add x (mul 0.044715 (pow x 3.0)))))))"),
+    ("tanh-outer-half", "(mul 0.5 (mul x (add 1.0 (tanh y))))"),
+    ("tanh-inner-half", "(mul x (mul 0.5 (add 1.0 (tanh y))))"),
     ("lift-attention-unscaled", "(matmul (softmax (matmul q (transpose k [0 1 3 2])) -1) v)"),
     ("lift-attention-bias-unscaled", "(matmul (softmax (add (matmul q (transpose k [0 1 3 2])) m) -1) v)"),
     (

@@ -76,7 +76,7 @@ impl Case {
         environment(&mut |_| {}).unwrap();
         let operators = kernels::step(self.file.functions(), 1).unwrap().into_iter().collect();
         let options = runtime::Options { operators, ..options };
-        let session = Session::from_bytes(&self.file.session_bytes(&trained).unwrap(), &options).unwrap();
+        let session = Session::from_bytes(&self.file.step(&trained).unwrap().bytes, &options).unwrap();
         let mut bound = session.bind().unwrap();
         let mut gradients = Vec::new();
         for port in &trained {

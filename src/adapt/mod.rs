@@ -263,7 +263,8 @@ fn choose<'l>(model: &Graph, linears: &'l [Linear], spec: &Spec) -> Result<Vec<&
             linears.iter().flat_map(|l| &l.kinds).for_each(|k| *kinds.entry(*k).or_default() += 1);
             let kinds: Vec<String> = kinds.iter().map(|(k, n)| format!("{} ({n})", k.name())).collect();
             let names: Vec<&str> = linears.iter().take(8).map(|l| model.leaf(l.weight).name.as_str()).collect();
-            let help = format!("this model has {}; names such as {}", kinds.join(", "), names.join(", "));
+            let kinds = if kinds.is_empty() { "no layers of a known kind".into() } else { kinds.join(", ") };
+            let help = format!("this model has {kinds}; names such as {}", names.join(", "));
             problems.push(Problem::new("--lora-targets", format!("`{target}` is no linear layer")).help(help));
         }
     }

@@ -32,6 +32,9 @@ pub enum Dim {
     Poly(Arc<[Term]>),
 }
 
+/// The most terms of a quotient; shapes of models have a handful.
+const MOST_TERMS: usize = 64;
+
 impl Dim {
     pub fn sym(name: &str) -> Self {
         Dim::from_terms(vec![(vec![Sym::new(name)], 1)])
@@ -89,19 +92,21 @@ impl Dim {
         if self == by {
             return Some(Dim::Known(1));
         }
-        let divisor = by.terms();
-        let [(syms, c)] = divisor.as_slice() else { return None };
-        let quotient: Option<Vec<Term>> = self
-            .terms()
-            .into_iter()
-            .map(|(mut s, k)| {
-                for d in syms {
-                    s.remove(s.iter().position(|x| x == d)?);
-                }
-                (k % c == 0).then_some((s, k / c))
-            })
-            .collect();
-        quotient.map(Dim::from_terms)
+        // Long division by the leading terms, by degree and then by symbols: an order that products keep.
+        let leading = |d: &Dim| d.terms().into_iter().max_by(|(a, _), (b, _)| (a.len(), a).cmp(&(b.len(), b)));
+        let (syms, c) = leading(by)?;
+        let (mut rest, mut quotient) = (self.clone(), Dim::Known(0));
+        for _ in 0..MOST_TERMS {
+            let Some((mut s, k)) = leading(&rest) else { return Some(quotient) };
+            for d in &syms {
+                s.remove(s.iter().position(|x| x == d)?);
+            }
+            (k.checked_rem(c)? == 0).then_some(())?;
+            let term = Dim::from_terms(vec![(s, k.checked_div(c)?)]);
+            rest = rest - term.clone() * by.clone();
+            quotient = quotient + term;
+        }
+        None
     }
 
     /// The value under an assignment of the symbols; `None` if one of them is unassigned.
@@ -264,6 +269,11 @@ mod tests {
     fn division_is_exact_or_refused() {
         assert_eq!(d("64*batch*seq").div_exact(&d("batch")), Some(d("64*seq")));
         assert_eq!(d("64*batch").div_exact(&d("128")), None);
+        assert_eq!(d("128*batch+32*batch*seq").div_exact(&d("32*batch+8*batch*seq")), Some(d("4")));
+        let (a, b) = (d("seq*seq+3*batch-2"), d("2*batch*seq+seq+1"));
+        assert_eq!((a.clone() * b.clone()).div_exact(&b), Some(a.clone()));
+        assert_eq!((a.clone() * b.clone() + d("1")).div_exact(&b), None);
+        assert_eq!((a * b).div_exact(&d("seq+1")), None);
         assert_eq!(d("batch").div_exact(&d("seq")), None);
         assert_eq!(d("5").div_exact(&d("0")), None);
     }

@@ -7,7 +7,7 @@ use strsim::levenshtein;
 const FORMS: &[(&str, &str)] = &[
     ("ArgMax", "choosing tokens belongs after the model: export up to the logits"),
     ("Bernoulli", "export in evaluation mode: randomness is an input of the training step"),
-    ("Conv", "a convolution of kernel size 1 is a MatMul"),
+    ("ConvTranspose", "nothing that language models do; Conv along one axis is read"),
     ("DynamicQuantizeLinear", "export the model before quantization: quantized weights have no gradient"),
     ("GroupNormalization", "LayerNormalization over a Reshape is read"),
     ("InstanceNormalization", "LayerNormalization over a Reshape is read"),

@@ -63,9 +63,9 @@ refused! {
     misspelled_operator => |_| through(vec![step("LayerNormalisation")]);
     empty_operator => |_| through(vec![step("")]);
     several_unsupported => |_| through(vec![
-        named("conv_1", node("Conv", &["hidden"], &["c1"])),
-        named("conv_2", node("Conv", &["hidden"], &["c2"])),
-        named("conv_3", node("Conv", &["c2"], &["c3"])),
+        named("conv_1", node("ConvTranspose", &["hidden"], &["c1"])),
+        named("conv_2", node("ConvTranspose", &["hidden"], &["c2"])),
+        named("conv_3", node("ConvTranspose", &["c2"], &["c3"])),
         named("loop", node("Loop", &["hidden"], &["l"])),
         named("pick", node("NonMaxSuppression", &["hidden", "hidden"], &["n"])),
         named("soft", node("SoftMax", &["hidden"], &["s"])),

@@ -38,6 +38,7 @@ fn elementwise() {
     }
     cases.push(case("Gelu", &[x()]).word("approximate", "tanh"));
     cases.push(case("Elu", &[x()]).float("alpha", 0.7));
+    cases.push(case("Celu", &[x()]).float("alpha", 0.7));
     cases.push(case("Swish", &[x()]).float("alpha", 1.5).opset(24));
     cases.push(case("Softmax", &[real("x", &["2", "3", "4"])]).int("axis", 1));
     cases.push(case("Div", &[x(), positive("d", &["3"])]));
@@ -47,6 +48,18 @@ fn elementwise() {
     cases.push(case("Clip", &[x(), real("low", &[])]));
     cases.push(case("Where", &[flags("c", &["batch=2", "3"]), x(), y()]));
     check(cases);
+}
+
+#[test]
+fn convolutions_along_tokens() {
+    let x = || real("x", &["batch=2", "4", "seq=6"]);
+    let (w, bias) = (|k: &str| real("w", &["3", "4", k]), || real("c", &["3"]));
+    check(vec![
+        case("Conv", &[x(), w("1"), bias()]),
+        case("Conv", &[x(), w("3")]).list("pads", &[1, 1]),
+        case("Conv", &[x(), w("2"), bias()]).list("pads", &[2, 0]).list("dilations", &[2]),
+        case("Conv", &[x(), real("each", &["4", "1", "3"])]).int("group", 4),
+    ]);
 }
 
 #[test]
@@ -74,6 +87,9 @@ fn products_and_reductions() {
         cases.push(case("Einsum", &[real("a", &a), real("b", &b)]).word("equation", equation));
     }
     cases.push(case("Einsum", &[x()]).word("equation", "abc->ca"));
+    let experts =
+        [real("h", &["batch=2", "3", "4", "5"]), real("w", &["4", "5", "6"]), real("r", &["batch=2", "3", "4"])];
+    cases.push(case("Einsum", &experts).word("equation", "blef,efd,ble->bld"));
     for op in ["ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"] {
         cases.push(case(op, &[x()]).numbers("axes", &[1, -1]).int("keepdims", 0));
         cases.push(case(op, &[x()]));

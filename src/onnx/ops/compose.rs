@@ -114,6 +114,14 @@ pub fn elu(b: &mut Build, call: &Call) -> Read {
     one(exponential(b, x, call.float_or("alpha", 1.0))?)
 }
 
+/// `a elu(x / a)`
+pub fn celu(b: &mut Build, call: &Call) -> Read {
+    let (x, alpha) = (call.node(b, 0)?, call.float_or("alpha", 1.0));
+    let x = with(b, Op::Div, x, alpha)?;
+    let y = exponential(b, x, 1.0)?;
+    one(with(b, Op::Mul, y, alpha)?)
+}
+
 pub fn selu(b: &mut Build, call: &Call) -> Read {
     let x = call.node(b, 0)?;
     let y = exponential(b, x, call.float_or("alpha", f64::from(1.673_263_2_f32)))?;

@@ -18,7 +18,7 @@ pub fn einsum(b: &mut Build, call: &Call) -> Read {
         Some((inputs, output)) => (inputs.to_string(), output.chars().collect()),
         None => (equation.clone(), implicit(&equation)),
     };
-    let refuse = || format!("equation `{equation}` is not supported: one or two operands, each with distinct letters");
+    let refuse = || format!("equation `{equation}` is not supported: operands each with distinct letters");
     let terms: Vec<Vec<char>> = inputs.split(',').map(|t| t.chars().collect()).collect();
     let distinct = |t: &Vec<char>| t.iter().enumerate().all(|(k, c)| c.is_ascii_alphabetic() && !t[..k].contains(c));
     let bound = output.iter().all(|c| terms.iter().any(|t| t.contains(c)));
@@ -35,12 +35,14 @@ pub fn einsum(b: &mut Build, call: &Call) -> Read {
         let needed = |c: &char| output.contains(c) || terms.iter().enumerate().any(|(j, t)| j != k && t.contains(c));
         operands.push(summed(b, Named { id, labels: labels.clone() }, needed)?);
     }
+    // From left to right; what a later operand has is kept until then.
     let mut operands = operands.into_iter();
-    let result = match (operands.next(), operands.next(), operands.next()) {
-        (Some(x), None, None) => x,
-        (Some(x), Some(y), None) => product(b, x, y, &output)?,
-        _ => return Err(refuse().into()),
-    };
+    let mut result = operands.next().ok_or_else(refuse)?;
+    for (k, next) in operands.enumerate() {
+        let later = terms.iter().skip(k + 2).flatten().chain(&output);
+        let kept: Vec<char> = later.copied().collect();
+        result = product(b, result, next, &kept)?;
+    }
     let id = arranged(b, &result, &output)?;
     Ok(vec![Value::Node(id)])
 }
@@ -72,10 +74,11 @@ fn arranged(b: &mut Build, x: &Named, labels: &[char]) -> Result<Id, String> {
     b.transpose(x.id, &perm)
 }
 
-fn product(b: &mut Build, x: Named, y: Named, output: &[char]) -> Result<Named, String> {
+/// Sums over the letters that both have and that are not `kept`.
+fn product(b: &mut Build, x: Named, y: Named, kept: &[char]) -> Result<Named, String> {
     let of = |keep: &dyn Fn(&char) -> bool, from: &[char]| from.iter().copied().filter(|c| keep(c)).collect::<Vec<_>>();
-    let batch = of(&|c| y.labels.contains(c) && output.contains(c), &x.labels);
-    let inner = of(&|c| y.labels.contains(c) && !output.contains(c), &x.labels);
+    let batch = of(&|c| y.labels.contains(c) && kept.contains(c), &x.labels);
+    let inner = of(&|c| y.labels.contains(c) && !kept.contains(c), &x.labels);
     let left = of(&|c| !y.labels.contains(c), &x.labels);
     let right = of(&|c| !x.labels.contains(c), &y.labels);
     let labels = [batch.clone(), left.clone(), right.clone()].concat();

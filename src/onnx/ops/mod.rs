@@ -6,6 +6,7 @@
 mod attention;
 mod compose;
 mod contrib;
+mod conv;
 mod einsum;
 mod elementwise;
 mod index;
@@ -82,9 +83,11 @@ static STANDARD: &[Row] = &[
     row("Cast", 1, Fn(elementwise::cast)),
     row("CastLike", 15, Fn(elementwise::cast_like)),
     row("Ceil", 1, Unary(Op::Ceil)),
+    row("Celu", 12, Fn(compose::celu)),
     row("Clip", 11, Fn(elementwise::clip)),
     row("Concat", 1, Fn(layout::concat)),
     row("ConstantOfShape", 9, Fn(layout::constant_of_shape)),
+    row("Conv", 1, Fn(conv::conv)),
     row("Cos", 7, Unary(Op::Cos)),
     row("CumSum", 11, Fn(reduce::cumsum)),
     row("DequantizeLinear", 10, Fn(quantized::dequantize_linear)),
