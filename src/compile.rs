@@ -15,7 +15,7 @@ use crate::adapt;
 use crate::error::{Error, Problem, Result};
 use crate::ir::{DType, Graph, Id, LeafId, LeafKind, text};
 use crate::lower;
-use crate::manifest::{self, Input, Manifest, Method, Parameter, Role};
+use crate::manifest::{self, FED, Input, Manifest, Method, NOT_FED, Parameter, Role};
 use crate::objective::{self, Ports};
 use crate::onnx::write::{Parts, encode};
 use crate::onnx::{Source, read};
@@ -86,6 +86,16 @@ pub fn emit_ir(options: &Options, wanted: Stage) -> Result<String> {
     if shown.is_empty() { outcome.map(|_| shown) } else { Ok(shown) }
 }
 
+/// Says of inputs that `weftc run` cannot feed: others than weftc may run the file, so that it is written all the same.
+fn not_fed(model: &Graph, token_input: &str) -> Option<String> {
+    let leaves = model.live().into_iter().filter_map(|id| model.as_leaf(id)).map(|l| model.leaf(l));
+    let others = leaves.filter(|l| l.kind == LeafKind::Input && l.name != token_input);
+    let others = others.filter(|l| !FED.contains(&l.name.as_str()) || l.ty.rank() != 2);
+    let names: Vec<String> = others.map(|l| format!("`{}`", l.name)).collect();
+    let text = || format!("weftc run cannot feed {}: {NOT_FED}", names.join(", "));
+    (!names.is_empty()).then(text)
+}
+
 /// The state of one compilation.
 struct Pipeline<'a> {
     options: &'a Options,
@@ -122,6 +132,7 @@ impl<'a> Pipeline<'a> {
             self.options.token_input.as_deref(),
             self.options.logits_output.as_deref(),
         )?;
+        self.notes.extend(not_fed(&source.graph, &ports.token_input));
         let method = method::chosen(self.options, &self.library, &ports, &mut self.notes)?;
 
         let lifted = self.lift(&source.graph, &ports)?;

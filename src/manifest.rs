@@ -16,6 +16,11 @@ pub const BETA: &str = "beta";
 /// The input of a packed step, [R, W] i64: which token of the batch, b L + l, lies at a place of a row; -1 for none.
 pub const PLACES: &str = "places";
 
+/// Further inputs of a model that weftc feeds, [B, L] each, and what the others need.
+pub const FED: [&str; 3] = ["attention_mask", "position_ids", "token_type_ids"];
+pub const NOT_FED: &str = "weftc feeds attention_mask, position_ids and token_type_ids, each [B, L]; export a module whose \
+                           forward takes these alone and fixes the others, as in model(input_ids, sigma=torch.zeros(1))";
+
 /// The inputs of dropout, where an adapter has one: the rate [] f32 (0 evaluates), and whole numbers below
 /// [`DROPOUT_FIELD`] as f32: [`DROPOUT_NUMBERS`] for each token, [B, L, k], and for each input of an adapted layer,
 /// [B, k, n], one layer behind the other.  See `adapt::dropout`.

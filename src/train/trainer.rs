@@ -9,7 +9,7 @@ use super::optimizer::{Decay, Optimizer};
 use super::probe::Cache;
 use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
-use crate::manifest::{BETA, DROPOUT, Manifest, PLACES, Role};
+use crate::manifest::{BETA, DROPOUT, Manifest, NOT_FED, PLACES, Role};
 use crate::onnx::train_file::parts::Evaluation;
 use crate::onnx::train_file::{Port, TrainFile};
 use crate::runtime::device::Device;
@@ -171,8 +171,8 @@ impl Trainer {
             if batch::is_known(&input.name) && input.shape.len() == 2 {
                 extras.push((input.name.clone(), input.dtype));
             } else {
-                let help = "weftc feeds attention_mask, position_ids and token_type_ids, each [B, L]; export the model without other inputs";
-                problems.push(Problem::new(&input.name, "weftc does not know what to feed to this input").help(help));
+                problems
+                    .push(Problem::new(&input.name, "weftc does not know what to feed to this input").help(NOT_FED));
             }
         }
         if !problems.is_empty() {
