@@ -119,8 +119,8 @@ impl Opened {
     }
 
     fn feed(&mut self, feeds: &[(String, HostTensor)]) -> Result<()> {
-        let taken = feeds.iter().filter(|(name, _)| self.inputs.contains(name));
-        taken.map(|(name, value)| self.session.input(name, &Buffer::from_host(value)?)).collect()
+        let mut taken = feeds.iter().filter(|(name, _)| self.inputs.contains(name));
+        taken.try_for_each(|(name, value)| self.session.input(name, &Buffer::from_host(value)?))
     }
 }
 
