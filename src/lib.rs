@@ -86,6 +86,9 @@
 //!   products: by the forward pass alone `x (W + A B)` is cheaper, and its gradient is that of a whole weight.
 //! - A cached entropy pass stays in the one train.onnx, as the output `probe/beta`; the runner opens the step and the
 //!   pass as two sessions over the parts of the file that each needs.
+//! - A held-out loss is no run of the step: the part of the file that `loss_sum` needs, behind the part that no draw changes,
+//!   each a session for as long as an evaluation lasts.
+//! - Whether an initializer is a weight is read off what the exporter notes of it (`onnx::origin`), not off its name first.
 //! - Packing changes the model alone, not the step around it: draws, rates and losses stay by sequence, [B, L], and rows
 //!   exist only between the lookup of the tokens and that of the logits.  So no method knows of it, a batch is the same
 //!   samples with the same draws as without, and a run counts, saves and resumes as ever.
