@@ -41,59 +41,12 @@ pub struct Linear {
 }
 
 /// What layers of attention are called, in PyTorch's own modules and those of published models.
-const NAMES: &[(Kind, &[&str])] = &[
-    (
-        Kind::Q,
-        &[
-            "q_proj",
-            "query",
-            "q",
-            "wq",
-            "q_lin",
-            "to_q",
-            "query_proj",
-            "qkv",
-            "qkv_proj",
-            "query_key_value",
-            "Wqkv",
-            "c_attn",
-        ],
-    ),
-    (
-        Kind::K,
-        &[
-            "k_proj",
-            "key",
-            "k",
-            "wk",
-            "k_lin",
-            "to_k",
-            "key_proj",
-            "qkv",
-            "qkv_proj",
-            "query_key_value",
-            "Wqkv",
-            "c_attn",
-        ],
-    ),
-    (
-        Kind::V,
-        &[
-            "v_proj",
-            "value",
-            "v",
-            "wv",
-            "v_lin",
-            "to_v",
-            "value_proj",
-            "qkv",
-            "qkv_proj",
-            "query_key_value",
-            "Wqkv",
-            "c_attn",
-        ],
-    ),
-    (Kind::O, &["o_proj", "out_proj", "wo", "o", "out_lin", "to_out"]),
+const NAMES: &[(&[Kind], &[&str])] = &[
+    (&[Kind::Q], &["q_proj", "query", "q", "wq", "q_lin", "to_q", "query_proj"]),
+    (&[Kind::K], &["k_proj", "key", "k", "wk", "k_lin", "to_k", "key_proj"]),
+    (&[Kind::V], &["v_proj", "value", "v", "wv", "v_lin", "to_v", "value_proj"]),
+    (&[Kind::Q, Kind::K, Kind::V], &["qkv", "qkv_proj", "query_key_value", "Wqkv", "c_attn"]),
+    (&[Kind::O], &["o_proj", "out_proj", "wo", "o", "out_lin", "to_out"]),
 ];
 
 /// Every linear layer of a lifted model, in the order of the computation.  `logits` is the model's result.
@@ -159,11 +112,13 @@ pub fn linears(graph: &Graph, logits: Id) -> Vec<Linear> {
     }
     marks.extend(back(logits, Kind::Head));
     // Attention in a form that is not known at all: what its layers are called.
-    let by_name = NAMES.iter().filter(|(kind, _)| !marks.iter().any(|(_, k)| k == kind));
+    let told: BTreeSet<Kind> = marks.iter().map(|(_, kind)| *kind).collect();
+    let by_name = NAMES.iter().flat_map(|(kinds, names)| kinds.iter().map(move |kind| (*kind, names)));
     let named: Vec<(Id, Kind)> = by_name
+        .filter(|(kind, _)| !told.contains(kind))
         .flat_map(|(kind, names)| {
             let fits = |l: &&Linear| names.iter().any(|name| super::matches(name, &graph.leaf(l.weight).name));
-            found.values().filter(fits).map(|l| (l.node, *kind))
+            found.values().filter(fits).map(move |l| (l.node, kind))
         })
         .collect();
     marks.extend(named);

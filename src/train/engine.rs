@@ -221,9 +221,7 @@ impl OnnxRuntime {
             options,
         })
     }
-}
 
-impl OnnxRuntime {
     /// A session of a part with data in `folder`, which reads the parameters in place.
     fn call(&self, part: &Part, folder: &Path) -> Result<Run<'_>> {
         let options = Options { folder: Some(folder.into()), assignment: false, ..self.options.clone() };
