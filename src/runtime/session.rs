@@ -15,7 +15,7 @@ use ort::session::{IoBinding, SessionInputValue};
 use ort::value::{DynTensor, Outlet, TensorElementType, ValueType};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// The library of this process and ort's environment in it; both live until the process ends.
 pub struct Environment {
@@ -98,6 +98,17 @@ pub struct Port {
     pub shape: Vec<i64>,
 }
 
+/// ONNX Runtime lists the domains of operators for the process, and fails where two sessions put in one at a time: held
+/// while the first session with operators of ours is opened.
+fn first_with_operators(options: &Options) -> Option<MutexGuard<'static, bool>> {
+    static IS_LISTED: Mutex<bool> = Mutex::new(false);
+    if options.operators.is_empty() {
+        return None;
+    }
+    let mut is_listed = IS_LISTED.lock().unwrap_or_else(PoisonError::into_inner);
+    (!std::mem::replace(&mut *is_listed, true)).then_some(is_listed)
+}
+
 /// A loaded model.
 pub struct Session {
     inner: ort::session::Session,
@@ -166,6 +177,7 @@ impl Session {
             for domain in &options.operators {
                 builder = builder.with_operators(domain.clone())?;
             }
+            let _first = first_with_operators(options);
             commit(&mut builder)
         })();
         let inner = session.map_err(failed("load the model"))?;
