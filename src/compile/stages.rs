@@ -60,7 +60,11 @@ pub fn lower_for(
     fired: &mut BTreeMap<String, usize>,
 ) -> Result<Graph> {
     let expanded = lower::expand(graph, &library.lower, target, fired)?;
-    let saturated = rewrite::saturate(&expanded, &usable(&[&library.fuse], target), &rewrite::Options::default())?;
+    let saturated = rewrite::saturate(
+        &expanded,
+        &usable(&[&library.fuse, &library.simplify], target),
+        &rewrite::Options::default(),
+    )?;
     rewrite::count(fired, &saturated.fired);
     Ok(saturated.graph)
 }

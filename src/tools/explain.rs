@@ -84,7 +84,12 @@ pub fn explain(request: &Request) -> Result<Explanation> {
         (is_in(&library.sink), Stage::Objective, Stage::Sink, families(&[&library.sink, &library.simplify])),
         (simplify, Stage::Objective, Stage::Sink, families(&[&library.simplify])),
         (simplify, Stage::Differentiate, Stage::Optimise, families(&[&library.simplify])),
-        (is_in(&library.fuse), Stage::Optimise, Stage::Lower, families(&[&library.fuse])),
+        (
+            is_in(&library.fuse) || simplify,
+            Stage::Optimise,
+            Stage::Lower,
+            families(&[&library.fuse, &library.simplify]),
+        ),
     ];
     for (belongs, before, stage, rules) in runs {
         let Some(graph) = graphs.get(&before).filter(|_| belongs) else { continue };
