@@ -42,6 +42,11 @@ fn elementwise() {
     cases.push(case("Swish", &[x()]).float("alpha", 1.5).opset(24));
     cases.push(case("Softmax", &[real("x", &["2", "3", "4"])]).int("axis", 1));
     cases.push(case("Div", &[x(), positive("d", &["3"])]));
+    let whole = |name: &str, values: &[i64]| indices(name, &["n=6"], values);
+    for fmod in [0, 1] {
+        let operands = [whole("i", &[7, -7, 7, -7, 6, 0]), whole("m", &[3, 3, -3, -3, 2, 5])];
+        cases.push(case("Mod", &operands).int("fmod", fmod).flat());
+    }
     cases.push(case("Pow", &[p(), y()]));
     cases.push(case("Pow", &[x()]).number("three", 3.0));
     cases.push(case("Clip", &[x()]).number("low", -0.5).number("high", 0.75));
@@ -148,6 +153,8 @@ fn indexing() {
         case("GatherND", &[x(), indices("i", &["3", "2", "1"], &[1, 0, -1])]),
         case("GatherND", &[x(), indices("i", &["batch=2", "1"], &[2, -2])]).int("batch_dims", 1),
         case("GatherND", &[x(), indices("i", &["batch=2", "3", "2"], &[2, 3, 0, 1])]).int("batch_dims", 1),
+        case("GatherND", &[x()]).table(ints("i", &[1, 2], &[0, -1])),
+        case("GatherND", &[x()]).table(ints("i", &[1, 1, 3], &[1, -2, 0])),
         case("ScatterElements", &[x(), at("i", &["batch=2", "2", "4"]), real("u", &["batch=2", "2", "4"])])
             .int("axis", 1)
             .word("reduction", "add"),

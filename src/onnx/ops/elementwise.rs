@@ -70,6 +70,33 @@ fn is_position(b: &Build, mut id: Id) -> bool {
     matches!(b.graph.node(id), Node::Op(Op::Iota, _))
 }
 
+/// The remainder of integers.  It has the divisor's sign, or with `fmod` the dividend's, as that of IR's division, which
+/// truncates, has anyway: adding the divisor and dividing once more leads from the one to the other.
+pub fn modulo(b: &mut Build, call: &Call) -> Read {
+    let (x, y) = (call.value(0)?, call.value(1)?);
+    let is_float = match x {
+        Value::Known(k) => k.dtype.is_float(),
+        other => {
+            let id = b.tensor(other)?;
+            b.ty(id)?.dtype.is_float()
+        }
+    };
+    if is_float {
+        return Err("the remainder of numbers with a fraction is not supported".into());
+    }
+    let rest = |b: &mut Build, x: &Value| -> Result<Value, String> {
+        let quotient = combine(b, Op::Div, x, y)?;
+        let whole = combine(b, Op::Mul, &quotient, y)?;
+        combine(b, Op::Sub, x, &whole)
+    };
+    let truncated = rest(b, x)?;
+    if call.int_or("fmod", 0) != 0 {
+        return Ok(vec![truncated]);
+    }
+    let shifted = combine(b, Op::Add, &truncated, y)?;
+    Ok(vec![rest(b, &shifted)?])
+}
+
 pub fn rank(b: &Build, value: &Value) -> usize {
     match value {
         Value::Node(id) => b.shape(*id).len(),

@@ -125,6 +125,7 @@ static STANDARD: &[Row] = &[
     row("Mean", 8, Fn(elementwise::mean)),
     row("Min", 8, Join(Op::Min)),
     row("Mish", 18, Fn(compose::mish)),
+    row("Mod", 10, Fn(elementwise::modulo)),
     row("Mul", 1, Binary(Op::Mul)),
     row("Neg", 1, Unary(Op::Neg)),
     row("Not", 1, Unary(Op::Not)),

@@ -62,10 +62,37 @@ fn places(b: &mut Build, call: &Call, dims: &[Dim], batch: usize) -> Result<Plac
     Ok(Places { places, indexed: batch + width })
 }
 
+/// What one known tuple addresses, as a slice: it needs no index tensor.
+fn part(b: &mut Build, call: &Call, x: Id, batch: usize) -> Result<Option<Id>, String> {
+    let dims = b.shape(x);
+    let Some((index, tuple)) = call.known(1).and_then(|k| Some((k, k.dims()?))) else { return Ok(None) };
+    let is_one =
+        batch == 0 && index.shape.last() == Some(&tuple.len()) && !tuple.is_empty() && tuple.len() <= dims.len();
+    if !is_one || tuple.iter().any(|n| sign(n).is_none()) {
+        return Ok(None);
+    }
+    let outer = index.shape[..index.shape.len() - 1].iter().map(|n| Dim::Known(*n as i64));
+    let shape: Vec<Dim> = outer.chain(dims[tuple.len()..].iter().cloned()).collect();
+    let mut x = x;
+    for (axis, n) in tuple.iter().enumerate() {
+        let at = if sign(n) == Some(Ordering::Less) { n.clone() + dims[axis].clone() } else { n.clone() };
+        if let (Some(size), Some(at)) = (dims[axis].known(), at.known())
+            && !(0..size).contains(&at)
+        {
+            return Err(format!("index {n} is outside size {size}"));
+        }
+        x = b.slice(x, axis, at.clone(), at + Dim::Known(1), 1)?;
+    }
+    b.reshape(x, &shape).map(Some)
+}
+
 pub fn gather_nd(b: &mut Build, call: &Call) -> Read {
     let x = call.node(b, 0)?;
     let dims = b.shape(x);
     let batch = usize::try_from(call.int_or("batch_dims", 0)).map_err(|_| "batch_dims must not be negative")?;
+    if let Some(part) = part(b, call, x, batch)? {
+        return Ok(vec![Value::Node(part)]);
+    }
     let Places { places, indexed } = places(b, call, &dims, batch)?;
     let joined = b.reshape(x, &[&[numel(&dims[..indexed])], &dims[indexed..]].concat())?;
     Ok(vec![Value::Node(b.op(Op::Gather, &[joined, places], &[Lit::Int(Dim::Known(0))])?)])
