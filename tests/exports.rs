@@ -17,7 +17,12 @@ use weftc::train::{Setup, Trainer};
 const OWN: &str = "models";
 const SHARED: &str = "../shared/models";
 
-const OWN_NAMES: [&str; 10] = [
+const OWN_NAMES: [&str; 15] = [
+    "attention_filled_dynamo18",
+    "attention_groups_dynamo18",
+    "attention_module_dynamo18",
+    "attention_shared_legacy17",
+    "attention_weights_dynamo18",
     "dream_micro_dynamo18",
     "llada_micro_dynamo18",
     "llada_micro_legacy17",
@@ -243,6 +248,7 @@ const CASES: &[(&str, &str)] = &[
         "(matmul (where (is_nan (softmax (add (mul (matmul q (transpose k [0 1 3 2])) 0.5) m) -1)) 0.0
            (softmax (add (mul (matmul q (transpose k [0 1 3 2])) 0.5) m) -1)) v)",
     ),
+    ("sum-over-count", "(div (sum x [-1]) 8.0)"),
     ("expand-identity", "(expand x [batch 8])"),
     ("expand-expand", "(expand (expand w [1 8]) [batch 8])"),
     ("cast-identity", "(cast x f32)"),

@@ -6,6 +6,7 @@
 use crate::ir::dim::numel;
 use crate::ir::infer::{resolve_axes, resolve_axis};
 use crate::ir::{Builder, DType, Dim, F64, Id, Lit, Type};
+use std::ops::Range;
 
 /// A row of either table: name, number of arguments (`None`: any), what it gives.
 pub struct Row<F: 'static> {
@@ -71,6 +72,23 @@ fn swapped(rank: usize) -> Option<Vec<usize>> {
     Some(p)
 }
 
+fn ordered(shape: &[Dim], p: &[usize]) -> Option<Vec<Dim>> {
+    (shape.len() == p.len()).then(|| p.iter().map(|k| shape[*k].clone()).collect())
+}
+
+/// Where the shape `fine` splits axes of `coarse`: the range of its axes that each becomes.  `None` where it splits none, or
+/// does more than that; axes of one element that are put in or taken out are none of an axis's.
+fn parts(coarse: &[Dim], fine: &[Dim]) -> Option<Vec<Range<usize>>> {
+    let mut found: Vec<Range<usize>> = Vec::new();
+    for axis in coarse {
+        let start = found.last().map_or(0, |r| r.end);
+        let end = (start + 1..=fine.len()).find(|end| numel(&fine[start..*end]) == *axis)?;
+        let is_plain = end == start + 1 || fine[start..end].iter().all(|d| !d.is(1));
+        is_plain.then(|| found.push(start..end))?;
+    }
+    (found.last().is_some_and(|r| r.end == fine.len()) && fine.len() > coarse.len()).then_some(found)
+}
+
 /// Computed attributes: literals from the types of the arguments.
 #[rustfmt::skip]
 pub static COMPUTED: &[Computed] = &[
@@ -85,6 +103,8 @@ pub static COMPUTED: &[Computed] = &[
           run: |a| { let (last, lead) = shape(a[0])?.split_last()?; list([numel(lead), last.clone()]) } },
     Row { name: "leads", arity: Some(1), doc: "the shape of x without its last two axes",
           run: |a| { let s = shape(a[0])?; list(s[..s.len().checked_sub(2)?].to_vec()) } },
+    Row { name: "with_leads", arity: Some(3), doc: "the shape of x with n and m as its last two axes",
+          run: |a| { let s = shape(a[0])?; list(s[..s.len().checked_sub(2)?].iter().cloned().chain([int(a[1])?, int(a[2])?])) } },
     Row { name: "leading_axes", arity: Some(2), doc: "all axes of x but the last k, counted from the end",
           run: |a| { let n = shape(a[0])?.len() as i64; list((0..n - known(a[1])?).map(|k| Dim::Known(k - n))) } },
     Row { name: "normal_axis", arity: Some(2), doc: "axis k of x counted from the front", run: |a| size(Dim::Known(index(a[1], shape(a[0])?.len())? as i64)) },
@@ -94,7 +114,22 @@ pub static COMPUTED: &[Computed] = &[
     Row { name: "to_front", arity: Some(3), doc: "the permutation that moves n axes of x, from axis k on, to the front",
           run: |a| { let (r, k, n) = (shape(a[0])?.len(), usize::try_from(known(a[1])?).ok()?, usize::try_from(known(a[2])?).ok()?);
                      (k + n <= r).then(|| indices((k..k + n).chain(0..k).chain(k + n..r)))? } },
+    // Of reshapes of transposed tensors.
+    Row { name: "outer_axis", arity: Some(3), doc: "the axis of x that axis k of x in the shape s is the outer part of, or all of",
+          run: |a| { let (s, to) = (shape(a[0])?, ints(a[1])?); let k = index(a[2], to.len())?; let (before, behind) = (numel(&to[..k]), numel(&to[k + 1..]));
+                     let leads = |j: &usize| numel(&s[..*j]) == before && behind.div_exact(&numel(&s[j + 1..])).is_some_and(|inner| inner * to[k].clone() == s[*j]);
+                     size(Dim::Known((0..s.len()).find(leads)? as i64)) } },
+    Row { name: "split_shape", arity: Some(3), doc: "x with the axes split that the shape r splits of x in the order p",
+          run: |a| { let (p, r) = (perm(a[1])?, ints(a[2])?); let parts = parts(&ordered(shape(a[0])?, &p)?, r)?;
+                     list((0..p.len()).flat_map(|k| r[parts[p.iter().position(|x| *x == k).unwrap_or(k)].clone()].to_vec())) } },
+    Row { name: "split_perm", arity: Some(3), doc: "the order p of x with those axes split",
+          run: |a| { let (p, r) = (perm(a[1])?, ints(a[2])?); let parts = parts(&ordered(shape(a[0])?, &p)?, r)?;
+                     let start = |axis: usize| (0..p.len()).filter(|k| p[*k] < axis).map(|k| parts[k].len()).sum::<usize>();
+                     indices(p.iter().zip(&parts).flat_map(|(axis, part)| (0..part.len()).map(move |k| start(*axis) + k))) } },
+    Row { name: "merge_perm", arity: Some(3), doc: "the order of x such that the shape r, which merges neighbouring axes of x, is then in the order p",
+          run: |a| { let (r, p) = (ints(a[1])?, perm(a[2])?); let parts = parts(r, shape(a[0])?)?; (p.len() == r.len()).then(|| indices(p.iter().flat_map(|k| parts[*k].clone())))? } },
     // Of permutations and lists.
+    Row { name: "item", arity: Some(2), doc: "element k of a list", run: |a| { let s = ints(a[0])?; size(s[index(a[1], s.len())?].clone()) } },
     Row { name: "compose", arity: Some(2), doc: "the permutation: first p, then q",
           run: |a| { let (p, q) = (perm(a[0])?, perm(a[1])?); (p.len() == q.len()).then(|| indices(q.iter().map(|k| p[*k])))? } },
     Row { name: "invert", arity: Some(1), doc: "the inverse permutation",
@@ -157,6 +192,8 @@ pub static GUARDS: &[Guard] = &[
               ([k, r], [r2, n]) if r == r2 => { let (k, n, r) = (k.known()?, n.known()?, r.known()?); Some(r * (k + n) < k * n) }
               _ => Some(false),
           } },
+    Row { name: "keeps_order", arity: Some(2), doc: "p moves no axis of x past another but those of one element",
+          run: |a| { let (s, p) = (shape(a[0])?, perm(a[1])?); let kept: Vec<usize> = p.into_iter().filter(|k| s.get(*k).is_some_and(|d| !d.is(1))).collect(); Some(kept.is_sorted()) } },
     Row { name: "last_axis", arity: Some(2), doc: "axis k is the last of x", run: |a| { let n = shape(a[0])?.len(); Some(index(a[1], n)? + 1 == n) } },
 ];
 
@@ -228,6 +265,7 @@ mod tests {
             ("(dim x -1)", "6"),
             ("(rows x)", "[4*batch 6]"),
             ("(leads x)", "[batch]"),
+            ("(with_leads x 2 3)", "[batch 2 3]"),
             ("(leading_axes x 2)", "[-3]"),
             ("(normal_axis x -1)", "2"),
             ("(reduced x [0 -1])", "6*batch"),
@@ -242,6 +280,13 @@ mod tests {
             ("(tail [1 2 3] 1)", "[3]"),
             ("(insert [1 2] -1 3)", "[1 2 3]"),
             ("(replace [1 2] -1 3)", "[1 3]"),
+            ("(item [7 8 9] -1)", "9"),
+            ("(outer_axis x [batch 2 2 6] 1)", "1"),
+            ("(outer_axis x [batch 4 2 3] 2)", "2"),
+            // [6 4 batch] to [2 3 4 batch]; [4 6*batch] of [batch 4 6], its last axes merged and put first.
+            ("(split_shape x [2 1 0] [2 3 4 batch])", "[batch 4 2 3]"),
+            ("(split_perm x [2 1 0] [2 3 4 batch])", "[2 3 1 0]"),
+            ("(merge_perm x [batch 24] [1 0])", "[1 2 0]"),
             ("(idiv 6 2)", "3"),
             ("(end_of 1 3 2)", "6"),
             ("(end_of 1 0 2)", "1"),
