@@ -86,8 +86,10 @@ pub fn work(op: Op, children: &[&Type], result: &Type, sizes: Sizes) -> Option<W
             let heads_first = probabilities || matches!(op, Op::Attention | Op::AttentionBias);
             let scores = at.scores(q, k, heads_first);
             let values = if probabilities { 0 } else { at.axis(result, 1) };
-            // The scores are written by the product and once more by the softmax.
-            let traffic = scores.saturating_mul(2 * element_size(q));
+            // The scores are written by the product and once more by the softmax.  A pass more where heads come by groups,
+            // [B, K, G, L, d]: heads in one axis, which later rules know, are chosen of two equal forms.
+            let passes = if q.shape().len() > 4 { 3 } else { 2 };
+            let traffic = scores.saturating_mul(passes * element_size(q));
             let products = multiply_adds(scores.saturating_mul(at.axis(q, 1).saturating_add(values)));
             let result = if values > 0 { written } else { 0 };
             let bytes = read.saturating_add(result).saturating_add(traffic);
