@@ -248,7 +248,22 @@ const CASES: &[(&str, &str)] = &[
         "(matmul (where (is_nan (softmax (add (mul (matmul q (transpose k [0 1 3 2])) 0.5) m) -1)) 0.0
            (softmax (add (mul (matmul q (transpose k [0 1 3 2])) 0.5) m) -1)) v)",
     ),
+    (
+        "lift-attention-bias-guarded-unscaled",
+        "(matmul (where (is_nan (softmax (add (matmul q (transpose k [0 1 3 2])) m) -1)) 0.0
+           (softmax (add (matmul q (transpose k [0 1 3 2])) m) -1)) v)",
+    ),
+    (
+        "lift-attention-guarded-unscaled",
+        "(matmul (where (is_nan (softmax (matmul q (transpose k [0 1 3 2])) -1)) 0.0
+           (softmax (matmul q (transpose k [0 1 3 2])) -1)) v)",
+    ),
+    (
+        "lift-attention-kept",
+        "(matmul (softmax (where (greater m 0.0) (mul (matmul q (transpose k [0 1 3 2])) 0.5) -inf) -1) v)",
+    ),
     ("sum-over-count", "(div (sum x [-1]) 8.0)"),
+    ("scale-rope", "(rope (mul q 0.5) cos sin)"),
     ("expand-identity", "(expand x [batch 8])"),
     ("expand-expand", "(expand (expand w [1 8]) [batch 8])"),
     ("cast-identity", "(cast x f32)"),
