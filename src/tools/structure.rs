@@ -1,8 +1,8 @@
 //! What a lifted model consists of, block by block.
 
 use crate::ir::op::Cost;
-use crate::ir::{Graph, Id, LeafKind, Node, Op};
-use rustc_hash::FxHashMap;
+use crate::ir::{Graph, Id, LeafKind, Node, Op, TensorType};
+use rustc_hash::{FxHashMap, FxHashSet};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -115,20 +115,83 @@ fn block_of(parameter: &str) -> String {
     parts[..end].join(".")
 }
 
-/// Primitives that a lift should have eaten.
+/// Primitives that a lift should have eaten, and what of attention and rotary positions is spelled with others.
 pub fn left_over(graph: &Graph) -> Vec<LeftOver> {
     let live = graph.live();
-    let found = |op: Op| {
-        let nodes: Vec<Id> = live.iter().copied().filter(|id| graph.node(*id).op() == Some(op)).collect();
+    let origins = Origins::of(graph, &live);
+    let found = |operator: &str, is_left: &dyn Fn(Id) -> bool| {
+        let nodes: Vec<Id> = live.iter().copied().filter(|id| is_left(*id)).collect();
         let places = nodes.iter().filter_map(|id| graph.origin.get(id)).take(PLACES).map(|o| o.to_string());
-        LeftOver { operator: op.name().into(), count: nodes.len(), places: places.collect() }
+        LeftOver { operator: operator.into(), count: nodes.len(), places: places.collect() }
     };
-    LEFT_OVER.into_iter().map(found).filter(|l| l.count > 0).collect()
+    let primitives = LEFT_OVER.iter().map(|op| found(op.name(), &|id| graph.node(id).op() == Some(*op)));
+    let scores = found("matmul of tokens with tokens", &|id| origins.is_score(graph, id));
+    let rotations = found("mul by cos or sin", &|id| origins.is_rotation(graph, id));
+    primitives.chain([scores, rotations]).filter(|l| l.count > 0).collect()
+}
+
+/// What values are computed from.
+struct Origins {
+    /// The model's inputs; an index into a table that is computed makes no data of it.
+    data: FxHashSet<Id>,
+    /// A cosine or a sine of what is not data, arranged in any way.
+    angles: FxHashSet<Id>,
+}
+
+impl Origins {
+    fn of(graph: &Graph, live: &[Id]) -> Self {
+        let mut origins = Origins { data: FxHashSet::default(), angles: FxHashSet::default() };
+        for &id in live {
+            match graph.node(id) {
+                Node::Leaf(leaf) if graph.leaf(*leaf).kind == LeafKind::Input => drop(origins.data.insert(id)),
+                Node::Op(Op::Gather, c) if graph.as_leaf(c[0]).is_none() && !origins.data.contains(&c[0]) => {}
+                Node::Op(op, c) => {
+                    let is_data = c.iter().any(|x| origins.data.contains(x));
+                    let arranges =
+                        op.row().cost == Cost::Free || matches!(op, Op::Concat | Op::Slice | Op::Expand | Op::Neg);
+                    if is_data {
+                        origins.data.insert(id);
+                    } else if matches!(op, Op::Cos | Op::Sin)
+                        || arranges && c.iter().any(|x| origins.angles.contains(x))
+                    {
+                        origins.angles.insert(id);
+                    }
+                }
+                _ => {}
+            }
+        }
+        origins
+    }
+
+    /// Scores that no attention has taken: as many for each token as there are tokens.
+    fn is_score(&self, graph: &Graph, id: Id) -> bool {
+        let Node::Op(Op::MatMul, c) = graph.node(id) else { return false };
+        let grows = |t: &TensorType| t.shape.iter().rev().take(2).all(|n| n.known().is_none());
+        c.iter().all(|x| self.data.contains(x)) && graph.tensor_type(id).is_some_and(grows)
+    }
+
+    /// A rotation that no `rope` has taken.
+    fn is_rotation(&self, graph: &Graph, id: Id) -> bool {
+        let Node::Op(Op::Mul, c) = graph.node(id) else { return false };
+        c.iter().any(|x| self.angles.contains(x)) && c.iter().any(|x| self.data.contains(x))
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::block_of;
+    use super::{block_of, left_over};
+    use crate::ir::text;
+
+    /// Scores through a sigmoid, and rotations of pairs that are no neighbours.
+    #[test]
+    fn what_is_spelled_with_common_operators_is_told() {
+        let model = "(graph g (input ids i64 [b l]) (param e f32 [9 4]) (param t f32 [9 4])
+            (let x (gather e ids 0)) (let turned (mul x (cos (slice t 0 0 l 1))))
+            (let s (exp (matmul turned (transpose x [0 2 1])))) (output logits (matmul s x)))";
+        let graph = text::parse(model).unwrap_or_else(|e| panic!("{}", e.message));
+        let told: Vec<_> = left_over(&graph).into_iter().map(|l| (l.operator, l.count)).collect();
+        assert_eq!(told, [("matmul of tokens with tokens".to_string(), 1), ("mul by cos or sin".to_string(), 1)]);
+    }
 
     #[test]
     fn the_number_ends_the_block() {
