@@ -80,6 +80,15 @@ class Groups(Projected):
         return scores.softmax(-1) @ v[:, :, None]
 
 
+class Einsum(Groups):
+    """The same by index, with a softmax by hand."""
+
+    def mix(self, q, k, v):
+        scores = torch.einsum("bkgld,bkmd->bkglm", q.unflatten(1, (2, 2)), k) / math.sqrt(HEAD)
+        weights = torch.exp(scores - scores.amax(-1, keepdim=True))
+        return torch.einsum("bkglm,bkmd->bkgld", weights / weights.sum(-1, keepdim=True), v)
+
+
 class Shared(Projected):
     """One head of keys for all; pairs that are every second element."""
 
@@ -132,6 +141,7 @@ MODELS = [
     ("attention_module_dynamo18", lambda: Module(False)),
     ("attention_weights_dynamo18", lambda: Module(True)),
     ("attention_groups_dynamo18", Groups),
+    ("attention_einsum_dynamo18", Einsum),
     ("attention_shared_legacy17", Shared),
     ("attention_filled_dynamo18", Filled),
 ]

@@ -17,7 +17,8 @@ use weftc::train::{Setup, Trainer};
 const OWN: &str = "models";
 const SHARED: &str = "../shared/models";
 
-const OWN_NAMES: [&str; 15] = [
+const OWN_NAMES: [&str; 16] = [
+    "attention_einsum_dynamo18",
     "attention_filled_dynamo18",
     "attention_groups_dynamo18",
     "attention_module_dynamo18",
