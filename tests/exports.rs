@@ -237,6 +237,8 @@ const CASES: &[(&str, &str)] = &[
     ),
     ("slice-concat-first", "(slice (concat c d 1) 1 0 2 1)"),
     ("slice-concat-second", "(slice (concat c d 1) 1 2 4 1)"),
+    ("slice-slice", "(slice (slice y 1 1 4 1) 1 1 3 1)"),
+    ("concat-concat", "(concat (concat c d 1) (concat d c 1) 1)"),
     ("lift-gelu", "(mul (mul x 0.5) (add 1.0 (erf (mul x 0.70710678))))"),
     ("lift-gelu-tanh", "(mul (mul x 0.5) (add 1.0 (tanh (mul 0.79788456 (add x (mul 0.044715 (mul x (mul x x))))))))"),
     ("lift-gelu-tanh-power", "(mul (mul x 0.5) (add 1.0 (tanh (mul 0.79788456 (add x (mul 0.044715 (pow x 3.0)))))))"),

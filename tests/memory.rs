@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use weftc::compile::{Budget, Compiled, Options, Trainable, compile};
 use weftc::error::Error;
 use weftc::interp;
-use weftc::ir::{Builder, Id, text};
+use weftc::ir::{Builder, DType, Id, text};
 use weftc::kernels;
 use weftc::manifest::Role;
 use weftc::memory::{Values, size};
@@ -372,6 +372,23 @@ fn what_comes_after_something_is_not_merged() {
             ["sin_0", "exp_1"].iter().filter_map(|n| computed.iter().position(|c| c == n)).collect();
         assert!(exps == times && order.is_sorted() && order.len() == 2, "{shape}: {computed:?}");
     }
+}
+
+/// Two sessions that run in turns need what one needs, where they share memory.
+#[test]
+fn sessions_take_memory_in_turns() {
+    let source = "(graph g (input x f32 [n]) (output y (sum (exp (sin x)) [0])))";
+    let model = write::plain(&text::parse(source).unwrap_or_else(|e| panic!("{}", e.message)), &[]).unwrap();
+    let x = HostTensor::zeros(DType::F32, &[1 << 20]).unwrap();
+    let options = runtime::Options { threads: 1, shares_memory: true, ..runtime::Options::default() };
+    let mut sessions: Vec<Session> = (0..2).map(|_| Session::from_bytes(&model, &options).unwrap()).collect();
+    let most: Vec<u64> = (0..4)
+        .map(|k| {
+            sessions[k % 2].run([("x", &x)]).unwrap();
+            sessions[k % 2].most_memory().unwrap()
+        })
+        .collect();
+    assert!(most[0] >= 4 << 20 && most.iter().all(|m| *m < most[0] + (1 << 20)), "{most:?}");
 }
 
 #[test]

@@ -43,12 +43,24 @@ pub fn environment_for(gpu: bool, say: &mut dyn FnMut(&str)) -> Result<&'static 
             Ok(builder) => {
                 let inner = builder.with_name("weftc").with_telemetry(false).build().map_err(failed("start"))?;
                 inner.set_log_level(LogLevel::Error);
+                register_arena(&inner).map_err(failed("set its memory up"))?;
                 return Ok(ENVIRONMENT.get_or_init(|| Environment { inner, library }));
             }
             Err(why) => refused.push(format!("{}: {why}", library.origin.name())),
         }
     }
     Err(locate::missing(&refused))
+}
+
+/// Memory that sessions may take in turns.
+fn register_arena(environment: &ort::environment::Environment) -> ort::Result<()> {
+    let info = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default)?;
+    let defaults = std::ptr::null();
+    // SAFETY: both live through the call, which copies what it keeps; without a configuration it takes its own.
+    let status =
+        unsafe { (ort::api().CreateAndRegisterAllocator)(environment.ptr().cast_mut(), info.ptr(), defaults) };
+    // SAFETY: the status is that of the call just made.
+    unsafe { ort::Error::result_from_status(status) }
 }
 
 /// How a session is set up.
@@ -67,6 +79,9 @@ pub struct Options {
     /// Kernels, by domain and name; they replace the functions of the same name.
     pub operators: Vec<Arc<ort::operator::OperatorDomain>>,
     pub device: Device,
+    /// Whether values on a CPU lie in memory that all such sessions take in turns, instead of the session's own.  What is
+    /// counted as a session's is then that of all.
+    pub shares_memory: bool,
     /// Whether [`Session::assignment`] is noted.
     pub assignment: bool,
     /// Where ONNX Runtime's profile goes: the start of the file's name.
@@ -83,6 +98,7 @@ impl Default for Options {
             folder: None,
             operators: Vec::new(),
             device: Device::Cpu,
+            shares_memory: false,
             assignment: false,
             profile: None,
         }
@@ -157,6 +173,9 @@ impl Session {
                 let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.clone());
                 let key = "session.model_external_initializers_file_folder_path";
                 builder = builder.with_config_entry(key, folder.to_string_lossy())?;
+            }
+            if options.shares_memory {
+                builder = builder.with_env_allocators()?;
             }
             if let Device::Cuda(id) = options.device {
                 let provider = ep::CUDA::default()

@@ -144,7 +144,8 @@ impl OnnxRuntime {
             ..options.clone()
         };
         let folder = Some(file.folder().to_path_buf());
-        let mut options = Options { folder, assignment, profile: None, ..options.clone() };
+        // The step, an entropy pass before it and an evaluation between steps run in turns.
+        let mut options = Options { folder, assignment, shares_memory: true, profile: None, ..options.clone() };
         let native = file.manifest.version >= KERNELS_SINCE && file.manifest.compute == "f32";
         if options.device == Device::Cpu && !portable && native {
             // Kernels are ONNX Runtime's objects: it must be loaded.
