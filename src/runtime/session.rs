@@ -57,8 +57,7 @@ fn register_arena(environment: &ort::environment::Environment) -> ort::Result<()
     let info = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default)?;
     let defaults = std::ptr::null();
     // SAFETY: both live through the call, which copies what it keeps; without a configuration it takes its own.
-    let status =
-        unsafe { (ort::api().CreateAndRegisterAllocator)(environment.ptr().cast_mut(), info.ptr(), defaults) };
+    let status = unsafe { (ort::api().CreateAndRegisterAllocator)(environment.ptr().cast_mut(), info.ptr(), defaults) };
     // SAFETY: the status is that of the call just made.
     unsafe { ort::Error::result_from_status(status) }
 }
