@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from export import seeded, strip
+from export import seeded
+from spellings import export
 
 VOCAB, WIDTH, HEADS, LENGTH = 64, 32, 4, 12
 HEAD = WIDTH // HEADS
@@ -149,18 +150,7 @@ MODELS = [
 
 def main(folder):
     for name, attention in MODELS:
-        model = seeded(Model(attention()), seed=0).eval()
-        ids, path = torch.zeros(2, LENGTH, dtype=torch.int64), folder / f"{name}.onnx"
-        common = {"input_names": ["input_ids"], "output_names": ["logits"]}
-        if name.endswith("dynamo18"):
-            dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("seq", max=LENGTH)}
-            torch.onnx.export(model, (ids,), path, dynamo=True, opset_version=18, external_data=False,
-                              dynamic_shapes={"input_ids": dims}, verbose=False, **common)
-        else:
-            axes = {0: "batch", 1: "seq"}
-            torch.onnx.export(model, (ids,), path, dynamo=False, opset_version=17,
-                              dynamic_axes={"input_ids": axes, "logits": axes}, **common)
-        strip(path)
+        export(seeded(Model(attention()), seed=0).eval(), folder, name, LENGTH)
 
 
 if __name__ == "__main__":

@@ -98,21 +98,26 @@ MODELS = [
 ]
 
 
+def export(model, folder, name, length):
+    """Writes folder/name.onnx by the exporter and opset that end the name, for up to `length` tokens."""
+    ids, path = torch.zeros(2, length, dtype=torch.int64), folder / f"{name}.onnx"
+    common = {"input_names": ["input_ids"], "output_names": ["logits"]}
+    if name.endswith("dynamo18"):
+        dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("seq", max=length)}
+        torch.onnx.export(model, (ids,), path, dynamo=True, opset_version=18, external_data=False,
+                          dynamic_shapes={"input_ids": dims}, verbose=False, **common)
+    else:
+        axes = {0: "batch", 1: "seq"}
+        torch.onnx.export(model, (ids,), path, dynamo=False, opset_version=17,
+                          dynamic_axes={"input_ids": axes, "logits": axes}, **common)
+    strip(path)
+
+
 def main(folder):
     for name, rotate, norm, dtype in MODELS:
         model = seeded(Model(rotate, norm), seed=0).to(dtype)
         model.c, model.s = model.c.float(), model.s.float()
-        ids, path = torch.zeros(2, LENGTH, dtype=torch.int64), folder / f"{name}.onnx"
-        common = {"input_names": ["input_ids"], "output_names": ["logits"]}
-        if name.endswith("dynamo18"):
-            dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("seq", max=LENGTH)}
-            torch.onnx.export(model, (ids,), path, dynamo=True, opset_version=18, external_data=False,
-                              dynamic_shapes={"input_ids": dims}, verbose=False, **common)
-        else:
-            axes = {0: "batch", 1: "seq"}
-            torch.onnx.export(model, (ids,), path, dynamo=False, opset_version=17,
-                              dynamic_axes={"input_ids": axes, "logits": axes}, **common)
-        strip(path)
+        export(model, folder, name, LENGTH)
 
 
 if __name__ == "__main__":
