@@ -11,7 +11,7 @@
 //!
 //! | stage | what happens | where its knowledge lives |
 //! |---|---|---|
-//! | read | exporters' differences end; weights stay on disk | [`onnx::read`] |
+//! | read | exporters' differences end; weights stay on disk | [`mod@onnx::read`] |
 //! | lift | idioms become composites (`rms_norm`, `rope`, `attention`) | `rules/lift.egg`, `rules/simplify.egg` |
 //! | adapt | trained factors beside frozen weights, in their cheapest order | `rules/adapters/*.egg`, `rules/factor.egg`, [`adapt`] |
 //! | pack | sequences share rows, where that is asked for | [`packing`] |
@@ -35,7 +35,7 @@
 //! [`peft`] reads adapters and merges them, [`profile`] knows the published families of models, [`report`] draws runs.
 //! [`export`] writes what a run learnt in the formats of others; [`sampling`] lends runs the compiler, for answers on the way,
 //! plans and steps taken apart.
-//! [`cost`] counts what nodes do, for extraction, reports and predictions; [`bench`] measures a step, part by part, and the
+//! [`cost`] counts what nodes do, for extraction, reports and predictions; [`mod@bench`] measures a step, part by part, and the
 //! machine.
 //! [`tools`] uses the stages for other ends: to show a model, to explain a rule, to write plain gradients.
 //!

@@ -1,7 +1,7 @@
 //! What a node does: the one table of floating-point operations and bytes.
 //!
 //! Extraction weighs graphs by it ([`cost`]), sinking counts by it what a rule saves ([`of`]), the compile report and
-//! `weftc bench` tell operations and times from it ([`predict`]) for a machine that was measured ([`machine`]).
+//! `weftc bench` tell operations and times from it ([`mod@predict`]) for a machine that was measured ([`machine`]).
 
 pub mod machine;
 pub mod predict;

@@ -27,7 +27,7 @@ pub struct EvalArgs {
     #[arg(short, long, value_enum)]
     pub task: Task,
     /// Questions: a file of JSON lines, a JSON array, .csv or parquet, or OWNER/NAME in the cache of Hugging Face, with
-    /// slices such as [100] [default: sudoku and countdown are generated]
+    /// slices such as `[100]` [default: sudoku and countdown are generated]
     #[arg(long, value_name = "DATA")]
     pub data: Option<String>,
     /// At most so many questions [default: all; 256 where they are generated]

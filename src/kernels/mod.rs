@@ -3,7 +3,7 @@
 //! ONNX Runtime prefers a kernel to the function of the same name, so a file stays portable and runs fast
 //! here.  A kernel computes what its function's body says: to the bit where a test says so, else within rounding.
 //!
-//! To add one: a type that implements [`operator::Compute`] in a file of its family, and a line in `KERNELS`.
+//! To add one: a type that implements `operator::Compute` in a file of its family, and a line in `KERNELS`.
 mod activation;
 pub mod adamw;
 mod attention;

@@ -11,7 +11,7 @@
 //! - what depends on a token's place but on no token (rotary angles, learned positions, distances) is looked up at the
 //!   place in the token's own sequence;
 //! - what joins tokens otherwise has no meaning in a row of several sequences.  Where nothing is multiplied behind it, as
-//!   where a model shifts its own logits, it is computed by sequence; elsewhere it is refused ([`mixing`]).
+//!   where a model shifts its own logits, it is computed by sequence; elsewhere it is refused (`packing::mixing`).
 
 mod mixing;
 mod places;

@@ -1,7 +1,7 @@
 //! Adapters in PEFT's format: `adapter_config.json` beside `adapter_model.safetensors`.
 //!
 //! PEFT keeps factors as PyTorch does, A as [r in] and B as [out r], under
-//! `base_model.model.MODULE.lora_A.weight`; a DoRA magnitude [out] is `MODULE.lora_magnitude_vector`.
+//! `base_model.model.MODULE.lora_A.weight`; a DoRA magnitude `[out]` is `MODULE.lora_magnitude_vector`.
 
 pub mod merge;
 
@@ -39,7 +39,7 @@ pub struct Module {
     pub a: HostTensor,
     /// [out r]
     pub b: HostTensor,
-    /// [out], of DoRA.
+    /// `[out]`, of DoRA.
     pub magnitude: Option<HostTensor>,
     /// What B A is multiplied by.
     pub scale: f64,

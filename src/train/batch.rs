@@ -13,7 +13,7 @@ pub struct Batch {
     pub tokens: HostTensor,
     /// [B, L] bool: what may be masked and is supervised.
     pub answer: HostTensor,
-    /// [B] f32 in [0, 1): one draw a sequence.
+    /// `[B]` f32 in `[0, 1)`: one draw a sequence.
     pub t: HostTensor,
     /// [B, L] f32 in [0, 1): one draw a token.
     pub u: HostTensor,

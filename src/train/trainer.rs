@@ -226,8 +226,8 @@ impl Trainer {
         self.step_on(std::slice::from_ref(batch), false)
     }
 
-    /// One step on explicit draws: `tokens` [B, L] int64, `answer_mask` [B, L] bool, `t` [B] f32,
-    /// `u` [B, L] f32.  No token counts as padding; diagnostics are returned.
+    /// One step on explicit draws: `tokens` `[B, L]` int64, `answer_mask` `[B, L]` bool, `t` `[B]` f32,
+    /// `u` `[B, L]` f32.  No token counts as padding; diagnostics are returned.
     pub fn step_with(
         &mut self,
         tokens: HostTensor,

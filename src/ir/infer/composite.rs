@@ -160,7 +160,7 @@ pub fn dropout(args: &Args) -> Inferred {
     same(args)
 }
 
-/// A sum over all axes but the last, of operands of one shape [.. n]: [n].
+/// A sum over all axes but the last, of operands of one shape `[.. n]`: `[n]`.
 pub fn last_axis(args: &Args) -> Inferred {
     let (dy, x) = (args.tensor(0)?, args.tensor(1)?);
     match x.shape.last() {
@@ -169,7 +169,7 @@ pub fn last_axis(args: &Args) -> Inferred {
     }
 }
 
-/// The lengths [n] of the columns of w [k n] + a [k r] b [r n].
+/// The lengths `[n]` of the columns of w `[k n]` + a `[k r]` b `[r n]`.
 pub fn weight_norm(args: &Args) -> Inferred {
     let (w, a, b) = (args.tensor(0)?, args.tensor(1)?, args.tensor(2)?);
     match (w.shape.as_slice(), a.shape.as_slice(), b.shape.as_slice()) {
