@@ -46,9 +46,14 @@ pub trait Engine {
     /// Opens the model with the present parameters, which it reads in place; a session lives as long as the result.
     fn open<'a>(&'a self, forward: &'a Forward) -> Result<Call<'a>>;
 
-    /// Opens a part of the file as `open` does; `None` where the step had better be run instead.
-    fn open_part<'a>(&'a self, _part: &'a Part) -> Result<Option<Run<'a>>> {
-        Ok(None)
+    /// Whether parts of the file can be opened beside the step.
+    fn opens_parts(&self) -> bool {
+        false
+    }
+
+    /// Opens a part of the file as `open` does.
+    fn open_part<'a>(&'a self, _part: &'a Part) -> Result<Run<'a>> {
+        Err(Error::internal("evaluation", "the engine opens no parts"))
     }
 
     /// Ends the profiles that `Options::profile` asked for; returns their files by session: `step`, `probe`, `sum`,
@@ -223,9 +228,10 @@ impl OnnxRuntime {
         })
     }
 
-    /// A session of a part with data in `folder`, which reads the parameters in place.
-    fn call(&self, part: &Part, folder: &Path) -> Result<Run<'_>> {
-        let options = Options { folder: Some(folder.into()), assignment: false, ..self.options.clone() };
+    /// A session of a part, which reads the parameters in place; its data are in `folder`, or where those of the step are.
+    fn call(&self, part: &Part, folder: Option<&Path>) -> Result<Run<'_>> {
+        let folder = folder.map(PathBuf::from).or_else(|| self.options.folder.clone());
+        let options = Options { folder, assignment: false, ..self.options.clone() };
         let mut opened = Opened::new(part, &options)?;
         for (name, buffer) in self.names.iter().zip(&self.parameters) {
             opened.input(name, buffer)?;
@@ -265,15 +271,18 @@ impl Engine for OnnxRuntime {
     }
 
     fn open<'a>(&'a self, forward: &'a Forward) -> Result<Call<'a>> {
-        let mut call = self.call(&forward.part, &forward.folder)?;
+        let mut call = self.call(&forward.part, Some(&forward.folder))?;
         let missing = || Error::internal("samples", "the model has no logits");
         Ok(Box::new(move |feeds| call(feeds)?.pop().map(|(_, logits)| logits).ok_or_else(missing)))
     }
 
-    /// On a GPU, whose memory would hold frozen weights twice, none.
-    fn open_part<'a>(&'a self, part: &'a Part) -> Result<Option<Run<'a>>> {
-        let folder = self.options.folder.as_deref().filter(|_| self.options.device == Device::Cpu);
-        folder.map(|folder| self.call(part, folder)).transpose()
+    /// Not on a GPU, whose memory would hold frozen weights twice.
+    fn opens_parts(&self) -> bool {
+        self.options.device == Device::Cpu
+    }
+
+    fn open_part<'a>(&'a self, part: &'a Part) -> Result<Run<'a>> {
+        self.call(part, None)
     }
 
     fn end_profiles(&mut self) -> Result<Vec<(&'static str, PathBuf)>> {

@@ -304,7 +304,6 @@ impl Trainer {
     /// `loss_sum` and `loss_count` over batches, with the present parameters; updates nothing.  Batches of a group differ in
     /// their draws alone: what none of these changes, as the entropy pass, is computed once for a group.
     pub(super) fn losses(&mut self, groups: &[Vec<Batch>]) -> Result<[f64; 2]> {
-        let Evaluation { loss, before } = self.file.evaluation(&self.trainable)?;
         let mut sums = [0.0; 2];
         let mut add = |outputs: IndexMap<String, HostTensor>| -> Result<()> {
             for (sum, name) in sums.iter_mut().zip(["loss_sum", "loss_count"]) {
@@ -312,8 +311,10 @@ impl Trainer {
             }
             Ok(())
         };
-        if let Some(mut loss) = self.engine.open_part(&loss)? {
-            let mut before = before.as_ref().map(|part| self.engine.open_part(part)).transpose()?.flatten();
+        if self.engine.opens_parts() {
+            let Evaluation { loss, before } = self.file.evaluation(&self.trainable)?;
+            let mut loss = self.engine.open_part(&loss)?;
+            let mut before = before.as_ref().map(|part| self.engine.open_part(part)).transpose()?;
             for group in groups {
                 let mut steady = None;
                 for batch in group {
