@@ -23,7 +23,7 @@
 //! | | entropy and loss read the head's weight, not logits | `rules/sink_head.egg` |
 //! | differentiate | one reverse sweep over a table of rows | `rules/grad.egg`, [`autodiff`] |
 //! | optimise | directed algebra over forward and backward together | `rules/simplify.egg`, [`rewrite`] |
-//! | lower | composites become ONNX operators and `ai.weft` functions | `rules/lower.egg`, `rules/fuse.egg`, [`lower`] |
+//! | lower | composites become ONNX operators and `ai.weft` functions | `rules/lower*.egg`, `rules/fuse.egg`, [`lower`] |
 //! | schedule | layers are recomputed where memory is short | [`recompute`], [`memory`] |
 //! | | the order of nodes in the file, and what ONNX Runtime makes of it | [`schedule`] |
 //! | write | one fixed opset, deterministic names | [`onnx::write`] |

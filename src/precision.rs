@@ -12,7 +12,7 @@
 //! Islands stay in f32:
 //! - what depends on no weight: rotary angles and tables, masks, positions;
 //! - operators that sum, divide or compare beyond what 16 bits hold (`WIDE`), and squares;
-//! - inside composites (norms, attention's softmax): `rules/lower.egg` has a form of theirs for narrow
+//! - inside composites (norms, attention's softmax): `rules/lower*.egg` have forms of their own for narrow
 //!   operands;
 //! - the objective, which takes logits in f32.
 //!

@@ -32,7 +32,7 @@ pub struct Library {
     pub factor: Vec<Rule>,
 }
 
-const FAMILIES: [(&str, &str); 9] = [
+const FAMILIES: [(&str, &str); 11] = [
     ("rules/lift.egg", include_str!("../../rules/lift.egg")),
     ("rules/simplify.egg", include_str!("../../rules/simplify.egg")),
     ("rules/layout.egg", include_str!("../../rules/layout.egg")),
@@ -41,6 +41,8 @@ const FAMILIES: [(&str, &str); 9] = [
     ("rules/fuse.egg", include_str!("../../rules/fuse.egg")),
     ("rules/grad.egg", include_str!("../../rules/grad.egg")),
     ("rules/lower.egg", include_str!("../../rules/lower.egg")),
+    ("rules/lower_attention.egg", include_str!("../../rules/lower_attention.egg")),
+    ("rules/lower_head.egg", include_str!("../../rules/lower_head.egg")),
     ("rules/factor.egg", include_str!("../../rules/factor.egg")),
 ];
 
@@ -81,7 +83,7 @@ pub fn library_and(own: &[(String, String)]) -> Result<(Library, Vec<Vec<Rule>>)
         sink: [next(), next()].concat(),
         fuse: next(),
         grad: next(),
-        lower: next(),
+        lower: [next(), next(), next()].concat(),
         factor: next(),
         methods: METHODS.iter().map(|(name, ..)| (name.to_string(), next())).collect(),
         adapters: ADAPTERS.iter().map(|(name, ..)| (name.to_string(), next())).collect(),
