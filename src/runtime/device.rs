@@ -1,6 +1,6 @@
 //! What a session computes on.
 
-use super::{cuda, session::environment_for};
+use super::{cuda, environment::environment_for};
 use crate::error::{Error, Problem, Result};
 use serde::Serialize;
 

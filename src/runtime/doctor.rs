@@ -1,8 +1,8 @@
 //! `weftc doctor`: what is installed here, and what to do about what is not.
 
 use super::cuda;
+use super::environment;
 use super::locate::{self, Origin};
-use super::session;
 use std::fmt;
 
 /// One line of the report.
@@ -63,7 +63,7 @@ impl fmt::Display for Report {
 /// # Errors
 /// `Runtime` with what keeps them from being downloaded.
 pub fn install_cuda(say: &mut dyn FnMut(&str)) -> Result<(), crate::error::Error> {
-    session::environment_for(true, say)?;
+    environment::environment_for(true, say)?;
     cuda::install_libraries(say).map_err(crate::error::Error::runtime)
 }
 
@@ -98,14 +98,14 @@ pub fn doctor() -> Report {
         });
         return report;
     }
-    match session::environment(&mut |_| {}) {
+    match environment::environment(&mut |_| {}) {
         Ok(environment) => {
             let library = &environment.library;
             let version = library.version.clone().unwrap_or_else(|| "of unknown version".into());
             let origin = if library.origin == Origin::Downloaded { Origin::Cache } else { library.origin };
             report.add("ONNX Runtime", State::Good, format!("{version} ({})", origin.name()));
             report.add("library", State::Good, library.path.display().to_string());
-            match session::providers() {
+            match environment::providers() {
                 Ok(names) => report.add("providers", State::Good, names.join(", ")),
                 Err(why) => report.add("providers", State::Bad, why.to_string()),
             }

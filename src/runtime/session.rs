@@ -1,8 +1,9 @@
 //! Sessions of ONNX Runtime: open a model, run it on host tensors, or bind it to buffers that stay.
 
+use super::buffer::{Buffer, Memory, dtype, read};
 use super::device::Device;
-use super::locate::{self, Library};
-use super::tensor::{HostTensor, count};
+use super::environment::{environment, failed, first_with_operators};
+use super::tensor::HostTensor;
 use crate::error::{Error, Result};
 use crate::ir::ty::DType;
 use indexmap::IndexMap;
@@ -12,55 +13,10 @@ use ort::logging::LogLevel;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{IoBinding, SessionInputValue};
-use ort::value::{DynTensor, Outlet, TensorElementType, ValueType};
+use ort::value::Outlet;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-
-/// The library of this process and ort's environment in it; both live until the process ends.
-pub struct Environment {
-    inner: ort::environment::Environment,
-    pub library: Library,
-}
-
-static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
-
-/// Loads ONNX Runtime, once in a process; downloads it where there is none (`say` hears of it).
-pub fn environment(say: &mut dyn FnMut(&str)) -> Result<&'static Environment> {
-    environment_for(false, say)
-}
-
-/// The same; with `gpu` a library with a CUDA provider where there is one, or one can be had.
-pub fn environment_for(gpu: bool, say: &mut dyn FnMut(&str)) -> Result<&'static Environment> {
-    static LOADING: Mutex<()> = Mutex::new(());
-    let _loading = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(environment) = ENVIRONMENT.get() {
-        return Ok(environment);
-    }
-    let mut refused = Vec::new();
-    for library in locate::find_or_install(gpu, say)? {
-        match ort::init_from(&library.path) {
-            Ok(builder) => {
-                let inner = builder.with_name("weftc").with_telemetry(false).build().map_err(failed("start"))?;
-                inner.set_log_level(LogLevel::Error);
-                register_arena(&inner).map_err(failed("set its memory up"))?;
-                return Ok(ENVIRONMENT.get_or_init(|| Environment { inner, library }));
-            }
-            Err(why) => refused.push(format!("{}: {why}", library.origin.name())),
-        }
-    }
-    Err(locate::missing(&refused))
-}
-
-/// Memory that sessions may take in turns.
-fn register_arena(environment: &ort::environment::Environment) -> ort::Result<()> {
-    let info = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default)?;
-    let defaults = std::ptr::null();
-    // SAFETY: both live through the call, which copies what it keeps; without a configuration it takes its own.
-    let status = unsafe { (ort::api().CreateAndRegisterAllocator)(environment.ptr().cast_mut(), info.ptr(), defaults) };
-    // SAFETY: the status is that of the call just made.
-    unsafe { ort::Error::result_from_status(status) }
-}
+use std::sync::Arc;
 
 /// How a session is set up.
 #[derive(Clone)]
@@ -111,17 +67,6 @@ pub struct Port {
     /// `None` for what is no tensor, or of a type weftc does not use.
     pub dtype: Option<DType>,
     pub shape: Vec<i64>,
-}
-
-/// ONNX Runtime lists the domains of operators for the process, and fails where two sessions put in one at a time: held
-/// while the first session with operators of ours is opened.
-fn first_with_operators(options: &Options) -> Option<MutexGuard<'static, bool>> {
-    static IS_LISTED: Mutex<bool> = Mutex::new(false);
-    if options.operators.is_empty() {
-        return None;
-    }
-    let mut is_listed = IS_LISTED.lock().unwrap_or_else(PoisonError::into_inner);
-    (!std::mem::replace(&mut *is_listed, true)).then_some(is_listed)
 }
 
 /// A loaded model.
@@ -195,7 +140,7 @@ impl Session {
             for domain in &options.operators {
                 builder = builder.with_operators(domain.clone())?;
             }
-            let _first = first_with_operators(options);
+            let _first = first_with_operators(&options.operators);
             commit(&mut builder)
         })();
         let inner = session.map_err(failed("load the model"))?;
@@ -373,119 +318,6 @@ impl Bound {
     }
 }
 
-/// Where buffers lie: on the host, or on a device.
-#[derive(Default)]
-pub struct Memory(Option<Allocator>);
-
-/// A tensor in ONNX Runtime's own memory, which a session can read and write in place.
-pub struct Buffer {
-    inner: DynTensor,
-    dtype: DType,
-}
-
-impl Buffer {
-    /// A tensor of zeros on the host.
-    pub fn zeros(dtype: DType, shape: &[i64]) -> Result<Self> {
-        if count(shape).is_none() {
-            return Err(Error::runtime(format!("a tensor cannot have shape {shape:?}")));
-        }
-        let inner =
-            DynTensor::new(&Allocator::default(), element_type(dtype), shape).map_err(failed("make a tensor"))?;
-        Ok(Buffer { inner, dtype })
-    }
-
-    /// A tensor of these values in `memory`.
-    pub fn in_memory(memory: &Memory, tensor: &HostTensor) -> Result<Self> {
-        let Some(allocator) = &memory.0 else { return Self::from_host(tensor) };
-        let dtype = tensor.dtype();
-        let inner = DynTensor::new(allocator, element_type(dtype), tensor.shape());
-        let mut buffer = Buffer { inner: inner.map_err(failed("make a tensor on the device"))?, dtype };
-        buffer.write(tensor)?;
-        Ok(buffer)
-    }
-
-    pub fn from_host(tensor: &HostTensor) -> Result<Self> {
-        let mut buffer = Self::zeros(tensor.dtype(), tensor.shape())?;
-        buffer.write(tensor)?;
-        Ok(buffer)
-    }
-
-    pub fn dtype(&self) -> DType {
-        self.dtype
-    }
-
-    pub fn shape(&self) -> &[i64] {
-        self.inner.shape()
-    }
-
-    /// Overwrites the values.  Errors where type or shape differ.
-    pub fn write(&mut self, tensor: &HostTensor) -> Result<()> {
-        if tensor.dtype() != self.dtype || tensor.shape() != self.shape() {
-            let message = format!("{tensor:?} does not fit a buffer of {}{:?}", self.dtype.name(), self.shape());
-            return Err(Error::runtime(message));
-        }
-        if !self.inner.memory_info().is_cpu_accessible() {
-            let host = Self::from_host(tensor)?;
-            return host.inner.copy_into(&mut self.inner).map_err(failed("copy a tensor to the device"));
-        }
-        if !tensor.is_empty() {
-            // SAFETY: the buffer was allocated for this type and shape, so it has as many bytes as the
-            // tensor, and the two cannot overlap: one is a Vec, the other ONNX Runtime's.
-            unsafe {
-                let to: *mut u8 = self.inner.data_ptr_mut().cast();
-                to.copy_from_nonoverlapping(tensor.bytes().as_ptr(), tensor.bytes().len());
-            }
-        }
-        Ok(())
-    }
-
-    /// Sets every value to zero.
-    ///
-    /// # Errors
-    /// Where the values lie on a device and cannot be copied there.
-    pub fn clear(&mut self) -> Result<()> {
-        if !self.inner.memory_info().is_cpu_accessible() {
-            return self.write(&HostTensor::zeros(self.dtype, self.shape())?);
-        }
-        let bytes = count(self.shape()).unwrap_or(0) * self.dtype.size();
-        if bytes > 0 {
-            // SAFETY: the buffer was allocated for this type and shape; zero bytes are a value of every type.
-            unsafe { self.inner.data_ptr_mut().cast::<u8>().write_bytes(0, bytes) };
-        }
-        Ok(())
-    }
-
-    pub fn read(&self) -> Result<HostTensor> {
-        if self.inner.memory_info().is_cpu_accessible() {
-            return read(&self.inner);
-        }
-        let host = self.inner.to(AllocationDevice::CPU, 0).map_err(failed("copy a tensor from the device"))?;
-        read(&host)
-    }
-}
-
-/// Copies a tensor out of ONNX Runtime.
-fn read<T: ort::value::TensorValueTypeMarker + ?Sized>(value: &ort::value::Value<T>) -> Result<HostTensor> {
-    let ValueType::Tensor { ty, shape, .. } = value.dtype() else {
-        return Err(Error::runtime("an output is no tensor"));
-    };
-    let dtype = dtype(*ty).ok_or_else(|| Error::runtime(format!("tensors of type {ty} are not supported")))?;
-    let bytes = count(shape).and_then(|n| n.checked_mul(dtype.size())).unwrap_or(0);
-    let mut host = vec![0u8; bytes];
-    if bytes > 0 {
-        let tensor = value.upcast_ref();
-        if !tensor.memory_info().is_cpu_accessible() {
-            return Err(Error::runtime("a tensor on an accelerator was read without copying it first"));
-        }
-        // SAFETY: the tensor is alive, in host memory, and holds `bytes` bytes for its type and shape.
-        unsafe {
-            let from: *const u8 = tensor.data_ptr().cast();
-            from.copy_to_nonoverlapping(host.as_mut_ptr(), bytes);
-        }
-    }
-    HostTensor::from_bytes(dtype, shape, host)
-}
-
 fn ports(outlets: &[Outlet]) -> Vec<Port> {
     let port = |o: &Outlet| Port {
         name: o.name().to_string(),
@@ -493,47 +325,4 @@ fn ports(outlets: &[Outlet]) -> Vec<Port> {
         shape: o.dtype().tensor_shape().map(|s| s.to_vec()).unwrap_or_default(),
     };
     outlets.iter().map(port).collect()
-}
-
-const TYPES: [(DType, TensorElementType); 9] = [
-    (DType::F64, TensorElementType::Float64),
-    (DType::F32, TensorElementType::Float32),
-    (DType::F16, TensorElementType::Float16),
-    (DType::BF16, TensorElementType::Bfloat16),
-    (DType::I64, TensorElementType::Int64),
-    (DType::I32, TensorElementType::Int32),
-    (DType::I8, TensorElementType::Int8),
-    (DType::U8, TensorElementType::Uint8),
-    (DType::Bool, TensorElementType::Bool),
-];
-
-fn dtype(ty: TensorElementType) -> Option<DType> {
-    TYPES.iter().find(|r| r.1 == ty).map(|r| r.0)
-}
-
-fn element_type(dtype: DType) -> TensorElementType {
-    TYPES.iter().find(|r| r.0 == dtype).map_or(TensorElementType::Undefined, |r| r.1)
-}
-
-/// Names what ONNX Runtime was doing in front of its message.
-fn failed(doing: &'static str) -> impl Fn(ort::Error) -> Error {
-    move |e| Error::runtime(format!("ONNX Runtime cannot {doing}: {}", e.message()))
-}
-
-/// The execution providers that the loaded library was built with.
-pub(super) fn providers() -> Result<Vec<String>> {
-    let (mut names, mut length) = (std::ptr::null_mut(), 0);
-    // SAFETY: both out-pointers are valid; the library is loaded, since ort loads it on first use.
-    unsafe { ort::Error::result_from_status((ort::api().GetAvailableProviders)(&mut names, &mut length)) }
-        .map_err(failed("list its providers"))?;
-    let read = |index: usize| {
-        // SAFETY: the library filled `names` with `length` zero-terminated strings, which live until released.
-        let name = unsafe { std::ffi::CStr::from_ptr(*names.add(index)) };
-        name.to_string_lossy().trim_end_matches("ExecutionProvider").to_string()
-    };
-    let found = (0..usize::try_from(length).unwrap_or(0)).map(read).collect();
-    // SAFETY: `names` and `length` come from the call above and are released once.
-    let released = unsafe { ort::Error::result_from_status((ort::api().ReleaseAvailableProviders)(names, length)) };
-    released.map_err(failed("list its providers"))?;
-    Ok(found)
 }

@@ -11,7 +11,7 @@ use crate::error::{Error, Problem, Result};
 use crate::manifest::Manifest;
 use crate::profile::Profile;
 use crate::runtime::device::Choice;
-use crate::runtime::session::environment_for;
+use crate::runtime::environment::environment_for;
 use crate::runtime::{Options, cuda, locate};
 use std::path::{Path, PathBuf};
 use tokenizers::Tokenizer;
