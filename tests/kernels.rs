@@ -153,6 +153,11 @@ fn nodes((b, l, n): Sizes) -> Vec<(&'static str, Vec<Operand>)> {
     let (m, e) = (l % 40 + 2, n.min(40));
     let [q, k, v] = [("q", l), ("k", m), ("v", m)].map(|(name, rows)| move || small(name, &[b, 3, rows, e]));
     let head_dy = || small("dy", &[b, 3, l, e]);
+    // So many heads that the function goes through them by halves; each its own bias, or all one.
+    let many = |name: &'static str, rows: i64| small(name, &[b, 6, rows, e]);
+    let halves = || vec![many("q", l), many("k", m), many("v", m)];
+    let with = |bias: Operand| -> Vec<Operand> { halves().into_iter().chain([bias]).collect() };
+    let with_dy = |rest: Vec<Operand>| -> Vec<Operand> { [many("dy", l)].into_iter().chain(rest).collect() };
     let mask = |shape: &[i64]| f("bias", shape);
     // Heads behind tokens; values are wider than keys.  Some queries: two in three tokens.
     let [tq, tk, tv] =
@@ -175,6 +180,14 @@ fn nodes((b, l, n): Sizes) -> Vec<(&'static str, Vec<Operand>)> {
         ("attention_bias q k v bias -0.3", vec![q(), k(), v(), mask(&[l, m])]),
         ("attention_grad dy q k v 0.3", vec![head_dy(), q(), k(), v()]),
         ("attention_bias_grad dy q k v bias 0.3", vec![head_dy(), q(), k(), v(), mask(&[b, 1, l, m])]),
+        ("attention q k v 0.3", halves()),
+        ("attention_bias q k v bias 0.3", with(mask(&[b, 1, 1, m]))),
+        ("attention_bias q k v bias 0.3", with(mask(&[6, l, m]))),
+        ("attention_bias q k v bias 0.3", with(mask(&[l, m]))),
+        ("attention_grad dy q k v 0.3", with_dy(halves())),
+        ("attention_bias_grad dy q k v bias 0.3", with_dy(with(mask(&[b, 1, l, m])))),
+        ("attention_bias_grad dy q k v bias 0.3", with_dy(with(mask(&[b, 6, 1, m])))),
+        ("attention_bias_grad dy q k v bias 0.3", with_dy(with(mask(&[l, m])))),
         ("token_attention q k v 0.3", vec![tq(), tk(), tv()]),
         ("token_attention_bias q k v bias 0.3", vec![tq(), tk(), tv(), mask(&[b, 1, 1, m])]),
         ("token_attention_grad dy q k v 0.3", vec![token_dy(), tq(), tk(), tv()]),
