@@ -108,7 +108,8 @@ struct Pipeline<'a> {
 
 impl<'a> Pipeline<'a> {
     fn new(options: &'a Options) -> Result<Self> {
-        let library = library_with(options.rules.as_deref(), options.trust_rules)?;
+        let mut library = library_with(options.rules.as_deref(), options.trust_rules)?;
+        library.lower = library.lower_for(options.target);
         Ok(Pipeline {
             options,
             library,

@@ -25,8 +25,29 @@ pub fn expand(graph: &Graph, rules: &[Rule], target: Target, fired: &mut BTreeMa
         (Emit::Kernel(_), _) => !whole,
         // A function cannot be told how many rows there are where that is counted when it runs.
         (_, Op::GatherGrad) => g.type_of(children[2]).lit().and_then(|l| l.int()).is_some_and(|n| n.known().is_none()),
-        (emit, _) => emit == Emit::Expand,
+        (emit, _) if emit == Emit::Expand => true,
+        _ => has_better(g, rules, op, children),
     })
+}
+
+/// Whether a rule is marked for the target that could do without it.
+fn has_better(graph: &mut Graph, rules: &[Rule], op: Op, children: &[Id]) -> bool {
+    rules.iter().any(|rule| rule.target.is_some() && unfolds(graph, rule, op, children).is_some())
+}
+
+/// What the variables of a rule are, where the rule fits.
+fn unfolds(graph: &mut Graph, rule: &Rule, op: Op, children: &[Id]) -> Option<Subst> {
+    let Term::Op(head, vars) = &rule.left else { return None };
+    if *head != op || vars.len() != children.len() {
+        return None;
+    }
+    let mut subst = Subst::default();
+    for (var, id) in vars.iter().zip(children) {
+        if let Term::Var(name) = var {
+            subst.insert(name.clone(), *id);
+        }
+    }
+    holds(&rule.guards, &subst, graph).then_some(subst)
 }
 
 /// Whether in every attention values have the leading axes of queries, as our kernels need it.
@@ -69,15 +90,17 @@ fn expand_where(
     graph: &Graph,
     rules: &[Rule],
     fired: &mut BTreeMap<String, usize>,
-    wanted: impl Fn(&Graph, Op, &[Id]) -> bool,
+    wanted: impl Fn(&mut Graph, Op, &[Id]) -> bool,
 ) -> Result<Graph> {
     let mut current = graph.clone();
     for _ in 0..MAX_ROUNDS {
-        let is_wanted = |id: &Id| match current.node(*id) {
-            Node::Op(op, children) => wanted(&current, *op, children) || converts_nothing(&current, *op, children),
+        // Guards compute literals, which need a graph to stand in.
+        let mut scratch = current.clone();
+        let mut is_wanted = |id: &Id| match current.node(*id) {
+            Node::Op(op, children) => wanted(&mut scratch, *op, children) || converts_nothing(&current, *op, children),
             _ => false,
         };
-        if !current.live().iter().any(is_wanted) {
+        if !current.live().iter().any(&mut is_wanted) {
             return Ok(current);
         }
         let mut next = Graph::with_leaves_of(&current);
@@ -104,19 +127,7 @@ fn lower_one(
     fired: &mut BTreeMap<String, usize>,
 ) -> std::result::Result<Id, String> {
     for rule in rules {
-        let Term::Op(head, vars) = &rule.left else { continue };
-        if *head != op || vars.len() != children.len() {
-            continue;
-        }
-        let mut subst = Subst::default();
-        for (var, id) in vars.iter().zip(children) {
-            if let Term::Var(name) = var {
-                subst.insert(name.clone(), *id);
-            }
-        }
-        if !holds(&rule.guards, &subst, g) {
-            continue;
-        }
+        let Some(mut subst) = unfolds(g, rule, op, children) else { continue };
         bind_lets(&rule.lets, &mut subst, g).map_err(|m| format!("{}: {m}", rule.name))?;
         let Some(Some(right)) = rule.right.first() else { continue };
         let id = instantiate(right, &subst, g).map_err(|m| format!("{}: {m}", rule.name))?;
@@ -157,8 +168,11 @@ pub fn body(op: Op, types: &[&Type], names: &[String], rules: &[Rule]) -> Result
     }
     let call = graph.op(op, &children).map_err(internal)?;
     graph.outputs = vec![("y0".into(), call)];
-    let fused = |_: &Graph, op: Op, _: &[Id]| matches!(op.row().emit, Emit::Expand | Emit::Weft(_) | Emit::Kernel(_));
-    let mut graph = expand_where(&graph, rules, &mut BTreeMap::new(), fused)?;
+    let fused =
+        |_: &mut Graph, op: Op, _: &[Id]| matches!(op.row().emit, Emit::Expand | Emit::Weft(_) | Emit::Kernel(_));
+    // A body is the portable meaning, whatever the target has that is better.
+    let portable: Vec<Rule> = rules.iter().filter(|r| r.target.is_none()).cloned().collect();
+    let mut graph = expand_where(&graph, &portable, &mut BTreeMap::new(), fused)?;
     let root = graph.outputs[0].1;
     let parts = match graph.node(root).clone() {
         Node::Op(Op::Tuple, parts) => Some(parts.to_vec()),

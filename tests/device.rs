@@ -99,28 +99,39 @@ fn with_a_gpu() {
     );
 }
 
-/// Gradients in bf16 on a GPU are those of f32 on the CPU, to a cosine of 0.999 for each tensor.
-#[test]
-fn bf16_gradients_on_a_gpu() {
-    let Some(device) = gpu() else { return };
+/// The gradients of a step, by parameter.
+fn gradients(target: Target, compute: Compute, device: Device) -> Vec<(String, Vec<f64>)> {
     let folder = tempfile::tempdir().unwrap();
-    let gradients = [(Target::Cpu, Compute::F32, Device::Cpu), (Target::Cuda, Compute::Bf16, device)].map(
-        |(target, compute, device)| {
-            let path = train(folder.path(), target, compute);
-            let session = runtime::Options { device, ..runtime::Options::default() };
-            let mut trainer = Trainer::load(&path, Setup { session, ..Setup::default() }).unwrap();
-            let sample = Sample { tokens: (0..12).map(|i| i * 5 % 31).collect(), prompt: 4, total: 12 };
-            let batch = Batch::new(&[(0, &sample), (1, &sample)], trainer.shape(), Sampler::new(3), 0).unwrap();
-            trainer.step(&batch).unwrap();
-            let names: Vec<String> = trainer.parameters().map(String::from).collect();
-            names.into_iter().map(|n| (trainer.gradient(&n).unwrap().to_f64(), n)).collect::<Vec<_>>()
-        },
-    );
-    for ((a, name), (b, _)) in gradients[0].iter().zip(&gradients[1]) {
+    let path = train(folder.path(), target, compute);
+    let session = runtime::Options { device, ..runtime::Options::default() };
+    let mut trainer = Trainer::load(&path, Setup { session, ..Setup::default() }).unwrap();
+    let sample = Sample { tokens: (0..12).map(|i| i * 5 % 31).collect(), prompt: 4, total: 12 };
+    let batch = Batch::new(&[(0, &sample), (1, &sample)], trainer.shape(), Sampler::new(3), 0).unwrap();
+    trainer.step(&batch).unwrap();
+    let names: Vec<String> = trainer.parameters().map(String::from).collect();
+    names.into_iter().map(|n| (n.clone(), trainer.gradient(&n).unwrap().to_f64())).collect()
+}
+
+/// Whether gradients point the same way as those of f32 on the CPU, to a cosine of 0.999 for each tensor.
+fn same_way(ours: &[(String, Vec<f64>)]) {
+    for ((name, a), (_, b)) in gradients(Target::Cpu, Compute::F32, Device::Cpu).iter().zip(ours) {
         let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
         let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
         assert!(cosine > 0.999 || dot(a, a) < 1e-20, "{name}: {cosine}");
     }
+}
+
+#[test]
+fn bf16_gradients_on_a_gpu() {
+    if let Some(device) = gpu() {
+        same_way(&gradients(Target::Cuda, Compute::Bf16, device));
+    }
+}
+
+/// The operators for a GPU in 16 bits, where there is none: the CPU has them in f16.
+#[test]
+fn f16_gradients_of_a_file_for_cuda() {
+    same_way(&gradients(Target::Cuda, Compute::F16, Device::Cpu));
 }
 
 /// A file for CUDA in f32 has operators of the CPU too: it runs here.  In bf16 it is compiled, and says what it is.

@@ -47,8 +47,8 @@ fn rounded(graph: &Graph, feeds: &BTreeMap<String, Tensor>) -> BTreeMap<String, 
 }
 
 /// Where ONNX Runtime and the interpreter differ on an example.
-fn difference(example: &Example) -> Result<(), String> {
-    let rules = library().unwrap().lower;
+fn difference(example: &Example, target: Target) -> Result<(), String> {
+    let rules = library().unwrap().lower_for(target);
     let hosts = rounded(&example.graph, &example.feeds);
     let back = |h: &HostTensor| {
         let dims: Vec<usize> = h.shape().iter().map(|n| *n as usize).collect();
@@ -56,7 +56,7 @@ fn difference(example: &Example) -> Result<(), String> {
     };
     let feeds = hosts.iter().map(|(n, h)| (n.clone(), back(h))).collect();
     let want = values(&interp::run(&example.graph, &feeds).map_err(|e| e.to_string())?["y"]);
-    let lowered = expand(&example.graph, &rules, Target::Cpu, &mut BTreeMap::new()).map_err(|e| e.to_string())?;
+    let lowered = expand(&example.graph, &rules, target, &mut BTreeMap::new()).map_err(|e| e.to_string())?;
     let bytes = plain(&lowered, &rules).map_err(|e| e.to_string())?;
     let mut session = Session::from_bytes(&bytes, &Options::default()).map_err(|e| e.to_string())?;
     let outputs = session.run(hosts.iter().map(|(n, h)| (n.as_str(), h))).map_err(|e| e.to_string())?;
@@ -88,11 +88,12 @@ fn every_operator_means_the_same_in_onnx_runtime() {
         match examples(row.op, EXAMPLES, SEED) {
             Err(why) => wrong.push(format!("{}: no examples: {why}", row.name)),
             Ok(examples) => {
-                for example in &examples {
+                // What is written for a GPU, the CPU has too.
+                for (example, target) in examples.iter().flat_map(|e| [(e, Target::Cpu), (e, Target::Cuda)]) {
                     compared += 1;
-                    if let Err(why) = difference(example) {
+                    if let Err(why) = difference(example, target) {
                         let shown = weftc::ir::text::print(&example.graph);
-                        wrong.push(format!("{} ({:?}): {why}\n{shown}", row.name, row.emit));
+                        wrong.push(format!("{} ({:?}, {target:?}): {why}\n{shown}", row.name, row.emit));
                     }
                 }
             }
@@ -108,7 +109,7 @@ fn calls_share_a_function() {
         "(graph g (input x f32 [b 4]) (input w f32 [4]) (let y (rms_norm x w 0.1)) (output z (rms_norm y w 0.001)))",
     );
     let graph = shared.unwrap();
-    let rules = library().unwrap().lower;
+    let rules = library().unwrap().lower_for(Target::Cpu);
     assert!(ROWS.iter().any(|r| matches!(r.emit, Emit::Weft(_)) && r.op == Op::RmsNorm));
     let bytes = plain(&graph, &rules).unwrap();
     let mut session = Session::from_bytes(&bytes, &Options::default()).unwrap();

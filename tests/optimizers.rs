@@ -1,9 +1,12 @@
 //! SGD: on ONNX Runtime, on the reference interpreter, and by hand; resumed as if it had never stopped.
 
+use prost::Message;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use weftc::compile::{Options, compile};
-use weftc::runtime::HostTensor;
+use weftc::onnx::proto::ModelProto;
+use weftc::onnx::train_file::{Function, Port, TrainFile};
+use weftc::runtime::{self, HostTensor, Session};
 use weftc::train::optimizer::{Algorithm, Decay};
 use weftc::train::{Optimizer, RunArgs, Setup, Trainer, run};
 
@@ -116,4 +119,45 @@ fn a_run_by_sgd_resumes_exactly() {
     let error =
         run(&line("parts", &["--steps", "9", "--momentum", "0.8", "--resume", &parts])).unwrap_err().to_string();
     assert!(error.contains("--momentum: the interrupted run had 0.9, this one 0.8"), "{error}");
+}
+
+/// On a GPU parameters of one shape are updated behind each other in one node: the same bits as each alone, and the same norm.
+#[test]
+fn parameters_of_one_shape_are_updated_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = TrainFile::read(&train_onnx(folder.path()), None).unwrap();
+    let names: Vec<&String> = file.manifest.parameters.iter().map(|p| &p.name).collect();
+    let ports: Vec<Port> = file.inputs().into_iter().filter(|port| names.contains(&&port.name)).collect();
+    let mut draws = weftc::rng::SplitMix64::new(5);
+    let mut feeds = vec![("no_decay".to_string(), HostTensor::scalar(0.0))];
+    for (name, value) in Function::ADAMW.scalars.iter().zip([1e-2, 0.1, 0.9, 0.999, 1e-8, 3.0, 0.5]) {
+        feeds.push((name.to_string(), HostTensor::scalar(value)));
+    }
+    for (n, port) in ports.iter().enumerate() {
+        let shape: Vec<i64> = port.shape.iter().map(|d| d.unwrap()).collect();
+        let elements = shape.iter().product::<i64>();
+        for prefix in ["p", "g", "m", "v"] {
+            let values: Vec<f32> = (0..elements).map(|_| draws.below(1 << 20) as f32 / (1 << 20) as f32).collect();
+            feeds.push((format!("{prefix}/{n}"), HostTensor::new(&shape, &values).unwrap()));
+        }
+    }
+    let run = |bytes: &[u8]| {
+        let mut session = Session::from_bytes(bytes, &runtime::Options::default()).unwrap();
+        let taken: Vec<String> = session.inputs().iter().map(|port| port.name.clone()).collect();
+        session.run(feeds.iter().filter(|(name, _)| taken.contains(name)).map(|(name, x)| (name.as_str(), x))).unwrap()
+    };
+    let decays = |port: &Port| port.shape.len() > 1;
+    let [alone, together] =
+        [0, 1 << 24].map(|most| file.update_model(&Function::ADAMW, &ports, &decays, most).unwrap());
+    let calls = |bytes: &[u8]| {
+        ModelProto::decode(bytes).unwrap().graph.unwrap().node.iter().filter(|n| n.op_type == "AdamW").count()
+    };
+    assert!(calls(&alone) == ports.len() && calls(&together) * 2 <= ports.len(), "{}", calls(&together));
+    let (alone, together) = (run(&alone), run(&together));
+    assert_eq!(alone.len(), 3 * ports.len());
+    for (name, value) in &alone {
+        assert_eq!(value.to_f64(), together[name].to_f64(), "{name}");
+    }
+    let [alone, together] = [0, 1 << 24].map(|most| run(&file.norm_model(&ports, most))["norm"].item().unwrap());
+    assert!((alone - together).abs() < 1e-12 * alone, "{alone} and {together}");
 }

@@ -59,6 +59,10 @@ const NO_ROW: &[(&str, &[Op])] = &[
         "made from contractions that have rows, after differentiation",
         &[Op::Gemm, Op::FusedMatMul, Op::Product, Op::ProductAdd, Op::MatMulNBits],
     ),
+    (
+        "made from composites, after differentiation",
+        &[Op::OrtRmsNorm, Op::OrtLayerNorm, Op::OrtRotary, Op::OrtAttention],
+    ),
     ("holds no operand", &[Op::Full, Op::Iota]),
     (
         "a backward form: second derivatives are not taken",
@@ -83,6 +87,7 @@ const NO_ROW: &[(&str, &[Op])] = &[
             Op::RowAttentionGrad,
             Op::RowAttentionBiasGrad,
             Op::SoftmaxGrad,
+            Op::ScoreGrad,
             Op::HeadExpect,
             Op::HeadGradZ,
             Op::HeadGradW,

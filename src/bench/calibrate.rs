@@ -7,6 +7,7 @@ use crate::cost::{self, Machine, Work};
 use crate::error::{Error, Problem, Result};
 use crate::ir::{Graph, Node};
 use crate::rules::Rule;
+use crate::runtime::device::Device;
 use crate::runtime::locate::cache_folder;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -86,6 +87,22 @@ pub fn ceiling(rules: &[Rule], threads: usize, own: &[[usize; 3]]) -> Result<f64
         let (body, inputs) = form(true, 0, [*m, *k, *n]);
         let seconds = quickest(&mut Timed::new(&body, &inputs, rules, true, threads)?)?;
         best = best.max((2 * m * k * n) as f64 / seconds);
+    }
+    Ok(best)
+}
+
+/// The same of a GPU's products, squares of the type that steps are computed in.
+///
+/// # Errors
+/// Where ONNX Runtime fails.
+pub fn ceiling_on(device: Device, compute: &str) -> Result<f64> {
+    let mut best: f64 = 0.0;
+    for n in [4096, 8192] {
+        let source = format!(
+            "(graph g (input x {compute} [{n} {n}]) (input y {compute} [{n} {n}]) (let z (matmul x y)) (output result z))"
+        );
+        let seconds = quickest(&mut Timed::on(device, &source, &[], false, 0)?)?;
+        best = best.max(2.0 * (n as f64).powi(3) / seconds);
     }
     Ok(best)
 }

@@ -23,8 +23,10 @@ use crate::onnx::read;
 use crate::onnx::train_file::TrainFile;
 use crate::onnx::weights::sha256;
 use crate::rng::SplitMix64;
+use crate::rules::Target;
 use crate::rules::parse::library;
-use crate::runtime::device::Choice;
+use crate::runtime::cuda;
+use crate::runtime::device::{Choice, Device};
 use crate::runtime::session;
 use crate::tools::plan;
 use crate::train::batch::{Batch, Shape};
@@ -98,6 +100,8 @@ pub struct Report {
     /// Masked tokens of a step, on average.
     pub masked: f64,
     pub peak_rss_mb: Option<u64>,
+    /// What of a GPU's memory is in use behind the steps, by all processes together.
+    pub device_mb: Option<u64>,
     /// The machine's load average at the end.
     pub load: Option<f64>,
     /// A profiled step, taken apart.
@@ -158,6 +162,11 @@ pub fn bench(request: &Request) -> Result<Report> {
     let steps = times.len();
     let cpu_s = system::cpu_seconds().zip(cpu).map(|(after, before)| (after - before) / steps as f64);
     let (masked, peak_rss_mb, load) = (run.masked as f64 / steps as f64, system::peak_mb(), system::load());
+    // ONNX Runtime gives nothing back between steps.
+    let device_mb = match device {
+        Device::Cpu => None,
+        Device::Cuda(id) => cuda::memory_in_use(id).ok().map(|bytes| bytes >> 20),
+    };
     drop(trainer);
 
     let mut trainer = open(session::Options { profile: Some(scratch.path().to_path_buf()), ..options })?;
@@ -170,7 +179,10 @@ pub fn bench(request: &Request) -> Result<Report> {
     let own = Load { batch: batch as i64, length: length as i64, answers, masked: masked.round() as i64 };
     let predicted = compiled.as_ref().map(|c| told(c, &request.machine, own)).transpose()?;
     let shapes = compiled.as_ref().map(|c| product_shapes(&c.graph, &c.manifest.token_input, own)).unwrap_or_default();
-    let ceiling = calibrate::ceiling(&library()?.lower, system::threads(threads), &shapes)?;
+    let ceiling = match device {
+        Device::Cpu => calibrate::ceiling(&library()?.lower_for(Target::Cpu), system::threads(threads), &shapes)?,
+        Device::Cuda(_) => calibrate::ceiling_on(device, &manifest.compute)?,
+    };
     let total = predicted.as_ref().map(Prediction::total);
     let model = match &request.what {
         What::Model(options) => options.model.clone(),
@@ -194,6 +206,7 @@ pub fn bench(request: &Request) -> Result<Report> {
         tokens_per_s: (batch * length) as f64 / step_s,
         masked,
         peak_rss_mb,
+        device_mb,
         load,
         profiled,
         predicted,

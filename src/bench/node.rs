@@ -7,6 +7,7 @@ use crate::kernels;
 use crate::onnx::write::plain;
 use crate::rng::SplitMix64;
 use crate::rules::Rule;
+use crate::runtime::device::Device;
 use crate::runtime::{Bound, Buffer, HostTensor, Options, Session};
 use std::time::Instant;
 
@@ -34,12 +35,20 @@ impl Timed {
     /// # Errors
     /// As [`Timed::new`].
     pub fn of(source: &str, rules: &[Rule], native: bool, threads: usize) -> Result<Self> {
+        Self::on(Device::Cpu, source, rules, native, threads)
+    }
+
+    /// The same on a device, in whose memory its operands and its result lie.
+    ///
+    /// # Errors
+    /// As [`Timed::new`].
+    pub fn on(device: Device, source: &str, rules: &[Rule], native: bool, threads: usize) -> Result<Self> {
         let wrong = |why: String| Error::internal("bench", why);
         let graph = text::parse(source).map_err(|e| wrong(e.message))?;
         let out = graph.outputs.first().and_then(|(_, id)| graph.tensor_type(*id));
         let out = out.ok_or_else(|| wrong("the node has no type".into()))?.clone();
         crate::runtime::environment(&mut |line| eprintln!("{line}"))?;
-        let mut options = Options { threads, ..Options::default() };
+        let mut options = Options { threads, device, ..Options::default() };
         if native {
             let functions = graph.live().into_iter().filter_map(|id| match graph.node(id).op()?.row().emit {
                 Emit::Weft(name) | Emit::Kernel(name) => Some(name),
@@ -48,17 +57,19 @@ impl Timed {
             let none = || wrong(format!("there is no kernel for a node of {source}"));
             options.operators.push(kernels::step(functions, threads)?.ok_or_else(none)?);
         }
-        let mut session = Session::from_bytes(&plain(&graph, rules)?, &options)?.bind()?;
+        let session = Session::from_bytes(&plain(&graph, rules)?, &options)?;
+        let memory = session.memory()?;
+        let mut session = session.bind()?;
         let mut rng = SplitMix64::new(1);
         let mut buffers = Vec::new();
         for leaf in &graph.leaves {
             let shape: Vec<i64> = leaf.ty.shape.iter().filter_map(|d| d.known()).collect();
-            let buffer = Buffer::from_host(&values(leaf.ty.dtype, &shape, &mut rng)?)?;
+            let buffer = Buffer::in_memory(&memory, &values(leaf.ty.dtype, &shape, &mut rng)?)?;
             session.input(&leaf.name, &buffer)?;
             buffers.push(buffer);
         }
         let shape: Vec<i64> = out.shape.iter().filter_map(|d| d.known()).collect();
-        let mut result = Buffer::zeros(out.dtype, &shape)?;
+        let mut result = Buffer::in_memory(&memory, &HostTensor::zeros(out.dtype, &shape)?)?;
         session.output("result", &mut result)?;
         buffers.push(result);
         Ok(Timed { session, graph, _buffers: buffers })

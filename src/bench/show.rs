@@ -17,6 +17,9 @@ impl fmt::Display for Report {
         if let Some(mb) = self.peak_rss_mb {
             writeln!(f, "memory      {mb} MB at most")?;
         }
+        if let Some(mb) = self.device_mb {
+            writeln!(f, "            {mb} MB of the GPU's in use")?;
+        }
         let ceiling = format!("products alone reach {:.0} GFLOP/s", self.ceiling_gflops);
         match (self.gflops.zip(self.gflops_unsunk), self.share.zip(self.share_unsunk)) {
             (Some((own, unsunk)), Some((share, share_unsunk))) => {
@@ -30,19 +33,24 @@ impl fmt::Display for Report {
         }
         let change = 100.0 * (profiled.seconds / step_s - 1.0);
         writeln!(f, "\nparts of a profiled step (profiling changed its time by {change:+.0} %)")?;
+        if self.device_mb.is_some() {
+            writeln!(f, "    nodes only start work on the GPU: with CUDA_LAUNCH_BLOCKING=1 they wait for it")?;
+        }
         let told = self.predicted.as_ref();
+        // The cost model knows CPUs.
+        let seconds = |seconds: f64| self.device_mb.is_none().then_some(seconds);
         writeln!(f, "    {:<12} {:>11} {:>11} {:>7} {:>10}", "part", "measured", "predicted", "ratio", "GFLOP")?;
         for part in Part::ALL {
             let measured = profiled.parts[part as usize];
             let share = told.map(|p| p.parts[part as usize]);
-            row(f, part.name(), measured, share.map(|s| (s.seconds, s.flops)))?;
+            row(f, part.name(), measured, share.map(|s| (seconds(s.seconds), s.flops)))?;
         }
         row(f, "between", profiled.between, None)?;
         row(f, "outside", profiled.outside, None)?;
         row(f, "sum", profiled.seconds, None)?;
-        row(f, "unprofiled", *step_s, told.map(|p| (p.total().seconds, p.total().flops)))?;
+        row(f, "unprofiled", *step_s, told.map(|p| (seconds(p.total().seconds), p.total().flops)))?;
         writeln!(f, "    between: in ONNX Runtime, but in no node; outside: batches are made, fed, results read")?;
-        if let Some(p) = told {
+        if let Some(p) = told.filter(|_| self.device_mb.is_none()) {
             writeln!(f, "    predicted for {}", machine(p))?;
         }
         writeln!(f, "\n    {:<12} {:<28} {:>6} {:>11} {:>7}", "part", "operator", "nodes", "time", "share")?;
@@ -53,11 +61,10 @@ impl fmt::Display for Report {
     }
 }
 
-fn row(f: &mut fmt::Formatter<'_>, name: &str, measured: f64, told: Option<(f64, u64)>) -> fmt::Result {
-    let (seconds, ratio, flops) = match told {
-        Some((s, n)) => (time(s), format!("{:.2}", s / measured), format!("{:.3}", n as f64 / 1e9)),
-        None => Default::default(),
-    };
+fn row(f: &mut fmt::Formatter<'_>, name: &str, measured: f64, told: Option<(Option<f64>, u64)>) -> fmt::Result {
+    let flops = told.map(|(_, n)| format!("{:.3}", n as f64 / 1e9)).unwrap_or_default();
+    let seconds = told.and_then(|(seconds, _)| seconds);
+    let (seconds, ratio) = seconds.map(|s| (time(s), format!("{:.2}", s / measured))).unwrap_or_default();
     writeln!(f, "{}", format!("    {name:<12} {:>11} {seconds:>11} {ratio:>7} {flops:>10}", time(measured)).trim_end())
 }
 

@@ -4,6 +4,7 @@ use super::How;
 use crate::bench::{self, Request, What, calibrate};
 use crate::error::{Error, Problem, Result};
 use crate::onnx::read;
+use crate::rules::Target;
 use crate::rules::parse::library;
 use crate::runtime::device::Choice;
 use crate::stdout::print;
@@ -58,7 +59,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     };
     let Some(model) = args.model.as_ref().filter(|_| !args.calibrate) else {
         let path = args.calibration.clone().map_or_else(calibrate::default_path, Ok)?;
-        let machine = calibrate::calibrate(&library()?.lower, args.threads)?;
+        let machine = calibrate::calibrate(&library()?.lower_for(Target::Cpu), args.threads)?;
         machine.write(&path)?;
         if args.json {
             return json(serde_json::to_string(&machine));

@@ -59,7 +59,7 @@ pub fn lower_for(
     target: Target,
     fired: &mut BTreeMap<String, usize>,
 ) -> Result<Graph> {
-    let expanded = lower::expand(graph, &library.lower, target, fired)?;
+    let expanded = lower::expand(graph, &library.lower_for(target), target, fired)?;
     let saturated = rewrite::saturate(
         &expanded,
         &usable(&[&library.fuse, &library.simplify], target),

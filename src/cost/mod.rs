@@ -95,6 +95,13 @@ pub fn work(op: Op, children: &[&Type], result: &Type, sizes: Sizes) -> Option<W
             let bytes = read.saturating_add(result).saturating_add(traffic);
             Work { unit: Unit::Attention, products, elements: scores, functions: scores, bytes }
         }
+        Op::OrtAttention => {
+            let (q, k, v, heads) = (children.first()?, children.get(1)?, children.get(2)?, children.get(3)?);
+            let pairs = at.elements(q).checked_div(at.axis(q, 1)).unwrap_or(0).saturating_mul(at.axis(k, 2));
+            let scores = pairs.saturating_mul(heads.lit()?.int().map_or(1, |n| at.size(n)));
+            let products = multiply_adds(pairs.saturating_mul(at.axis(q, 1).saturating_add(at.axis(v, 1))));
+            Work { unit: Unit::Attention, products, elements: scores, functions: scores, ..all }
+        }
         // Scores and their cotangents, and the cotangents of queries, keys and values: five products.
         Op::AttentionGrad
         | Op::AttentionBiasGrad

@@ -104,7 +104,7 @@ fn arm(a: &Args) -> Result<Tensor> {
             l::gather_grad(x()?, a.x(1)?, &[&[a.size("batch")? * a.size("length")?], &a.shape()[2..]].concat())?
                 .reshape(a.shape())
         }
-        Op::RmsNorm => m::rms_norm(x()?, a.x(1)?, a.float("eps")?),
+        Op::RmsNorm | Op::OrtRmsNorm => m::rms_norm(x()?, a.x(1)?, a.float("eps")?),
         Op::RmsNormGrad => m::rms_norm_grad(x()?, a.x(1)?, a.x(2)?, a.float("eps")?),
         Op::RmsNormGradW => x()?.broadcast_mul(&a.x(1)?.broadcast_div(&m::rms(a.x(1)?, a.float("eps")?)?)?),
         Op::RmsNormGradSum => {
@@ -112,7 +112,9 @@ fn arm(a: &Args) -> Result<Tensor> {
             let all = dy.broadcast_mul(&x.broadcast_div(&m::rms(x, a.float("eps")?)?)?)?;
             all.reshape(((), x.dim(D::Minus1)?))?.sum(0)
         }
-        Op::LayerNorm => m::normalize(x()?, a.float("eps")?)?.broadcast_mul(a.x(1)?)?.broadcast_add(a.x(2)?),
+        Op::LayerNorm | Op::OrtLayerNorm => {
+            m::normalize(x()?, a.float("eps")?)?.broadcast_mul(a.x(1)?)?.broadcast_add(a.x(2)?)
+        }
         Op::LayerNormGrad => m::layer_norm_grad(x()?, a.x(1)?, a.x(2)?, a.float("eps")?),
         Op::Normalize => m::normalize(x()?, a.float("eps")?),
         Op::RotateHalf => m::rotate_half(x()?, 1.0),
@@ -146,6 +148,9 @@ fn arm(a: &Args) -> Result<Tensor> {
         }
         Op::AttentionProbs => m::attention_probs(x()?, a.x(1)?, None, a.float("scale")?),
         Op::AttentionProbsBias => m::attention_probs(x()?, a.x(1)?, Some(a.x(2)?), a.float("scale")?),
+        Op::ScoreGrad => m::score_grad(x()?, a.x(1)?, a.x(2)?),
+        Op::OrtAttention => m::side_by_side(x()?, a.x(1)?, a.x(2)?, a.int("heads")?, a.float("scale")?),
+        Op::OrtRotary => m::rotary(x()?, a.x(1)?, a.x(2)?),
         Op::SoftmaxGrad => m::softmax_grad(x()?, a.x(1)?, a.axis(x()?.rank())?),
         Op::TokenEntropy => o::token_entropy(x()?, a.x(1)?),
         Op::Beta => o::map(x()?, o::transform(a)?),

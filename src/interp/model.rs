@@ -55,6 +55,12 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     x.broadcast_mul(cos)?.broadcast_add(&rotate_half(x, 1.0)?.broadcast_mul(sin)?)
 }
 
+/// `rope` with tables that hold for both halves of the last axis.
+pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let twice = |t: &Tensor| Tensor::cat(&[t, t], t.rank() - 1);
+    rope(x, &twice(cos)?, &twice(sin)?)
+}
+
 /// The transpose of `rope` in `x`: the inverse rotation of `dy sin`.
 pub fn rope_grad(dy: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     dy.broadcast_mul(cos)?.broadcast_add(&rotate_half(&dy.broadcast_mul(sin)?, -1.0)?)
@@ -196,6 +202,15 @@ pub fn token_attention_grad(
     joined(&[swapped(&dq)?, summed(&swapped(&dk)?, k)?, summed(&swapped(&dv)?, v)?])
 }
 
+/// Attention over `heads` heads side by side, `[B, L, H d]`.
+pub fn side_by_side(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64, scale: f64) -> Result<Tensor> {
+    let apart = |x: &Tensor| {
+        let (b, l, n) = x.dims3()?;
+        x.reshape((b, l, heads as usize, n / heads as usize))
+    };
+    token_attention(&apart(q)?, &apart(k)?, &apart(v)?, None, scale)?.flatten_from(2)
+}
+
 /// What each of some queries sees: itself `[n, H, 1, d]`, the keys and values `[n, H, L, d]` of its sequence, its bias, and
 /// which sequence that is.
 fn seen([q, k, v, places]: [&Tensor; 4], bias: Option<&Tensor>) -> Result<([Tensor; 3], Option<Tensor>, Tensor)> {
@@ -225,6 +240,11 @@ pub fn row_attention_grad(dy: &Tensor, operands: [&Tensor; 4], bias: Option<&Ten
         summed(&gather_grad(&swapped(d)?, &sequence, &[b, l, q.dim(1)?, n])?, x)
     };
     joined(&[dq.squeeze(2)?, all(&dk, k)?, all(&dv, v)?])
+}
+
+/// The cotangent of scores from their probabilities, dy and v.
+pub fn score_grad(p: &Tensor, dy: &Tensor, v: &Tensor) -> Result<Tensor> {
+    softmax_grad(p, &matmul(dy, &v.t()?)?, p.rank() - 1)
 }
 
 /// `y (dy - sum(dy y))`.

@@ -274,6 +274,14 @@ ops! {
     AttentionProbs "attention_probs" Fixed(2), [SCALE], i::attention_probs, Expand, Matmul;
     AttentionProbsBias "attention_probs_bias" Fixed(3), [SCALE], i::attention_probs, Expand, Matmul;
     SoftmaxGrad  "softmax_grad"  Fixed(2), [AXIS], i::same, Weft("SoftmaxGrad"), Fused;
+    // The cotangent of scores from their probabilities p, dy and v: p (dp - sum(dp p)), dp = dy v^T.
+    ScoreGrad    "score_grad"    Fixed(3), [], i::score_grad, Expand, Matmul;
+    // ONNX Runtime's own kernels, where ours are not: norms, and attention over all heads side by side.
+    OrtRmsNorm   "ort_rms_norm"  Fixed(2), [EPS], i::same, Std("SimplifiedLayerNormalization"), Fused;
+    OrtLayerNorm "ort_layer_norm" Fixed(3), [EPS], i::same, Std("LayerNormalization"), Fused;
+    // A rotation of [B H L d] whose tables [L d/2] hold for both halves of d.
+    OrtRotary    "ort_rotary"    Fixed(3), [], i::same, Custom, Fused;
+    OrtAttention "ort_attention" Fixed(3), [attr("heads", Kind::Int, Attribute("num_heads")), SCALE], i::ort_attention, Contrib("MultiHeadAttention"), Matmul;
     // The objective (METHOD.md): probe, per-token time, mask, weighted loss.
     Objective    "objective"     Fixed(6), [attr("mask_id", Kind::Int, Internal), attr("logits_shift", Kind::Int, Internal)], i::tuple, Expand, Fused;
     // A matrix product whose weight an adapter changes: x, w, the adapter's own input (x, thinned out by `dropout`), its

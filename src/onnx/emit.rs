@@ -268,6 +268,15 @@ impl<'a> Scope<'a> {
                 let (axis, largest) =
                     (self.attribute("axis", Kind::Int, attrs[1])?, self.attribute("largest", Kind::Int, attrs[2])?);
                 let x = self.operand(operands[0], DType::F32)?;
+                if op == Op::TopkIndices && k.is(1) {
+                    let best = if self.literal(attrs[2]).and_then(Lit::int).is_some_and(|n| n.is(0)) {
+                        "ArgMin"
+                    } else {
+                        "ArgMax"
+                    };
+                    self.push(best, "", vec![x], name, vec![axis]);
+                    return Ok(());
+                }
                 let k = self.ints(&[k])?;
                 self.push("TopK", "", vec![x, k], name, vec![axis, largest]);
                 let other = self.fresh("unused");
@@ -296,6 +305,16 @@ impl<'a> Scope<'a> {
                 self.push("Squeeze", "", vec![n], &limit, vec![]);
                 let (zero, one) = (self.scalar(0.0, DType::I64), self.scalar(1.0, DType::I64));
                 self.push("Range", "", vec![zero, limit, one], name, vec![]);
+            }
+            Op::OrtRotary => {
+                let inputs = self.operands(operands, DType::F32)?;
+                let [x, cos, sin] = inputs.as_slice() else {
+                    return Err(Error::internal("write", "a rotation takes three operands"));
+                };
+                // The first token is at place 0.
+                let places = self.ints(&[Dim::Known(0)])?;
+                self.uses_contrib = true;
+                self.push("RotaryEmbedding", CONTRIB, vec![x.clone(), places, cos.clone(), sin.clone()], name, vec![]);
             }
             Op::TrueRows => self.true_rows(operands, name)?,
             Op::PutRows => self.put_rows(id, operands, &(int(0) * int(1)), name)?,

@@ -1,11 +1,12 @@
 //! A train.onnx as its runner sees it: the manifest, the inputs, the first values of the parameters, and the
-//! functions from which the optimizer's own graphs are built; [`parts`] has the parts that sessions compute.
+//! functions from which `updates` builds the optimizer's own graphs; [`parts`] has the parts that sessions compute.
 
 pub mod parts;
+mod updates;
 
 use super::data_file::location;
 use super::proto::{
-    FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
+    FunctionProto, GraphProto, ModelProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
     ValueInfoProto, tensor_proto, tensor_shape_proto, type_proto,
 };
 use super::tensor::{Site, Tensor, dtype};
@@ -160,113 +161,6 @@ impl TrainFile {
         })
     }
 
-    /// The graph of one update of every parameter by `own`: `p/N`, `g/N`, `STATE/N` (N the index in `parameters`) and
-    /// the scalars to `p2/N`, `STATE2/N`.
-    ///
-    /// Parameters that do not decay read the scalar `NO_DECAY` instead of `weight_decay`.
-    ///
-    /// Each result may be bound to the buffer that it updates: this is checked against the function's body.
-    pub fn update_model(&self, own: &Function, parameters: &[Port], decays: &dyn Fn(&Port) -> bool) -> Result<Vec<u8>> {
-        let function = self.function(own.name)?;
-        let arity = (function.input.len(), function.output.len());
-        let expected = (2 + own.state.len() + own.scalars.len(), 1 + own.state.len());
-        if arity != expected {
-            let why = format!("its {DOMAIN}.{} has {arity:?} inputs and outputs, not {expected:?}", own.name);
-            return Err(Error::Model { model: self.path.clone(), problems: vec![Problem::new("", why)] });
-        }
-        // Inputs p, g, the state; outputs p, the state.
-        for output in 0..expected.1 {
-            let input = &function.input[if output == 0 { 0 } else { output + 1 }];
-            if !writes_after_reads(function, input, &function.output[output]) {
-                return Err(Error::internal(own.name, format!("{input} is still read when it is written")));
-            }
-        }
-        let mut graph = GraphProto { name: "update".into(), ..GraphProto::default() };
-        let scalar = |name: &&str| value_info(name, DType::F64, &[]);
-        graph.input.extend(own.scalars.iter().chain([&NO_DECAY]).map(scalar));
-        let changed = || ["p"].iter().chain(own.state);
-        let read = || ["p", "g"].iter().chain(own.state);
-        for (n, parameter) in parameters.iter().enumerate() {
-            let name = |prefix: &&str| format!("{prefix}/{n}");
-            let name2 = |prefix: &&str| format!("{prefix}2/{n}");
-            let same = |name: String| value_info(&name, parameter.dtype, &parameter.shape);
-            graph.input.extend(read().map(name).map(same));
-            graph.output.extend(changed().map(name2).map(same));
-            let hyper = |h: &&'static str| if *h == "weight_decay" && !decays(parameter) { NO_DECAY } else { *h };
-            graph.node.push(NodeProto {
-                domain: DOMAIN.into(),
-                op_type: own.name.into(),
-                overload: function.overload.clone(),
-                name: name(&"update"),
-                input: read().map(name).chain(own.scalars.iter().map(|h| hyper(h).to_string())).collect(),
-                output: changed().map(name2).collect(),
-                ..NodeProto::default()
-            });
-        }
-        Ok(self.model_of(graph, vec![function.clone()]))
-    }
-
-    /// The graph of the Euclidean norm over all gradients: `g/N` to `norm` (f64).
-    ///
-    /// Rows are summed in f32 and rows of rows in f64: as exact as needed, and in an order that depends
-    /// neither on the number of threads nor on anything else.
-    pub fn norm_model(&self, parameters: &[Port]) -> Vec<u8> {
-        let mut b = Standard::new("grad_norm");
-        let mut sums = Vec::new();
-        for (n, parameter) in parameters.iter().enumerate() {
-            let mut value = format!("g/{n}");
-            b.graph.input.push(value_info(&value, parameter.dtype, &parameter.shape));
-            if matches!(parameter.dtype, DType::F16 | DType::BF16) {
-                value = b.cast(&value, DType::F32);
-            }
-            let squares = if parameter.shape.len() > 1 {
-                value = b.node("ReduceSumSquare", &[&value, "last_axis"], &[("keepdims", 0)]);
-                b.cast(&value, DType::F64)
-            } else {
-                value = b.cast(&value, DType::F64);
-                b.node("Mul", &[&value, &value], &[])
-            };
-            sums.push(b.node("ReduceSum", &[&squares], &[("keepdims", 0)]));
-        }
-        b.graph.initializer.push(TensorProto {
-            name: "last_axis".into(),
-            dims: vec![1],
-            data_type: onnx_type(DType::I64),
-            int64_data: vec![-1],
-            ..TensorProto::default()
-        });
-        let sums: Vec<&str> = sums.iter().map(String::as_str).collect();
-        let total = b.node("Sum", &sums, &[]);
-        b.graph.node.push(NodeProto {
-            op_type: "Sqrt".into(),
-            name: "norm".into(),
-            input: vec![total],
-            output: vec!["norm".into()],
-            ..NodeProto::default()
-        });
-        b.graph.output.push(value_info("norm", DType::F64, &[]));
-        self.model_of(b.graph, Vec::new())
-    }
-
-    /// The graph that adds gradients to sums: `s/N` + `g/N` to `s2/N`, which may be bound to `s/N`.
-    pub fn sum_model(&self, parameters: &[Port]) -> Vec<u8> {
-        let mut graph = GraphProto { name: "accumulate".into(), ..GraphProto::default() };
-        for (n, parameter) in parameters.iter().enumerate() {
-            let name = |prefix: &str| format!("{prefix}/{n}");
-            let same = |prefix: &str| value_info(&name(prefix), parameter.dtype, &parameter.shape);
-            graph.input.extend(["s", "g"].map(same));
-            graph.output.push(same("s2"));
-            graph.node.push(NodeProto {
-                op_type: "Add".into(),
-                name: name("add"),
-                input: ["s", "g"].map(name).into(),
-                output: vec![name("s2")],
-                ..NodeProto::default()
-            });
-        }
-        self.model_of(graph, Vec::new())
-    }
-
     fn model_of(&self, graph: GraphProto, functions: Vec<FunctionProto>) -> Vec<u8> {
         let mut opset_import = self.model.opset_import.clone();
         if !opset_import.iter().any(|o| o.domain == DOMAIN) {
@@ -304,55 +198,6 @@ impl Function {
 
 /// The weight decay of parameters that have none: an input, always 0.
 pub const NO_DECAY: &str = "no_decay";
-
-/// Builds nodes of standard operators with fresh names.
-struct Standard {
-    graph: GraphProto,
-}
-
-impl Standard {
-    fn new(name: &str) -> Self {
-        Standard { graph: GraphProto { name: name.into(), ..GraphProto::default() } }
-    }
-
-    fn node(&mut self, op: &str, inputs: &[&str], attributes: &[(&str, i64)]) -> String {
-        let name = format!("{op}_{}", self.graph.node.len());
-        let attribute = |&(key, i): &(&str, i64)| super::proto::AttributeProto {
-            name: key.into(),
-            r#type: super::proto::attribute_proto::AttributeType::Int.into(),
-            i: Some(i),
-            ..Default::default()
-        };
-        self.graph.node.push(NodeProto {
-            op_type: op.into(),
-            name: name.clone(),
-            input: inputs.iter().map(|i| i.to_string()).collect(),
-            output: vec![name.clone()],
-            attribute: attributes.iter().map(attribute).collect(),
-            ..NodeProto::default()
-        });
-        name
-    }
-
-    fn cast(&mut self, value: &str, to: DType) -> String {
-        self.node("Cast", &[value], &[("to", onnx_type(to).into())])
-    }
-}
-
-/// Whether `output` may share the buffer of `input`: every node that reads `input` is needed for `output`,
-/// so it has run when `output` is written, and the one that writes reads it elementwise if at all.
-fn writes_after_reads(function: &FunctionProto, input: &str, output: &str) -> bool {
-    let mut needed = vec![false; function.node.len()];
-    let mut wanted = vec![output];
-    while let Some(name) = wanted.pop() {
-        let maker = function.node.iter().position(|n| n.output.iter().any(|o| o == name));
-        if let Some(k) = maker.filter(|k| !needed[*k]) {
-            needed[k] = true;
-            wanted.extend(function.node[k].input.iter().map(String::as_str));
-        }
-    }
-    function.node.iter().zip(needed).all(|(node, needed)| needed || !node.input.iter().any(|i| i == input))
-}
 
 /// Reads the value of an initializer of the model at `site`.
 pub(super) fn weight(tensor: &TensorProto, site: &Site) -> std::result::Result<Weight, String> {

@@ -37,7 +37,7 @@ pub enum Target {
     Portable,
     /// Also the operators of ONNX Runtime's CPU build in domain `com.microsoft`.
     Cpu,
-    /// The same operators, which have CUDA kernels too; and bf16, which the CPU cannot multiply.
+    /// Operators of either domain that have CUDA kernels; and bf16, which the CPU cannot multiply.
     Cuda,
 }
 

@@ -32,7 +32,14 @@ pub struct Library {
     pub factor: Vec<Rule>,
 }
 
-const FAMILIES: [(&str, &str); 11] = [
+impl Library {
+    /// The lowerings for `target`; of several that fit the first is used.
+    pub fn lower_for(&self, target: Target) -> Vec<Rule> {
+        self.lower.iter().filter(|r| target.takes(r.target)).cloned().collect()
+    }
+}
+
+const FAMILIES: [(&str, &str); 12] = [
     ("rules/lift.egg", include_str!("../../rules/lift.egg")),
     ("rules/simplify.egg", include_str!("../../rules/simplify.egg")),
     ("rules/layout.egg", include_str!("../../rules/layout.egg")),
@@ -40,6 +47,7 @@ const FAMILIES: [(&str, &str); 11] = [
     ("rules/sink_head.egg", include_str!("../../rules/sink_head.egg")),
     ("rules/fuse.egg", include_str!("../../rules/fuse.egg")),
     ("rules/grad.egg", include_str!("../../rules/grad.egg")),
+    ("rules/lower_cuda.egg", include_str!("../../rules/lower_cuda.egg")),
     ("rules/lower.egg", include_str!("../../rules/lower.egg")),
     ("rules/lower_attention.egg", include_str!("../../rules/lower_attention.egg")),
     ("rules/lower_head.egg", include_str!("../../rules/lower_head.egg")),
@@ -83,7 +91,7 @@ pub fn library_and(own: &[(String, String)]) -> Result<(Library, Vec<Vec<Rule>>)
         sink: [next(), next()].concat(),
         fuse: next(),
         grad: next(),
-        lower: [next(), next(), next()].concat(),
+        lower: [next(), next(), next(), next()].concat(),
         factor: next(),
         methods: METHODS.iter().map(|(name, ..)| (name.to_string(), next())).collect(),
         adapters: ADAPTERS.iter().map(|(name, ..)| (name.to_string(), next())).collect(),
@@ -299,7 +307,8 @@ impl Reader<'_> {
             (":target", [Sexpr::Atom(word, at)]) => match word.as_str() {
                 "portable" => rule.target = Some(Target::Portable),
                 "cpu" => rule.target = Some(Target::Cpu),
-                other => self.error(at, format!("unknown target `{other}`"), "`portable` or `cpu`"),
+                "cuda" => rule.target = Some(Target::Cuda),
+                other => self.error(at, format!("unknown target `{other}`"), "`portable`, `cpu` or `cuda`"),
             },
             (":sample", [Sexpr::List(items, _)]) => {
                 rule.samples.extend(items.iter().filter_map(|i| self.sample(i, scope)));

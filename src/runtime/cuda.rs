@@ -3,7 +3,7 @@
 use super::install::{self, CUBLAS, CUDA_RUNTIME, CURAND, ONNX_RUNTIME_GPU, Package};
 use super::locate;
 use libloading::{Library, Symbol};
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 use std::path::{Path, PathBuf};
 
 /// The libraries that the provider is linked with, and the Python packages that bring them.
@@ -41,6 +41,44 @@ pub fn devices() -> Result<u32, String> {
             0 => Err("the NVIDIA driver shows no device".into()),
             code => Err(format!("the NVIDIA driver lists no devices: CUDA error {code}")),
         }
+    }
+}
+
+/// Bytes of a device's memory that are in use, by this process and all others.
+///
+/// # Errors
+/// What the driver says.
+pub fn memory_in_use(device: u32) -> Result<u64, String> {
+    type Retain = unsafe extern "C" fn(*mut *mut c_void, c_int) -> c_int;
+    type Release = unsafe extern "C" fn(c_int) -> c_int;
+    type Push = unsafe extern "C" fn(*mut c_void) -> c_int;
+    type Pop = unsafe extern "C" fn(*mut *mut c_void) -> c_int;
+    type Info = unsafe extern "C" fn(*mut usize, *mut usize) -> c_int;
+    let told = |what: &str, code: c_int| match code {
+        0 => Ok(()),
+        code => Err(format!("the NVIDIA driver cannot {what}: CUDA error {code}")),
+    };
+    let device = c_int::try_from(device).map_err(|e| e.to_string())?;
+    // SAFETY: the functions have these signatures in every version of the driver's interface since 4.0; the device's own
+    // context, which ONNX Runtime uses too, is held while it is asked, and this thread's is put back.
+    unsafe {
+        let library = Library::new("libcuda.so.1").map_err(|_| "there is no NVIDIA driver (libcuda.so.1)")?;
+        let find = |e: libloading::Error| format!("the NVIDIA driver is damaged: {e}");
+        let retain: Symbol<Retain> = library.get(b"cuDevicePrimaryCtxRetain").map_err(find)?;
+        let release: Symbol<Release> = library.get(b"cuDevicePrimaryCtxRelease_v2").map_err(find)?;
+        let push: Symbol<Push> = library.get(b"cuCtxPushCurrent_v2").map_err(find)?;
+        let pop: Symbol<Pop> = library.get(b"cuCtxPopCurrent_v2").map_err(find)?;
+        let info: Symbol<Info> = library.get(b"cuMemGetInfo_v2").map_err(find)?;
+        let (mut context, mut last) = (std::ptr::null_mut(), std::ptr::null_mut());
+        told("use the device", retain(&mut context, device))?;
+        let (mut free, mut total) = (0, 0);
+        let asked = told("use the device", push(context)).and_then(|()| {
+            let asked = told("tell its memory", info(&mut free, &mut total));
+            pop(&mut last);
+            asked
+        });
+        release(device);
+        asked.map(|()| (total - free) as u64)
     }
 }
 

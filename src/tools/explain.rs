@@ -94,7 +94,9 @@ pub fn explain(request: &Request) -> Result<Explanation> {
     for (belongs, before, stage, rules) in runs {
         let Some(graph) = graphs.get(&before).filter(|_| belongs) else { continue };
         let expanded = match stage {
-            Stage::Lower => lower::expand(graph, &library.lower, request.target, &mut BTreeMap::new())?,
+            Stage::Lower => {
+                lower::expand(graph, &library.lower_for(request.target), request.target, &mut BTreeMap::new())?
+            }
             _ => graph.clone(),
         };
         let rules: Vec<&Rule> = rules.iter().collect();
@@ -122,7 +124,7 @@ pub fn explain(request: &Request) -> Result<Explanation> {
         let report = match out.rule.kind {
             Kind::Define => definition(&out.rule, graphs.contains_key(&Stage::Objective)),
             Kind::Vjp => gradient_row(&out.rule, &library.grad, &mut graph.clone())?,
-            _ => lowering(&out.rule, &library.lower, graph)?,
+            _ => lowering(&out.rule, &library.lower_for(request.target), graph)?,
         };
         out.stages.push((stage, report));
     }

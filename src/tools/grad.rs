@@ -110,7 +110,7 @@ pub fn grad(request: &Request) -> Result<Gradients> {
     let (graph, wrt) = differentiated(&source, &library, request, (&of, wrt), &mut rules_fired)
         .map_err(|e| of_model(e, &request.model))?;
     let order = schedule::order(&graph);
-    Ok(Gradients { graph, order, of, wrt, rules_fired, lower_rules: library.lower, source })
+    Ok(Gradients { graph, order, of, wrt, rules_fired, lower_rules: library.lower_for(request.target), source })
 }
 
 /// The lowered graph with gradients of the output, and the leaves that they belong to.

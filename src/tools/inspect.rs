@@ -87,7 +87,7 @@ pub fn inspect_in(model: &Path, compute: Compute) -> Result<Inspection> {
         None => crate::compile::lift(&source.graph, &rules, Target::Cpu)?.graph,
     };
     let (memory, obstacles) = match compiled {
-        Ok(compiled) => (Some(estimate(&compiled, &source.graph, &rules.lower)?), vec![]),
+        Ok(compiled) => (Some(estimate(&compiled, &source.graph, compiled.lower_rules())?), vec![]),
         Err(Error::Model { problems, .. } | Error::Usage { problems }) => (None, problems),
         Err(other) => return Err(other),
     };

@@ -5,7 +5,6 @@ use crate::compile::{Budget, Options, compile};
 use crate::error::Result;
 use crate::manifest::{Manifest, Recompute, Setting};
 use crate::onnx::read;
-use crate::rules::parse::library;
 use std::path::Path;
 
 /// Bytes of the activations of one micro-batch of `batch` sequences of `length` tokens, by the estimate of `weftc
@@ -16,7 +15,7 @@ use std::path::Path;
 pub fn activations(manifest: &Manifest, source: &Path, batch: usize, length: usize) -> Result<u64> {
     let options = Options { memory: None, ..options(manifest, source) };
     let (compiled, read) = (compile(&options)?, read(source)?);
-    Ok(between(&estimate(&compiled, &read.graph, &library()?.lower)?, batch as f64, length as f64))
+    Ok(between(&estimate(&compiled, &read.graph, compiled.lower_rules())?, batch as f64, length as f64))
 }
 
 /// The options by which `source` was compiled to a train.onnx with this manifest.

@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 /// Runs a part of a file on feeds by name, of which it takes those that it needs; returns its outputs.
 pub type Run<'a> = Box<dyn FnMut(&[(String, HostTensor)]) -> Result<IndexMap<String, HostTensor>> + 'a>;
 
+/// As many elements of equal parameters a GPU updates together: a node of fewer takes as long as its launch.
+const TOGETHER: usize = 1 << 24;
+
 /// The numbers of one update.
 #[derive(Clone, Copy, Debug)]
 pub struct Update {
@@ -184,13 +187,14 @@ impl OnnxRuntime {
         // Small graphs without weights: nothing to look up beside a file.
         let plain = Options { folder: None, assignment: false, operators: Vec::new(), ..options.clone() };
         let open = |name: &str, bytes: &[u8]| Session::from_bytes(bytes, &profiled(name, &plain))?.bind();
+        let together = if options.device == Device::Cpu { 0 } else { TOGETHER };
         let mut sum = if accumulate { Some(open("sum", &file.sum_model(trainable))?) } else { None };
-        let mut norm = open("norm", &file.norm_model(trainable))?;
+        let mut norm = open("norm", &file.norm_model(trainable, together))?;
         let mut kernels = plain.clone();
         if options.device == Device::Cpu && !portable && trainable.iter().all(|p| p.dtype == DType::F32) {
             kernels.operators.push(kernels::optimizer()?);
         }
-        let update = file.update_model(function, trainable, &|p| decay.includes(&p.shape))?;
+        let update = file.update_model(function, trainable, &|p| decay.includes(&p.shape), together)?;
         let mut update = Session::from_bytes(&update, &profiled("update", &kernels))?.bind()?;
         norm.fetch("norm");
         for k in 0..trainable.len() {

@@ -45,6 +45,30 @@ pub fn attention(args: &Args) -> Inferred {
     contract(&s, v, false, false)
 }
 
+/// The cotangent of the scores that have the probabilities p `[.., L, M]`, from dy `[.., L, Dv]` and v `[.., M, Dv]`.
+pub fn score_grad(args: &Args) -> Inferred {
+    let (p, dy, v) = (args.tensor(0)?, args.tensor(1)?, args.tensor(2)?);
+    if contract(dy, v, false, true)?.tensor() != Some(p) {
+        return Err("dy v^T must be as large as the probabilities".into());
+    }
+    same(args)
+}
+
+/// Attention with `heads` heads side by side: q `[B, L, H D]`, k `[B, M, H D]`, v `[B, M, H E]` to `[B, L, H E]`.
+pub fn ort_attention(args: &Args) -> Inferred {
+    let (q, k, v, heads) = (args.tensor(0)?, args.tensor(1)?, args.tensor(2)?, args.known(0)?);
+    let ([b, l, d], [bk, m, dk], [bv, mv, e]) = (&q.shape[..], &k.shape[..], &v.shape[..]) else {
+        return Err("needs [B, L, H D]".into());
+    };
+    if (b, d) != (bk, dk) || (b, m) != (bv, mv) || [&k.dtype, &v.dtype] != [&q.dtype; 2] {
+        return Err("queries, keys and values must agree".into());
+    }
+    if heads < 1 || [d, e].iter().any(|n| n.known().is_none_or(|n| n % heads != 0)) {
+        return Err(format!("{heads} heads do not divide {d} and {e}"));
+    }
+    tensor(q.dtype, vec![b.clone(), l.clone(), e.clone()])
+}
+
 /// The cotangents of q, k and v in one list.
 pub fn attention_grad(args: &Args) -> Inferred {
     let (dy, q, k, v) = (args.tensor(0)?, args.tensor(1)?, args.tensor(2)?, args.tensor(3)?);

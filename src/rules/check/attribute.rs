@@ -56,6 +56,7 @@ pub fn draw(instance: &Instance, op: Op, attr: &Attr, children: &[Id], random: &
                 let w = children.get(if op.name().starts_with("head_grad") { 2 } else { 1 });
                 w.and_then(|w| graph.type_of(*w).shape().first()?.known()).unwrap_or(0)
             }
+            (_, "heads") => random.int(1, 2),
             (_, "bits") => 8,
             (Op::Dequantize, "k") => (shape[1] * shape[2] - random.int(0, 3)).max(0),
             (Op::MatMulNBits, "k") => shape.last().copied().unwrap_or(0),

@@ -107,7 +107,9 @@ pub fn draw(
             };
             tensor(dtype, head_operand(k, &h))
         }
-        (Op::RmsNorm, 1, Some(s)) | (Op::LayerNorm, 1 | 2, Some(s)) => tensor(float, vec![last(&s)]),
+        (Op::RmsNorm | Op::OrtRmsNorm, 1, Some(s)) | (Op::LayerNorm | Op::OrtLayerNorm, 1 | 2, Some(s)) => {
+            tensor(float, vec![last(&s)])
+        }
         (Op::RmsNormGrad | Op::LayerNormGrad, 2, Some(s)) => tensor(float, vec![last(&s)]),
         (Op::Rope | Op::RopeGrad, 0, None) => {
             let mut s = free(random, 1, 4);
@@ -146,6 +148,18 @@ pub fn draw(
             tensor(float, [&dy[..n], &tail].concat())
         }
         (Op::AttentionGrad | Op::AttentionBiasGrad, ..) => tensor(float, free(random, 2, 4)),
+        (Op::ScoreGrad, 1, Some(p)) if p.len() > 1 => tensor(float, [&p[..p.len() - 1], &[random.size()]].concat()),
+        (Op::ScoreGrad, 2, Some(p)) if p.len() > 1 => {
+            let (leads, width) = (&p[..p.len() - 2], shape(1).map_or(1, |dy| last(&dy)));
+            tensor(float, [leads, &[last(&p), width]].concat())
+        }
+        (Op::ScoreGrad, ..) => tensor(float, free(random, 2, 4)),
+        // As many columns as one or two heads divide.
+        (Op::OrtAttention, 0, _) => tensor(float, vec![random.size(), random.size(), 4]),
+        (Op::OrtAttention, 1, Some(q)) => tensor(float, vec![q[0], random.size(), q[2]]),
+        (Op::OrtAttention, _, Some(q)) => tensor(float, vec![q[0], shape(1).map_or(1, |k| k[1]), random.pick(&[2, 4])]),
+        (Op::OrtRotary, 0, _) => tensor(float, vec![random.size(), random.size(), random.size(), random.pick(&[2, 4])]),
+        (Op::OrtRotary, _, Some(x)) => tensor(float, vec![x[2], x[3] / 2]),
         // Queries of one to four of six tokens.
         (Op::RowAttention | Op::RowAttentionBias | Op::RowAttentionGrad | Op::RowAttentionBiasGrad, ..) => {
             let q = usize::from(matches!(op, Op::RowAttentionGrad | Op::RowAttentionBiasGrad));
@@ -214,6 +228,8 @@ pub fn draw(
         ) => tensor(float, s),
         (
             Op::RmsNorm
+            | Op::OrtRmsNorm
+            | Op::OrtLayerNorm
             | Op::LayerNorm
             | Op::Normalize
             | Op::RmsNormGrad
