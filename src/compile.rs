@@ -242,7 +242,10 @@ impl<'a> Pipeline<'a> {
         let (compute, note) = self.options.compute.resolve(self.options.target);
         self.notes.extend(note);
         let mut typed = precision::apply(adapted, trainable, compute)?;
-        if self.options.target == Target::Cpu {
+        let narrow = matches!(compute, DType::F16 | DType::BF16);
+        if (self.options.target, narrow) == (Target::Cpu, false)
+            || (self.options.target, narrow) == (Target::Cuda, true)
+        {
             let laid_out = lay_out(&typed, &self.library, self.options.target)?;
             typed = self.counted(laid_out);
         }

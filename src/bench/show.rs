@@ -20,11 +20,15 @@ impl fmt::Display for Report {
         if let Some(mb) = self.device_mb {
             writeln!(f, "            {mb} MB of the GPU's in use")?;
         }
-        let ceiling = format!("products alone reach {:.0} GFLOP/s", self.ceiling_gflops);
-        match (self.gflops.zip(self.gflops_unsunk), self.share.zip(self.share_unsunk)) {
-            (Some((own, unsunk)), Some((share, share_unsunk))) => {
+        let ceiling = self
+            .ceiling_gflops
+            .map_or("products alone were not measured".into(), |c| format!("products alone reach {c:.0} GFLOP/s"));
+        match self.gflops.zip(self.gflops_unsunk) {
+            Some((own, unsunk)) => {
                 writeln!(f, "operations  {own:.0} GFLOP/s as executed, {unsunk:.0} as if every token were read")?;
-                writeln!(f, "            {share:.2} and {share_unsunk:.2} of the ceiling: {ceiling}")?;
+                let shares = self.share.zip(self.share_unsunk);
+                let shares = shares.map(|(own, unsunk)| format!("{own:.2} and {unsunk:.2} of the ceiling: "));
+                writeln!(f, "            {}{ceiling}", shares.unwrap_or_default())?;
             }
             _ => writeln!(
                 f,

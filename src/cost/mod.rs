@@ -214,7 +214,9 @@ pub fn cost(op: Op, children: &[&Type], result: &Type) -> Option<u64> {
         Op::MatMulNBits => products / 4,
         _ => 0,
     };
-    Some(work.bytes.saturating_add(products - saved).saturating_add(LAUNCH))
+    // One pass, where the function that it is used for takes several.
+    let bytes = if op == Op::OrtRotary { work.bytes / 2 } else { work.bytes };
+    Some(bytes.saturating_add(products - saved).saturating_add(LAUNCH))
 }
 
 fn assumed(symbol: &Sym) -> i64 {

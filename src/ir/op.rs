@@ -279,7 +279,7 @@ ops! {
     // ONNX Runtime's own kernels, where ours are not: norms, and attention over all heads side by side.
     OrtRmsNorm   "ort_rms_norm"  Fixed(2), [EPS], i::same, Std("SimplifiedLayerNormalization"), Fused;
     OrtLayerNorm "ort_layer_norm" Fixed(3), [EPS], i::same, Std("LayerNormalization"), Fused;
-    // A rotation of [B H L d] whose tables [L d/2] hold for both halves of d.
+    // A rotation of heads side by side, [B L (H d)], whose tables [L d/2] hold for both halves of d.
     OrtRotary    "ort_rotary"    Fixed(3), [], i::same, Custom, Fused;
     OrtAttention "ort_attention" Fixed(3), [attr("heads", Kind::Int, Attribute("num_heads")), SCALE], i::ort_attention, Contrib("MultiHeadAttention"), Matmul;
     // The objective (METHOD.md): probe, per-token time, mask, weighted loss.

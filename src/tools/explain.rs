@@ -72,7 +72,7 @@ pub fn explain(request: &Request) -> Result<Explanation> {
     let is_in = |rules: &[Rule]| rules.iter().any(|r| r.name == out.rule.name);
     let families = |names: &[&[Rule]]| usable(names, request.target).into_iter().cloned().collect::<Vec<_>>();
     let (lift, simplify) = (is_in(&library.lift), is_in(&library.simplify));
-    let lays_out = request.target == Target::Cpu;
+    let lays_out = request.target != Target::Portable;
     let runs = [
         (lift || simplify, Stage::Read, Stage::Lift, families(&[&library.lift, &library.simplify])),
         (

@@ -158,8 +158,10 @@ pub fn draw(
         (Op::OrtAttention, 0, _) => tensor(float, vec![random.size(), random.size(), 4]),
         (Op::OrtAttention, 1, Some(q)) => tensor(float, vec![q[0], random.size(), q[2]]),
         (Op::OrtAttention, _, Some(q)) => tensor(float, vec![q[0], shape(1).map_or(1, |k| k[1]), random.pick(&[2, 4])]),
-        (Op::OrtRotary, 0, _) => tensor(float, vec![random.size(), random.size(), random.size(), random.pick(&[2, 4])]),
-        (Op::OrtRotary, _, Some(x)) => tensor(float, vec![x[2], x[3] / 2]),
+        // One or two heads.
+        (Op::OrtRotary, 0, _) => tensor(float, vec![random.size(), random.size(), 4]),
+        (Op::OrtRotary, 1, Some(x)) => tensor(float, vec![x[1], random.pick(&[1, 2])]),
+        (Op::OrtRotary, ..) => tensor(float, shape(1).unwrap_or_default()),
         // Queries of one to four of six tokens.
         (Op::RowAttention | Op::RowAttentionBias | Op::RowAttentionGrad | Op::RowAttentionBiasGrad, ..) => {
             let q = usize::from(matches!(op, Op::RowAttentionGrad | Op::RowAttentionBiasGrad));
