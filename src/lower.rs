@@ -25,7 +25,7 @@ pub fn expand(graph: &Graph, rules: &[Rule], target: Target, fired: &mut BTreeMa
         (Emit::Kernel(_), _) => !whole,
         // A function cannot be told how many rows there are where that is counted when it runs.
         (_, Op::GatherGrad) => g.type_of(children[2]).lit().and_then(|l| l.int()).is_some_and(|n| n.known().is_none()),
-        (emit, _) if emit == Emit::Expand => true,
+        (Emit::Expand, _) => true,
         _ => has_better(g, rules, op, children),
     })
 }

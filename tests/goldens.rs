@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use weftc::compile::{Options, compile};
 use weftc::manifest::{Parameter, Role};
+use weftc::precision::Compute;
 use weftc::rules::Target;
 use weftc::runtime::HostTensor;
 use weftc::runtime::device::{Choice, Device};
@@ -109,7 +110,14 @@ fn check(model: &Path, golden: &Golden, target: Target, method: &str, trainable:
     let vocab = config.0[0];
 
     let trainable = trainable.parse().unwrap();
-    let options = Options { mask_id: Some(vocab - 1), target, method: method.into(), trainable, ..Options::new(model) };
+    let options = Options {
+        mask_id: Some(vocab - 1),
+        target,
+        method: method.into(),
+        trainable,
+        compute: Compute::F32,
+        ..Options::new(model)
+    };
     let options = options.with("t_floor", 0.0);
     let compiled = compile(&options).unwrap_or_else(|e| panic!("{name}: {e}"));
     let folder = tempfile::tempdir().unwrap();
@@ -200,7 +208,7 @@ fn check_all(exports: &[&str], goldens: &[&str]) {
         let word = |known: [&'static str; 2]| known.into_iter().find(|w| file.split('_').any(|f| f == *w)).unwrap();
         let (method, trainable) = (word(["weft", "sft"]), word(["full", "lora8"]).trim_end_matches('8'));
         for export in exports {
-            for target in [Target::Portable, Target::Cpu] {
+            for target in [Target::Portable, Target::Cpu, Target::Cuda] {
                 println!(
                     "{file}: {}",
                     check(&shared.join("models").join(format!("{export}.onnx")), &golden, target, method, trainable)
