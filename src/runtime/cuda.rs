@@ -1,8 +1,8 @@
 //! NVIDIA's GPUs: what must be there before ONNX Runtime can use one, and whether it is.
 
 use super::install::{self, CUBLAS, CUDA_RUNTIME, CURAND, ONNX_RUNTIME_GPU, Package};
-use super::locate;
-use libloading::{Library, Symbol};
+use super::locate::{self, Library};
+use libloading::Symbol;
 use std::ffi::{c_int, c_void};
 use std::path::{Path, PathBuf};
 
@@ -27,7 +27,8 @@ pub fn devices() -> Result<u32, String> {
     // SAFETY: the driver's library has no constructors that could harm; the two functions have these signatures in
     // every version of the driver's interface.
     unsafe {
-        let library = Library::new("libcuda.so.1").map_err(|_| "there is no NVIDIA driver (libcuda.so.1)")?;
+        let library =
+            libloading::Library::new("libcuda.so.1").map_err(|_| "there is no NVIDIA driver (libcuda.so.1)")?;
         let find = |e: libloading::Error| format!("the NVIDIA driver is damaged: {e}");
         let init: Symbol<Init> = library.get(b"cuInit").map_err(find)?;
         let count: Symbol<Count> = library.get(b"cuDeviceGetCount").map_err(find)?;
@@ -62,7 +63,8 @@ pub fn memory_in_use(device: u32) -> Result<u64, String> {
     // SAFETY: the functions have these signatures in every version of the driver's interface since 4.0; the device's own
     // context, which ONNX Runtime uses too, is held while it is asked, and this thread's is put back.
     unsafe {
-        let library = Library::new("libcuda.so.1").map_err(|_| "there is no NVIDIA driver (libcuda.so.1)")?;
+        let library =
+            libloading::Library::new("libcuda.so.1").map_err(|_| "there is no NVIDIA driver (libcuda.so.1)")?;
         let find = |e: libloading::Error| format!("the NVIDIA driver is damaged: {e}");
         let retain: Symbol<Retain> = library.get(b"cuDevicePrimaryCtxRetain").map_err(find)?;
         let release: Symbol<Release> = library.get(b"cuDevicePrimaryCtxRelease_v2").map_err(find)?;
@@ -89,7 +91,7 @@ pub fn has_provider(library: &Path) -> bool {
 
 /// Everything that keeps `device` from being used, with what to do about each; empty where nothing does.  What can be
 /// loaded stays loaded, for the provider.
-pub fn missing(device: u32, library: &Path) -> Vec<(String, String)> {
+pub fn missing(device: u32, library: &Library) -> Vec<(String, String)> {
     let mut missing = Vec::new();
     match devices() {
         Ok(n) if device >= n => missing.push((
@@ -99,14 +101,14 @@ pub fn missing(device: u32, library: &Path) -> Vec<(String, String)> {
         Ok(_) => {}
         Err(why) => missing.push((why, "install NVIDIA's driver, or run with --device cpu".into())),
     }
-    if !has_provider(library) {
-        missing.push((
-            format!("{} was built without CUDA", library.display()),
-            format!(
-                "python3 -m pip install {}, in place of onnxruntime; or name its library in ORT_DYLIB_PATH",
-                ONNX_RUNTIME_GPU.requirement()
-            ),
-        ));
+    let shown = library.path.display();
+    let replace = format!("python3 -m pip install {}, in place of onnxruntime", ONNX_RUNTIME_GPU.requirement());
+    let replace = format!("{replace}; or name its library in ORT_DYLIB_PATH");
+    if !has_provider(&library.path) {
+        missing.push((format!("{shown} was built without CUDA"), replace));
+    } else if !library.serves_gpu() {
+        let version = library.version.as_deref().unwrap_or("of no known version");
+        missing.push((format!("{shown} is {version}, older than 1.{}", locate::LEAST_GPU_MINOR), replace));
     }
     let folders = folders();
     for (name, package) in NEEDED {
@@ -143,7 +145,7 @@ fn load(name: &str, folders: &[PathBuf]) -> bool {
         };
         // SAFETY: as above.
         #[cfg(not(unix))]
-        let found = unsafe { Library::new(&place) };
+        let found = unsafe { libloading::Library::new(&place) };
         if let Ok(library) = found {
             std::mem::forget(library);
             return true;
@@ -174,6 +176,7 @@ fn folders() -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::locate::Origin;
 
     #[test]
     fn a_provider_lies_beside_its_library() {
@@ -187,10 +190,16 @@ mod tests {
     #[test]
     fn all_that_is_missing_is_listed() {
         let folder = tempfile::tempdir().unwrap();
-        let library = folder.path().join("libonnxruntime.so");
-        let missing = missing(u32::MAX, &library);
+        let path = folder.path().join("libonnxruntime.so");
+        let library =
+            |version: &str| Library { path: path.clone(), version: Some(version.into()), origin: Origin::Cache };
+        let missing_beside = |version: &str| missing(u32::MAX, &library(version));
+        let tells = |version: &str, what: &str| {
+            missing_beside(version).iter().any(|(why, help)| why.contains(what) && help.contains("onnxruntime-gpu=="))
+        };
         // A device of that number is nowhere, and this library has no provider.
-        assert!(missing.len() >= 2, "{missing:?}");
-        assert!(missing.iter().any(|(what, help)| what.contains("without CUDA") && help.contains("onnxruntime-gpu==")));
+        assert!(missing_beside("1.31.1").len() >= 2 && tells("1.31.1", "without CUDA"));
+        std::fs::write(folder.path().join(PROVIDER), "").unwrap();
+        assert!(!tells("1.31.1", "libonnxruntime") && tells("1.30.2", "older than 1.31"));
     }
 }

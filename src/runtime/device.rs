@@ -35,7 +35,7 @@ impl Choice {
         }
         // Without a device nothing is downloaded for one.
         let gpu = cuda::devices().is_ok();
-        let library = &environment_for(gpu, say)?.library.path;
+        let library = &environment_for(gpu, say)?.library;
         if gpu && let Err(why) = cuda::install_libraries(say) {
             say(&why);
         }

@@ -14,6 +14,10 @@ pub const PINNED: &str = "1.32.0";
 /// The least minor version of 1.x that has the C API we use (`api-24` of the `ort` crate).
 pub const LEAST_MINOR: u32 = 24;
 
+/// The least with every CUDA kernel that graphs for a GPU use: of those before it none was tried, and attention in bf16 is
+/// newer than 1.24.
+pub const LEAST_GPU_MINOR: u32 = 31;
+
 /// How a library was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -43,6 +47,14 @@ pub struct Library {
     /// `1.32.0`, where it is known without loading.
     pub version: Option<String>,
     pub origin: Origin,
+}
+
+impl Library {
+    /// Whether it has a CUDA provider that is new enough, as far as its version is known.
+    pub fn serves_gpu(&self) -> bool {
+        cuda::has_provider(&self.path)
+            && self.version.as_deref().is_none_or(|version| new_enough(version, LEAST_GPU_MINOR))
+    }
 }
 
 /// The places that were searched: the libraries found, and why the other places have none.
@@ -88,7 +100,7 @@ pub fn explicit() -> Option<PathBuf> {
 /// One `Error::Runtime` that lists every place searched and every way to get a library.
 pub fn find_or_install(gpu: bool, say: &mut dyn FnMut(&str)) -> Result<Vec<Library>> {
     let mut search = search();
-    if gpu && explicit().is_none() && !search.found.iter().any(|library| cuda::has_provider(&library.path)) {
+    if gpu && explicit().is_none() && !search.found.iter().any(Library::serves_gpu) {
         let installed = cache_folder().and_then(|cache| {
             install::add(&install::ONNX_RUNTIME_GPU, &cache, say)?;
             gpu_from_cache(&cache)
@@ -96,7 +108,7 @@ pub fn find_or_install(gpu: bool, say: &mut dyn FnMut(&str)) -> Result<Vec<Libra
         search.take(installed);
     }
     // Of equal libraries the first is best.
-    search.found.sort_by_key(|library| gpu && !cuda::has_provider(&library.path));
+    search.found.sort_by_key(|library| gpu && !library.serves_gpu());
     if search.found.is_empty() && explicit().is_none() {
         search.take(cache_folder().and_then(|folder| install::install(&folder, say)));
     }
@@ -210,7 +222,7 @@ fn from_python() -> std::result::Result<Library, String> {
         };
         let version = package_version(package).or_else(|| version_of(&path));
         match &version {
-            Some(v) if !new_enough(v) => {
+            Some(v) if !new_enough(v, LEAST_MINOR) => {
                 reasons.push(format!("{python} has onnxruntime {v}, which is older than 1.{LEAST_MINOR}"));
             }
             _ => return Ok(Library { path, version, origin: Origin::PythonPackage }),
@@ -251,10 +263,11 @@ fn version_of(path: &Path) -> Option<String> {
     (digits.split('.').count() > 1 && digits.split('.').all(|d| d.parse::<u32>().is_ok())).then(|| digits.to_string())
 }
 
-fn new_enough(version: &str) -> bool {
+/// Whether a version is at least 1.`minor`.
+fn new_enough(version: &str, minor: u32) -> bool {
     let mut parts = version.split('.').map(|p| p.parse::<u32>().unwrap_or(0));
     match (parts.next(), parts.next()) {
-        (Some(1), Some(minor)) => minor >= LEAST_MINOR,
+        (Some(1), Some(own)) => own >= minor,
         (Some(major), _) => major > 1,
         _ => false,
     }
@@ -293,6 +306,7 @@ mod tests {
         assert_eq!(of("/a/libonnxruntime.so.1.32.0").as_deref(), Some("1.32.0"));
         assert_eq!(of("libonnxruntime.1.31.1.dylib").as_deref(), Some("1.31.1"));
         assert_eq!(of("libonnxruntime.so"), None);
-        assert!(new_enough("1.24.0") && new_enough("2.0.0") && !new_enough("1.23.9") && !new_enough("old"));
+        let enough = |version| new_enough(version, 24);
+        assert!(enough("1.24.0") && enough("2.0.0") && !enough("1.23.9") && !enough("old"));
     }
 }
