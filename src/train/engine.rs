@@ -17,8 +17,9 @@ use std::path::{Path, PathBuf};
 /// Runs a part of a file on feeds by name, of which it takes those that it needs; returns its outputs.
 pub type Run<'a> = Box<dyn FnMut(&[(String, HostTensor)]) -> Result<IndexMap<String, HostTensor>> + 'a>;
 
-/// As many elements of equal parameters a GPU updates together: a node of fewer takes as long as its launch.
-const TOGETHER: usize = 1 << 24;
+/// As many elements of equal parameters a GPU updates together: a node of fewer takes as long as its launch, and a dozen
+/// copies of them are in memory.
+const TOGETHER: usize = 1 << 20;
 
 /// The numbers of one update.
 #[derive(Clone, Copy, Debug)]
