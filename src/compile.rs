@@ -243,9 +243,12 @@ impl<'a> Pipeline<'a> {
         self.notes.extend(note);
         let mut typed = precision::apply(adapted, trainable, compute)?;
         let narrow = matches!(compute, DType::F16 | DType::BF16);
-        if (self.options.target, narrow) == (Target::Cpu, false)
-            || (self.options.target, narrow) == (Target::Cuda, true)
-        {
+        let lays_out = match self.options.target {
+            Target::Portable => false,
+            Target::Cpu => !narrow,
+            Target::Cuda => narrow,
+        };
+        if lays_out {
             let laid_out = lay_out(&typed, &self.library, self.options.target)?;
             typed = self.counted(laid_out);
         }

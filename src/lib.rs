@@ -98,8 +98,8 @@
 //!   how many rows a node has, not which nodes there are.
 //! - Control edges do not exist in ONNX: recomputed layers, and attention's scores where there is no kernel, hang on a
 //!   cotangent by `after`, a reshape of their input to its own shape, read off the cotangent.
-//! - Without kernels attention goes through its heads, four at a time (in 16 bits eight), not through its queries: how many
-//!   heads there are is known when it is compiled, and their cotangents lie behind one another instead of being summed up.
+//! - Without kernels attention goes through its heads, four at a time (on a GPU in 16 bits eight), not through its queries:
+//!   how many there are is known when it is compiled, and their cotangents lie behind one another instead of being summed up.
 //! - On a GPU there are no kernels of ours but ONNX Runtime's own: `rules/lower_cuda.egg` replaces what it does better, in the
 //!   graph alone.  Functions keep the portable meaning; what is merged there (`SimplifiedLayerNormalization` in the body of a
 //!   function) can bring ONNX Runtime 1.32 down.

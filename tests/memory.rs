@@ -280,7 +280,7 @@ fn no_layer_keeps_the_scores_of_its_attention() {
     }
 }
 
-/// Without kernels four heads' scores, in f32, are in memory at a time: four times as many heads need hardly more, and ONNX Runtime
+/// Without kernels four heads' scores are in memory at a time: four times as many heads need hardly more, and ONNX Runtime
 /// begins with no heads before it has done with others.
 #[test]
 fn few_heads_are_in_memory_at_a_time() {

@@ -98,7 +98,6 @@ pub static COMPUTED: &[Computed] = &[
           run: |a| size(Dim::Known(shape(a[0]).or(ints(a[0]))?.len() as i64)) },
     Row { name: "dim", arity: Some(2), doc: "the size of axis k of x", run: |a| { let s = shape(a[0])?; size(s[index(a[1], s.len())?].clone()) } },
     Row { name: "dtype", arity: Some(1), doc: "the element type of x", run: |a| Some(Lit::DType(a[0].tensor()?.dtype)) },
-    Row { name: "bytes", arity: Some(1), doc: "the bytes of an element of x", run: |a| size(Dim::Known(a[0].tensor()?.dtype.size() as i64)) },
     Row { name: "numel", arity: Some(1), doc: "the number of elements of x", run: |a| size(numel(shape(a[0])?)) },
     Row { name: "rows", arity: Some(1), doc: "the shape of x as a matrix: [elements / last, last]",
           run: |a| { let (last, lead) = shape(a[0])?.split_last()?; list([numel(lead), last.clone()]) } },

@@ -109,7 +109,7 @@ pub fn doctor() -> Report {
                 Ok(names) => report.add("providers", State::Good, names.join(", ")),
                 Err(why) => report.add("providers", State::Bad, why.to_string()),
             }
-            let missing = cuda::missing(0, &library);
+            let missing = cuda::missing(0, library);
             let list: Vec<&str> = missing.iter().map(|(what, _)| what.as_str()).collect();
             match (list.is_empty(), cuda::devices()) {
                 (true, _) => report.add("CUDA", State::Good, "a GPU can be used (--device cuda)"),
