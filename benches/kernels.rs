@@ -10,7 +10,7 @@ use serde_json::json;
 use std::error::Error;
 use std::time::Instant;
 use weftc::bench::node::{Timed, median};
-use weftc::rules::parse::library;
+use weftc::rules::library::library;
 
 #[derive(Parser)]
 struct Arguments {

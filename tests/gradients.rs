@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use weftc::autodiff::differentiate;
 use weftc::interp;
 use weftc::ir::{Builder, DType, Dim, F64, Graph, Id, LeafKind, Lit, Op, text};
-use weftc::rules::parse::library;
+use weftc::rules::library::library;
 
 const CASES: u32 = 150;
 /// Against candle, which is exact up to rounding; relative to the largest element.

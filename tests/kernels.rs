@@ -7,7 +7,7 @@ use weftc::kernels;
 use weftc::onnx::proto::ModelProto;
 use weftc::onnx::write::plain;
 use weftc::rng::SplitMix64;
-use weftc::rules::parse::library;
+use weftc::rules::library::library;
 use weftc::runtime::{HostTensor, Options, Session};
 
 /// Relative to the largest value of a row, or to 1.

@@ -10,7 +10,7 @@ use weftc::lower::expand;
 use weftc::onnx::write::plain;
 use weftc::rules::Target;
 use weftc::rules::check::example::{Example, examples};
-use weftc::rules::parse::library;
+use weftc::rules::library::library;
 use weftc::runtime::{HostTensor, Options, Session};
 
 /// ONNX Runtime computes in f32, the interpreter in f64.

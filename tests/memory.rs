@@ -21,7 +21,7 @@ use weftc::onnx::train_file::{Port, TrainFile};
 use weftc::onnx::write;
 use weftc::precision::Compute;
 use weftc::rules::Target;
-use weftc::rules::parse::library;
+use weftc::rules::library::library;
 use weftc::runtime::{self, Buffer, HostTensor, Session, environment};
 
 /// Compiled, and what it was measured on.

@@ -304,7 +304,7 @@ fn expectations() {
            (output rate r) (output mask m) (output weight (loss_weight r m a token 1.0)))"
     );
     let graph = text::parse(&text).unwrap();
-    let library = weftc::rules::parse::library().unwrap();
+    let library = weftc::rules::library::library().unwrap();
     let bytes = weftc::onnx::write::plain(&graph, &library.lower).unwrap();
     let mut session = weftc::runtime::Session::from_bytes(&bytes, &weftc::runtime::Options::default()).unwrap();
     let mut random = weftc::rng::SplitMix64::new(7);

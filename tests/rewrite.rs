@@ -10,7 +10,8 @@ use weftc::ir::sexpr::{self, Sexpr};
 use weftc::ir::{DType, Dim, Graph, Op, text};
 use weftc::rewrite::{Options, Saturated, Stop, saturate};
 use weftc::rules::Rule;
-use weftc::rules::parse::{library, parse};
+use weftc::rules::library::library;
+use weftc::rules::parse::parse;
 
 fn family(name: &str) -> Vec<Rule> {
     let mut l = library().unwrap_or_else(|e| panic!("{e}"));

@@ -6,7 +6,7 @@ use weftc::interp;
 use weftc::ir::op::{Emit, ROWS};
 use weftc::ir::{Op, text};
 use weftc::rules::check::check;
-use weftc::rules::parse::library;
+use weftc::rules::library::library;
 use weftc::rules::template::{bind_lets, instantiate, matches};
 use weftc::rules::{Rule, Term};
 

@@ -24,7 +24,7 @@ use crate::onnx::train_file::TrainFile;
 use crate::onnx::weights::sha256;
 use crate::rng::SplitMix64;
 use crate::rules::Target;
-use crate::rules::parse::library;
+use crate::rules::library::library;
 use crate::runtime::cuda;
 use crate::runtime::device::{Choice, Device};
 use crate::runtime::session;

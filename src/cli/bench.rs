@@ -5,7 +5,7 @@ use crate::bench::{self, Request, What, calibrate};
 use crate::error::{Error, Problem, Result};
 use crate::onnx::read;
 use crate::rules::Target;
-use crate::rules::parse::library;
+use crate::rules::library::library;
 use crate::runtime::device::Choice;
 use crate::stdout::print;
 use clap::Args;

@@ -5,7 +5,7 @@ use crate::error::{Error, Problem, Result};
 use crate::manifest::{Method, Probe};
 use crate::method;
 use crate::objective::Ports;
-use crate::rules::parse::Library;
+use crate::rules::library::Library;
 use std::collections::BTreeMap;
 
 /// The method with its hyper-parameters, or everything that is wrong with them; notes say which settings it

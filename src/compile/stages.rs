@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::ir::{Builder, Graph, Id, LeafId, Node};
 use crate::rewrite::{self, Saturated};
-use crate::rules::parse::Library;
+use crate::rules::library::Library;
 use crate::rules::{Rule, Target};
 use crate::sink::{self, Sunk};
 use crate::{autodiff, lower};

@@ -4,6 +4,7 @@
 
 pub mod builtin;
 pub mod check;
+pub mod library;
 pub mod parse;
 pub mod template;
 pub mod user;

@@ -3,7 +3,7 @@
 //! The file's name says where its rules belong; nothing is used that is not proved.
 
 use super::check::{Failure, check};
-use super::parse::{Library, library, library_and};
+use super::library::{Library, library, library_and};
 use super::{Kind, Rule};
 use crate::error::{Error, Problem, Result};
 use crate::ir::sexpr::SyntaxError;

@@ -8,7 +8,7 @@ use crate::ir::{Data, Graph, Leaf, LeafId, LeafKind, TensorType};
 use crate::onnx::{Source, read};
 use crate::precision::Compute;
 use crate::rules::Target;
-use crate::rules::parse::library;
+use crate::rules::library::library;
 use indexmap::IndexMap;
 use rustc_hash::FxHashSet;
 use serde::Serialize;

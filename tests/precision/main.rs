@@ -13,7 +13,7 @@ use weftc::manifest::Role;
 use weftc::onnx::read::read;
 use weftc::precision::{Compute, apply};
 use weftc::rules::Target;
-use weftc::rules::parse::library;
+use weftc::rules::library::library;
 use weftc::runtime::HostTensor;
 use weftc::train::{Optimizer, Outcome, Setup, Trainer};
 use weftc::{interp, objective};

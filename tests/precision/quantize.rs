@@ -14,7 +14,7 @@ use weftc::onnx::{weights, write};
 use weftc::precision::Compute;
 use weftc::quantize::{self, BLOCK, Quantization};
 use weftc::rules::Target;
-use weftc::rules::parse::library;
+use weftc::rules::library::library;
 use weftc::runtime::{HostTensor, Options as Runtime, Session};
 use weftc::train::{Optimizer, Setup, Trainer};
 use weftc::{interp, objective, precision};

@@ -11,7 +11,7 @@ use weftc::ir::{Builder, DType, Graph, Id, Lit, Op};
 use weftc::onnx::proto::tensor_proto::DataType;
 use weftc::onnx::proto::*;
 use weftc::onnx::read::read;
-use weftc::rules::parse::library;
+use weftc::rules::library::library;
 use weftc::runtime::{HostTensor, Options, Session};
 
 /// ONNX Runtime computes in f32, the graph in f64; relative to the largest element.
