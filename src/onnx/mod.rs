@@ -3,6 +3,7 @@
 pub mod adapter_file;
 mod build;
 mod call;
+mod custom;
 pub mod data_file;
 pub mod emit;
 mod functions;
