@@ -17,6 +17,32 @@ const NEEDED: [(&str, &Package); 4] = [
 /// The provider's library, beside ONNX Runtime's own.
 const PROVIDER: &str = "libonnxruntime_providers_cuda.so";
 
+/// NVIDIA's driver, as far as it is asked.
+struct Driver(libloading::Library);
+
+impl Driver {
+    /// Loads it, which starts nothing.
+    fn open() -> Result<Self, String> {
+        // SAFETY: the driver's library has no constructors that could harm.
+        let library = unsafe { libloading::Library::new("libcuda.so.1") };
+        library.map(Driver).map_err(|_| "there is no NVIDIA driver (libcuda.so.1)".into())
+    }
+
+    /// The function of that name.
+    ///
+    /// # Safety
+    /// `F` must be its signature.
+    unsafe fn function<F>(&self, name: &str) -> Result<Symbol<'_, F>, String> {
+        // SAFETY: the caller's.
+        unsafe { self.0.get(name.as_bytes()) }.map_err(|e| format!("the NVIDIA driver is damaged: {e}"))
+    }
+}
+
+/// What the driver's code says of `what` it was to do.
+fn told(what: &str, code: c_int) -> Result<(), String> {
+    if code == 0 { Ok(()) } else { Err(format!("the NVIDIA driver cannot {what}: CUDA error {code}")) }
+}
+
 /// How many devices the driver shows, or why it shows none.
 pub fn devices() -> Result<u32, String> {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
@@ -24,25 +50,14 @@ pub fn devices() -> Result<u32, String> {
     }
     type Init = unsafe extern "C" fn(u32) -> c_int;
     type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
-    // SAFETY: the driver's library has no constructors that could harm; the two functions have these signatures in
-    // every version of the driver's interface.
+    let driver = Driver::open()?;
+    let mut n = 0;
+    // SAFETY: the two functions have these signatures in every version of the driver's interface.
     unsafe {
-        let library =
-            libloading::Library::new("libcuda.so.1").map_err(|_| "there is no NVIDIA driver (libcuda.so.1)")?;
-        let find = |e: libloading::Error| format!("the NVIDIA driver is damaged: {e}");
-        let init: Symbol<Init> = library.get(b"cuInit").map_err(find)?;
-        let count: Symbol<Count> = library.get(b"cuDeviceGetCount").map_err(find)?;
-        match init(0) {
-            0 => {}
-            code => return Err(format!("the NVIDIA driver does not start: CUDA error {code}")),
-        }
-        let mut n = 0;
-        match count(&mut n) {
-            0 if n > 0 => Ok(n.unsigned_abs()),
-            0 => Err("the NVIDIA driver shows no device".into()),
-            code => Err(format!("the NVIDIA driver lists no devices: CUDA error {code}")),
-        }
+        told("start", driver.function::<Init>("cuInit")?(0))?;
+        told("list devices", driver.function::<Count>("cuDeviceGetCount")?(&mut n))?;
     }
+    if n > 0 { Ok(n.unsigned_abs()) } else { Err("the NVIDIA driver shows no device".into()) }
 }
 
 /// Bytes of a device's memory that are in use, by this process and all others.
@@ -55,25 +70,19 @@ pub fn memory_in_use(device: u32) -> Result<u64, String> {
     type Push = unsafe extern "C" fn(*mut c_void) -> c_int;
     type Pop = unsafe extern "C" fn(*mut *mut c_void) -> c_int;
     type Info = unsafe extern "C" fn(*mut usize, *mut usize) -> c_int;
-    let told = |what: &str, code: c_int| match code {
-        0 => Ok(()),
-        code => Err(format!("the NVIDIA driver cannot {what}: CUDA error {code}")),
-    };
     let device = c_int::try_from(device).map_err(|e| e.to_string())?;
+    let driver = Driver::open()?;
+    let (mut context, mut last) = (std::ptr::null_mut(), std::ptr::null_mut());
+    let (mut free, mut total) = (0, 0);
     // SAFETY: the functions have these signatures in every version of the driver's interface since 4.0; the device's own
     // context, which ONNX Runtime uses too, is held while it is asked, and this thread's is put back.
     unsafe {
-        let library =
-            libloading::Library::new("libcuda.so.1").map_err(|_| "there is no NVIDIA driver (libcuda.so.1)")?;
-        let find = |e: libloading::Error| format!("the NVIDIA driver is damaged: {e}");
-        let retain: Symbol<Retain> = library.get(b"cuDevicePrimaryCtxRetain").map_err(find)?;
-        let release: Symbol<Release> = library.get(b"cuDevicePrimaryCtxRelease_v2").map_err(find)?;
-        let push: Symbol<Push> = library.get(b"cuCtxPushCurrent_v2").map_err(find)?;
-        let pop: Symbol<Pop> = library.get(b"cuCtxPopCurrent_v2").map_err(find)?;
-        let info: Symbol<Info> = library.get(b"cuMemGetInfo_v2").map_err(find)?;
-        let (mut context, mut last) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let retain = driver.function::<Retain>("cuDevicePrimaryCtxRetain")?;
+        let release = driver.function::<Release>("cuDevicePrimaryCtxRelease_v2")?;
+        let push = driver.function::<Push>("cuCtxPushCurrent_v2")?;
+        let pop = driver.function::<Pop>("cuCtxPopCurrent_v2")?;
+        let info = driver.function::<Info>("cuMemGetInfo_v2")?;
         told("use the device", retain(&mut context, device))?;
-        let (mut free, mut total) = (0, 0);
         let asked = told("use the device", push(context)).and_then(|()| {
             let asked = told("tell its memory", info(&mut free, &mut total));
             pop(&mut last);
