@@ -114,7 +114,10 @@ fn gradients(target: Target, compute: Compute, device: Device) -> Vec<(String, V
 
 /// Whether gradients point the same way as those of f32 on the CPU, to a cosine of 0.999 for each tensor.
 fn same_way(ours: &[(String, Vec<f64>)]) {
-    for ((name, a), (_, b)) in gradients(Target::Cpu, Compute::F32, Device::Cpu).iter().zip(ours) {
+    let theirs = gradients(Target::Cpu, Compute::F32, Device::Cpu);
+    assert_eq!(ours.len(), theirs.len());
+    for ((name, a), (own, b)) in theirs.iter().zip(ours) {
+        assert_eq!((name, a.len()), (own, b.len()));
         let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
         let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
         assert!(cosine > 0.999 || dot(a, a) < 1e-20, "{name}: {cosine}");

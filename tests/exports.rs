@@ -10,7 +10,7 @@ use weftc::interp;
 use weftc::ir::{Graph, Leaf, LeafKind, Op};
 use weftc::onnx::read;
 use weftc::rules::Target;
-use weftc::rules::parse::library;
+use weftc::rules::library::library;
 use weftc::runtime::HostTensor;
 use weftc::train::{Setup, Trainer};
 
@@ -335,6 +335,8 @@ const CASES: &[(&str, &str)] = &[
         "sink-queries-rope-bias",
         "(take_rows (transpose (attention_bias (rope q cos sin) k v bias 0.5) [0 2 1 3]) i)",
     ),
+    // As where half of each head is rotated.
+    ("cuda-attention", "(attention (cast q f16) (cast k f16) (cast v f16) 0.5)"),
 ];
 
 /// Whether a library rule fires on a case's graph, among all rewrites of the library.
@@ -358,6 +360,11 @@ fn fires(rule: &str, term: &str) -> bool {
     if library.sink.iter().any(|r| *r.name == *rule) {
         let (sink, simplify): (Vec<_>, Vec<_>) = (library.sink.iter().collect(), library.simplify.iter().collect());
         return weftc::sink::sink(&graph, &sink, &simplify).unwrap().fired.contains_key(rule);
+    }
+    if library.lower.iter().any(|r| *r.name == *rule) {
+        let mut fired = BTreeMap::new();
+        weftc::lower::expand(&graph, &library.lower_for(Target::Cuda), Target::Cuda, &mut fired).unwrap();
+        return fired.contains_key(rule);
     }
     weftc::rewrite::saturate(&graph, &rules, &Default::default()).unwrap().fired.contains_key(rule)
 }
@@ -386,8 +393,10 @@ fn every_rule_fires_in_a_model_or_a_case() {
     let library = library().unwrap();
     let mut out = String::new();
     let mut nowhere = Vec::new();
-    for rule in [&library.lift, &library.simplify, &library.layout, &library.sink, &library.fuse].into_iter().flatten()
-    {
+    let families = [&library.lift, &library.simplify, &library.layout, &library.sink, &library.fuse];
+    // What a target has that is better is used somewhere too.
+    let marked = library.lower.iter().filter(|rule| rule.target.is_some());
+    for rule in families.into_iter().flatten().chain(marked) {
         let rule = rule.name.to_string();
         let place = match fired.get(&rule) {
             Some(models) => format!("{} models, first {}", models.len(), models.first().unwrap()),
