@@ -16,7 +16,7 @@
 //! | adapt | trained factors beside frozen weights, in their cheapest order | `rules/adapters/*.egg`, `rules/factor.egg`, [`adapt`] |
 //! | pack | sequences share rows, where that is asked for | [`packing`] |
 //! | precision | values take the compute type, with f32 islands | [`precision`] |
-//! | | on a CPU heads stay where projections leave them | `rules/layout.egg` |
+//! | | heads stay where projections leave them: on a CPU in f32, on a GPU in 16 bits | `rules/layout.egg` |
 //! | | frozen matrices become codes of 8 or 4 bits | [`quantize`] |
 //! | objective | the method's definition unfolds | `rules/methods/*.egg`, [`method`], [`objective`] |
 //! | sink | work on single tokens is done for those that are read | `rules/sink.egg`, [`sink`] |
@@ -46,7 +46,7 @@
 //! - a kernel: a type in a file of its family in [`kernels`] and a line in its table; `tests/kernels.rs` compares it
 //!   with the function's body, `benches/kernels.rs` says whether it pays;
 //! - what a node costs: an arm in [`cost`], from which extraction, the FLOPs of reports and predicted times follow;
-//! - a method or an adapter: a file in `rules/methods/` or `rules/adapters/`, and its line in [`rules::parse`].
+//! - a method or an adapter: a file in `rules/methods/` or `rules/adapters/`, and its line in [`rules::library`].
 //!
 //! Their tests exist already: `tests/rules.rs` loops over the tables.
 //!
