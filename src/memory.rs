@@ -66,7 +66,11 @@ impl Values {
         let used: BTreeSet<LeafId> = self.graph.live().iter().filter_map(|id| self.graph.as_leaf(*id)).collect();
         let weights = used.iter().filter(|l| self.graph.leaf(**l).kind != LeafKind::Input);
         let gradients = trainable.iter().map(size).sum();
-        Fixed { parameters: weights.map(size).sum(), gradients, moments: 2 * gradients }
+        let is_looked_up = |id: Id| self.kernels && self.graph.node(id).op() == Some(Op::GatherGrad);
+        let tables = self.graph.outputs.iter().filter(|(name, id)| name.starts_with("grad/") && is_looked_up(*id));
+        let types = tables.filter_map(|(_, id)| self.graph.type_of(*id).tensor());
+        let looked_up = types.map(|ty| 3 * bytes(ty, &|_| None)).sum();
+        Fixed { parameters: weights.map(size).sum(), gradients, moments: 2 * gradients, looked_up }
     }
 
     pub fn graph(&self) -> &Graph {
@@ -83,6 +87,9 @@ pub struct Fixed {
     pub gradients: u64,
     /// Two for each trainable number.
     pub moments: u64,
+    /// What of gradients and moments belongs to tables that are looked up and read nowhere else: rows that do not occur
+    /// take none of it.
+    pub looked_up: u64,
 }
 
 impl Fixed {

@@ -9,6 +9,16 @@ pub struct AdamW;
 /// What a thread takes at a time: large enough to be worth waking for, small enough to share evenly.
 const CHUNK: usize = 1 << 16;
 
+/// Elements beside each other of which none ever had a gradient are not written, so that pages of such take no memory:
+/// rows of an embedding whose words do not occur.
+pub const BLOCK: usize = 256;
+
+/// Whether all are zeros, of either sign.
+#[inline(always)]
+pub fn is_zero(values: &[f32]) -> bool {
+    values.iter().fold(0, |any, x| any | x.to_bits()) << 1 == 0
+}
+
 /// The scalars as the function's body rounds them.
 #[derive(Clone, Copy)]
 struct Numbers {
@@ -44,8 +54,23 @@ impl Numbers {
         }
     }
 
-    /// Updates p, m and v, all of one length, in the order of operations of the function's body.
+    /// Updates p, m and v, all of one length.
     fn update(&self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+        let blocks = p.chunks_mut(BLOCK).zip(g.chunks(BLOCK)).zip(m.chunks_mut(BLOCK).zip(v.chunks_mut(BLOCK)));
+        for ((p, g), (m, v)) in blocks {
+            // A second moment of zero is rare where there was a gradient.
+            let rests = v.first() == Some(&0.0) && [&*g, &*m, &*v].iter().all(|x| is_zero(x)) && self.eps > 0.0;
+            if !rests {
+                self.update_block(p, g, m, v);
+            } else if self.keep != 1.0 {
+                p.iter_mut().for_each(|p| *p *= self.keep);
+            }
+        }
+    }
+
+    /// In the order of operations of the function's body.
+    #[inline(always)]
+    fn update_block(&self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
         for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
             let g = g * self.scale;
             *m = *m * self.beta1 + g * self.rest1;

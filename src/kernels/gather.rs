@@ -27,6 +27,24 @@ impl Loop for AddRow {
     }
 }
 
+struct Clear {
+    to: *mut f32,
+    n: usize,
+}
+
+impl Loop for Clear {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        // SAFETY: it holds n elements, of which every bit pattern is a value.
+        let row = unsafe { std::slice::from_raw_parts_mut(self.to, self.n) };
+        if row.iter().fold(0, |any, x| any | x.to_bits()) != 0 {
+            row.fill(0.0);
+        }
+    }
+}
+
 impl Compute for GatherGrad {
     const NAME: &'static str = "GatherGrad";
     const OPERANDS: &'static [Type] = &[Type::Float32, Type::Int64];
@@ -57,8 +75,10 @@ impl Compute for GatherGrad {
         let to = &call.result(&shape)?;
         let (dy, places) = (&dy, &places);
         call.split(self.rows, CHUNK.div_ceil(d.max(1)), |rows| {
+            // Zeros are not written over zeros: most rows are of words that do not occur, and memory that was never
+            // written takes none.
             // SAFETY: the rows lie within the result, k within dy; no other part has them.
-            unsafe { to.at(rows.start * d).write_bytes(0, rows.len() * d) };
+            rows.clone().for_each(|row| dispatch(Clear { to: unsafe { to.at(row * d) }, n: d }));
             let first = places.partition_point(|(row, _)| *row < rows.start);
             for (row, k) in places[first..].iter().take_while(|(row, _)| *row < rows.end) {
                 dispatch(AddRow { row: unsafe { dy.at.add(k * d) }, to: unsafe { to.at(row * d) }, n: d });

@@ -4,6 +4,7 @@
 //! here.  A kernel computes what its function's body says: to the bit where a test says so, else within rounding.
 //!
 //! To add one: a type that implements `operator::Compute` in a file of its family, and a line in `KERNELS`.
+mod accumulate;
 mod activation;
 pub mod adamw;
 mod attention;
@@ -76,9 +77,11 @@ fn refused(e: ort::Error) -> Error {
     Error::runtime(format!("ONNX Runtime takes no kernels: {}", e.message()))
 }
 
-/// The kernels of the optimizer, to be given to a session.  ONNX Runtime must be loaded.
+/// The kernels that take gradients, AdamW's update and `Accumulate`, to be given to a session.  ONNX Runtime must be loaded.
 pub fn optimizer() -> Result<Arc<OperatorDomain>> {
+    let sum = entry::<accumulate::Accumulate>();
     let domain = OperatorDomain::new("ai.weft").and_then(|d| d.add(adamw::AdamW));
+    let domain = domain.and_then(|d| (sum.add)(d, sum.name, 0));
     domain.map(Arc::new).map_err(refused)
 }
 

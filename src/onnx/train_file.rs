@@ -127,6 +127,13 @@ impl TrainFile {
         self.graph().output.iter().filter_map(port).collect()
     }
 
+    /// Whether the parameter `name` is a table that is looked up and read nowhere else.
+    pub fn is_looked_up(&self, name: &str) -> bool {
+        let gradient = format!("grad/{name}");
+        let maker = self.graph().node.iter().find(|n| n.domain == DOMAIN && n.output.contains(&gradient));
+        maker.is_some_and(|n| n.op_type.trim_end_matches(|c: char| c.is_ascii_digit()) == "GatherGrad")
+    }
+
     /// The default value of the input `name`.
     pub fn initial(&self, name: &str) -> Result<Weight> {
         let found = self.graph().initializer.iter().find(|t| t.name == name);

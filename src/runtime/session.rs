@@ -7,6 +7,7 @@ use super::tensor::HostTensor;
 use crate::error::{Error, Result};
 use crate::ir::ty::DType;
 use indexmap::IndexMap;
+use memmap2::MmapMut;
 use ort::AsPointer;
 use ort::ep::{self, ArenaExtendStrategy};
 use ort::logging::LogLevel;
@@ -252,7 +253,7 @@ impl Session {
     /// Turns the session into one whose inputs and outputs are bound to buffers.
     pub fn bind(self) -> Result<Bound> {
         let binding = self.inner.create_binding().map_err(failed("bind the model"))?;
-        Ok(Bound { session: self, binding, fetches: IndexMap::new() })
+        Ok(Bound { session: self, binding, fetches: IndexMap::new(), pages: Vec::new() })
     }
 }
 
@@ -265,6 +266,8 @@ pub struct Bound {
     binding: IoBinding,
     /// Outputs that are not bound to buffers, and whether they are wanted; their shapes may change.
     fetches: IndexMap<String, bool>,
+    /// What bound buffers lie in, which the binding does not hold.
+    pages: Vec<Arc<MmapMut>>,
 }
 
 impl Bound {
@@ -282,11 +285,13 @@ impl Bound {
 
     /// Feeds `name` from `buffer` in all runs to come.
     pub fn input(&mut self, name: &str, buffer: &Buffer) -> Result<()> {
+        self.pages.extend(buffer.pages.clone());
         self.binding.bind_input(name, &buffer.inner).map_err(failed("bind an input"))
     }
 
     /// Writes output `name` into `buffer` in all runs to come.
     pub fn output(&mut self, name: &str, buffer: &mut Buffer) -> Result<()> {
+        self.pages.extend(buffer.pages.clone());
         self.binding.bind_output(name, &mut buffer.inner).map_err(failed("bind an output"))
     }
 

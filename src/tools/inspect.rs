@@ -236,6 +236,13 @@ impl fmt::Display for Memory {
         writeln!(f, "memory and operations of a training step with AdamW (estimate)")?;
         let fixed = [("weights and tables", self.parameters), ("gradients", self.gradients), ("moments", self.moments)];
         fixed.iter().try_for_each(|(name, bytes)| writeln!(f, "    {name:<22} {:>12}", size(*bytes)))?;
+        if self.looked_up > 0 {
+            let most = size(self.looked_up);
+            writeln!(
+                f,
+                "    less for words that do not occur: an embedding's share of both, {most}, is taken row by row"
+            )?;
+        }
         writeln!(f, "    {:>7} {:>7}    {:>10}  {:>12} {:>12}", "batch", "length", "activations", "total", "GFLOP")?;
         let row = |s: &Step| (s.batch, s.length, size(s.activations), size(s.total), s.flops as f64 / 1e9);
         self.steps.iter().map(row).try_for_each(|(batch, length, activations, total, gflop)| {

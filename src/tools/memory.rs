@@ -24,6 +24,9 @@ pub struct Memory {
     pub gradients: u64,
     /// Two for each trainable number.
     pub moments: u64,
+    /// What of gradients and moments belongs to embeddings that are looked up and read nowhere else: rows of words that do
+    /// not occur take none of it.
+    pub looked_up: u64,
     pub steps: Vec<Step>,
 }
 
@@ -48,7 +51,7 @@ pub struct Step {
 pub fn estimate(compiled: &Compiled, read: &Graph, rules: &[Rule]) -> Result<Memory> {
     let values = Values::new(&compiled.graph, &compiled.order, rules, compiled.kernels())?;
     let graph = values.graph();
-    let Fixed { parameters, gradients, moments } = values.fixed(&compiled.trainable);
+    let Fixed { parameters, gradients, moments, looked_up } = values.fixed(&compiled.trainable);
     let tokens = graph.find_leaf(&compiled.manifest.token_input).map(|l| &graph.leaf(l).ty.shape);
     let Some([batch, length]) = tokens.map(Vec::as_slice) else {
         return Err(Error::internal("inspect", "the tokens are not [batch, length]"));
@@ -64,7 +67,7 @@ pub fn estimate(compiled: &Compiled, read: &Graph, rules: &[Rule]) -> Result<Mem
         Step { batch: b, length: l, activations, total, flops: told.total().flops }
     };
     let steps = lengths.iter().flat_map(|l| batches.iter().map(move |b| (*b, *l))).map(|(b, l)| step(b, l)).collect();
-    Ok(Memory { parameters, gradients, moments, steps })
+    Ok(Memory { parameters, gradients, moments, looked_up, steps })
 }
 
 /// Doubling lengths up to the longest.

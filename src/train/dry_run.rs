@@ -4,14 +4,19 @@ use super::args::RunArgs;
 use super::plan::Plan;
 use crate::ir::DType;
 use crate::manifest::{Manifest, Parameter, Role};
+use std::collections::BTreeSet;
+
+/// Bytes that a row takes at least, if any: a page of memory.
+const PAGE: u64 = 4096;
 
 /// The plan of a run, for people; `activations` are the bytes of a micro-batch of so many sequences and tokens, where they
-/// can be had.
+/// can be had; of a parameter that `is_looked_up` only the rows that occur have gradients and moments.
 pub fn text(
     args: &RunArgs,
     manifest: &Manifest,
     plan: &Plan,
     steps: u64,
+    is_looked_up: &dyn Fn(&Parameter) -> bool,
     activations: &dyn Fn(usize, usize) -> Option<u64>,
 ) -> String {
     let mut out = String::new();
@@ -68,9 +73,19 @@ pub fn text(
     );
     let weights: u64 = all.iter().map(|p| count(p) * size(p)).sum();
     let one: u64 = trained.iter().map(|p| count(p) * size(p)).sum();
-    let gradients = one * if plan.accumulate > 1 { 2 } else { 1 };
-    let fixed = weights + gradients + 2 * one;
-    let parts = format!("weights {}, gradients {}, moments {}", bytes(weights), bytes(gradients), bytes(2 * one));
+    // The mask token is one of them.
+    let words = samples.iter().flat_map(|s| &s.tokens).collect::<BTreeSet<_>>().len() as u64 + 1;
+    let used = |p: &&Parameter| match p.shape.first() {
+        Some(rows) if *rows > 0 && is_looked_up(p) => {
+            let row = count(p) * size(p) / *rows as u64;
+            (words * row.next_multiple_of(PAGE)).min(count(p) * size(p))
+        }
+        _ => count(p) * size(p),
+    };
+    let used: u64 = trained.iter().map(used).sum();
+    let gradients = used * if plan.accumulate > 1 { 2 } else { 1 };
+    let fixed = weights + gradients + 2 * used;
+    let parts = format!("weights {}, gradients {}, moments {}", bytes(weights), bytes(gradients), bytes(2 * used));
     let micro = format!("one micro-batch of {} x {} tokens", plan.batch, thousands(longest as u64));
     line(
         "memory",

@@ -155,8 +155,8 @@ impl OnnxRuntime {
         let folder = Some(file.folder().to_path_buf());
         // The step, an entropy pass before it and an evaluation between steps run in turns.
         let mut options = Options { folder, assignment, shares_memory: true, profile: None, ..options.clone() };
-        let native = file.manifest.version >= KERNELS_SINCE && file.manifest.compute == "f32";
-        if options.device == Device::Cpu && !portable && native {
+        let has_kernels = options.device == Device::Cpu && !portable;
+        if has_kernels && file.manifest.version >= KERNELS_SINCE && file.manifest.compute == "f32" {
             // Kernels are ONNX Runtime's objects: it must be loaded.
             environment(&mut |line| eprintln!("{line}"))?;
             options.operators.extend(kernels::step(file.functions(), options.threads)?);
@@ -172,8 +172,7 @@ impl OnnxRuntime {
         for port in trainable {
             let initial = file.initial(&port.name)?;
             let value = HostTensor::from_bytes(initial.dtype, &initial.shape, initial.bytes)?;
-            let none = HostTensor::zeros(value.dtype(), value.shape())?;
-            let zeros = || Buffer::in_memory(&memory, &none);
+            let zeros = || Buffer::zeros_in(&memory, value.dtype(), value.shape());
             let (buffer, mut gradient) = (Buffer::in_memory(&memory, &value)?, zeros()?);
             step.input(&port.name, &buffer)?;
             step.session.output(&format!("grad/{}", port.name), &mut gradient)?;
@@ -187,16 +186,18 @@ impl OnnxRuntime {
         }
         // Small graphs without weights: nothing to look up beside a file.
         let plain = Options { folder: None, assignment: false, operators: Vec::new(), ..options.clone() };
-        let open = |name: &str, bytes: &[u8]| Session::from_bytes(bytes, &profiled(name, &plain))?.bind();
-        let together = if options.device == Device::Cpu { 0 } else { TOGETHER };
-        let mut sum = if accumulate { Some(open("sum", &file.sum_model(trainable))?) } else { None };
-        let mut norm = open("norm", &file.norm_model(trainable, together))?;
-        let mut kernels = plain.clone();
-        if options.device == Device::Cpu && !portable && trainable.iter().all(|p| p.dtype == DType::F32) {
-            kernels.operators.push(kernels::optimizer()?);
+        let mut with_kernels = plain.clone();
+        let has_kernels = has_kernels && trainable.iter().all(|p| p.dtype == DType::F32);
+        if has_kernels {
+            with_kernels.operators.push(kernels::optimizer()?);
         }
+        let open = |name, bytes: &[u8], options| Session::from_bytes(bytes, &profiled(name, options))?.bind();
+        let together = if options.device == Device::Cpu { 0 } else { TOGETHER };
+        let sum = accumulate.then(|| open("sum", &file.sum_model(trainable, has_kernels), &with_kernels));
+        let mut sum = sum.transpose()?;
+        let mut norm = open("norm", &file.norm_model(trainable, together), &plain)?;
         let update = file.update_model(function, trainable, &|p| decay.includes(&p.shape), together)?;
-        let mut update = Session::from_bytes(&update, &profiled("update", &kernels))?.bind()?;
+        let mut update = open("update", &update, &with_kernels)?;
         norm.fetch("norm");
         for k in 0..trainable.len() {
             let name = |prefix: &str| format!("{prefix}/{k}");

@@ -21,9 +21,11 @@ use super::tokens::{Text, Tokens};
 use super::trainer::{Outcome, Trainer, shape_of};
 use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, Parameter};
 use crate::onnx::train_file::TrainFile;
 use crate::onnx::weights;
+use crate::runtime::cuda;
+use crate::runtime::device::Choice;
 use crate::stdout::print;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -317,7 +319,10 @@ fn dry_run(args: &RunArgs, compiler: Option<Compiler>) -> Result<Summary> {
         let compiler = compiler.filter(|_| known)?;
         (compiler.activations)(&file.manifest, &source, batch, length).ok()
     };
-    print(&dry_run::text(args, &file.manifest, &plan, steps(args, &plan), &activations))?;
+    let on_cpu = args.device == Choice::Cpu || args.device == Choice::Auto && cuda::devices().is_err();
+    let has_kernels = on_cpu && file.manifest.compute == "f32";
+    let is_looked_up = |p: &Parameter| has_kernels && file.is_looked_up(&p.name);
+    print(&dry_run::text(args, &file.manifest, &plan, steps(args, &plan), &is_looked_up, &activations))?;
     notes.extend(plan.padding());
     notes.iter().try_for_each(|note| print(&format!("note: {note}\n")))?;
     Ok(Summary { notes, ..Summary::default() })

@@ -7,6 +7,7 @@ use super::settings::Settings;
 use super::trainer::Trainer;
 use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
+use crate::onnx::weights;
 use crate::runtime::HostTensor;
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
@@ -76,7 +77,8 @@ pub fn save(trainer: &Trainer, position: &Position, path: &Path) -> Result<()> {
 /// # Errors
 /// `Io`, or `Usage` with everything in which the runs differ.
 pub fn load(trainer: &mut Trainer, path: &Path, settings: &Settings) -> Result<Position> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    // Mapped: the file is three times as large as the parameters, which are in memory already.
+    let bytes = weights::map(path)?;
     let refuse = |why: String| {
         let help = "resume with the train.onnx and the folder of the interrupted run";
         Error::usage(Problem::new(path.display().to_string(), why).help(help))

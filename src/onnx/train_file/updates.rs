@@ -131,8 +131,10 @@ impl TrainFile {
         self.model_of(b.graph, Vec::new())
     }
 
-    /// The graph that adds gradients to sums: `s/N` + `g/N` to `s2/N`, which may be bound to `s/N`.
-    pub fn sum_model(&self, parameters: &[Port]) -> Vec<u8> {
+    /// The graph that adds gradients to sums: `s/N` + `g/N` to `s2/N`, which may be bound to `s/N`.  With `kernels` by our
+    /// own operator, which the session must have.
+    pub fn sum_model(&self, parameters: &[Port], kernels: bool) -> Vec<u8> {
+        let (domain, operator) = if kernels { (DOMAIN, "Accumulate") } else { ("", "Add") };
         let mut graph = GraphProto { name: "accumulate".into(), ..GraphProto::default() };
         for (n, parameter) in parameters.iter().enumerate() {
             let name = |prefix: &str| format!("{prefix}/{n}");
@@ -140,7 +142,8 @@ impl TrainFile {
             graph.input.extend(["s", "g"].map(same));
             graph.output.push(same("s2"));
             graph.node.push(NodeProto {
-                op_type: "Add".into(),
+                domain: domain.into(),
+                op_type: operator.into(),
                 name: name("add"),
                 input: ["s", "g"].map(name).into(),
                 output: vec![name("s2")],
