@@ -59,7 +59,7 @@ impl Numbers {
         let blocks = p.chunks_mut(BLOCK).zip(g.chunks(BLOCK)).zip(m.chunks_mut(BLOCK).zip(v.chunks_mut(BLOCK)));
         for ((p, g), (m, v)) in blocks {
             // A second moment of zero is rare where there was a gradient.
-            let rests = v.first() == Some(&0.0) && [&*g, &*m, &*v].iter().all(|x| is_zero(x)) && self.eps > 0.0;
+            let rests = v.first() == Some(&0.0) && [g, m, v].iter().all(|x| is_zero(x)) && self.eps > 0.0;
             if !rests {
                 self.update_block(p, g, m, v);
             } else if self.keep != 1.0 {
