@@ -135,7 +135,8 @@ fn recovered_names<'m>(
             continue;
         }
         let candidate = uses.get(source).into_iter().flatten().find_map(|u| {
-            let (suffix, transposed) = role(u, tensor.dims.len())?;
+            let as_it_is = || (original.is_some() && u.takes_rows()).then_some(("", false));
+            let (suffix, transposed) = role(u, tensor.dims.len()).or_else(as_it_is)?;
             let of_module = || Some(format!("{}.{suffix}", scopes.module(u.node)?));
             Some(Recovered { name: original.map(String::from).or_else(of_module)?, transposed })
         });

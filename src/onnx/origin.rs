@@ -15,6 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const KIND: &str = "pkg.torch.export.graph_signature.InputSpec.kind";
 /// The names of the values that an initializer was computed from, as a Python list.
 const FOLDED: &str = "pkg.onnxscript.optimizer.folded_from";
+/// The call that a node was made of, as PyTorch prints it.
+const CALL: &str = "pkg.torch.onnx.fx_node";
 
 /// Words in a name that mark a table (a buffer that is computed, not learned) ...
 const TABLE_WORDS: &[&str] = &[
@@ -172,6 +174,15 @@ impl Use<'_> {
     /// A factor of a matrix product.
     pub fn is_factor(&self) -> bool {
         matches!(self.node.op_type.as_str(), "MatMul" | "Gemm" | "FusedMatMul")
+    }
+
+    /// Whether rows of the first axis are looked up in it, as in `w[experts]`: the exporter brings the axes that are
+    /// indexed to the front, and there this one is already.
+    pub fn takes_rows(&self) -> bool {
+        let call = self.node.metadata_props.iter().find(|e| e.key == CALL).map_or("", |e| e.value.as_str());
+        let rest = call.split_once("aten.index.Tensor](args = (").and_then(|(_, args)| args.split_once(", ["));
+        let indices = rest.and_then(|(_, list)| list.split_once(']')).map_or("None", |(list, _)| list);
+        self.node.op_type == "GatherND" && self.operand == 0 && !indices.contains("None")
     }
 
     /// A place where only learned tensors stand.

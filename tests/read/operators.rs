@@ -166,6 +166,12 @@ fn indexing() {
         case("ScatterND", &[x(), indices("i", &["2", "1", "2"], &[1, 2, 0, -1]), real("u", &["2", "1", "4"])]),
         case("ScatterND", &[x(), indices("i", &["3", "1"], &[1, 0, 1]), real("u", &["3", "3", "4"])])
             .word("reduction", "add"),
+        // The repeats of a traced repeat_interleave: 1 and 3.
+        case("OneHot", &[])
+            .table(ints("i", &[2], &[0, -1]))
+            .table(ints("depth", &[], &[2]))
+            .table(ints("values", &[2], &[1, 3]))
+            .flat(),
         case("OneHot", &[at("i", &["2", "3"])])
             .table(ints("depth", &[], &[4]))
             .table(floats("values", &[2], &[0.0, 1.0]))

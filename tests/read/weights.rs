@@ -96,3 +96,30 @@ fn the_scale_of_a_norm_is_learned_whatever_its_name() {
     ];
     insta::assert_snapshot!(text(&model(&[input("x", DataType::Float, &["b", "4"])], &weights, &nodes)));
 }
+
+/// A table that is looked up by its first axis keeps its layout, so its name is known; one that the exporter turned for
+/// that keeps the exporter's.
+#[test]
+fn tables_of_experts_keep_their_names() {
+    let call = |indices: &str| StringStringEntryProto {
+        key: "pkg.torch.onnx.fx_node".into(),
+        value: format!(
+            "%index : [num_users=1] = call_function[target=torch.ops.aten.index.Tensor](args = (%p_w, [{indices}]), kwargs = {{}})"
+        ),
+    };
+    let (mut nodes, mut weights, mut infos) = (Vec::new(), Vec::new(), Vec::new());
+    for (k, (name, indices)) in [("up", "%view_8"), ("down", "None, %view_8")].into_iter().enumerate() {
+        let table = format!("val_{k}");
+        let values: Vec<f32> = (0..12).map(|i| (i + 13 * k) as f32 * 0.01).collect();
+        weights.push(floats(&table, &[3, 2, 2], &values));
+        let mut lookup = node("GatherND", &[&table, "ids"], &[&format!("h{k}")]);
+        lookup.metadata_props.push(call(indices));
+        nodes.push(lookup);
+        let entry = StringStringEntryProto { key: FOLDED.into(), value: format!("['moe.experts.{name}']") };
+        infos.push(ValueInfoProto { metadata_props: vec![entry], ..input(&table, DataType::Float, &[]) });
+    }
+    nodes.push(node("Add", &["h0", "h1"], &["y"]));
+    let mut model = model(&[input("ids", DataType::Int64, &["b", "1"])], &weights, &nodes);
+    model.graph.as_mut().unwrap().value_info = infos;
+    insta::assert_snapshot!(text(&model));
+}

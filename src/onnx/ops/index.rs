@@ -204,7 +204,26 @@ pub fn trilu(b: &mut Build, call: &Call) -> Read {
     Ok(vec![Value::Node(b.op(Op::Where, &[keep, x, zero], &[])?)])
 }
 
+/// Indices, depth and values that are all known; as repeats of `Tile` they stand for a repeated axis.
+fn known_one_hot(call: &Call) -> Option<Known> {
+    let (indices, values) = (call.known(0)?, call.known(2).filter(|k| k.len() == 2)?);
+    let depth = usize::try_from(call.known(1)?.dims()?.first()?.known()?).ok()?;
+    let rows: Vec<i64> = indices.dims()?.iter().map(Dim::known).collect::<Option<_>>()?;
+    let axis = resolve_axis(call.int_or("axis", -1), indices.shape.len() + 1).ok()?;
+    let mut shape = indices.shape.clone();
+    shape.insert(axis, depth);
+    let inner: usize = shape[axis + 1..].iter().product();
+    values.picked(shape, |k| {
+        let (outer, class, rest) = (k / (depth * inner), (k / inner) % depth, k % inner);
+        let row = rows[outer * inner + rest];
+        usize::from(if row < 0 { row + depth as i64 } else { row } == class as i64)
+    })
+}
+
 pub fn one_hot(b: &mut Build, call: &Call) -> Read {
+    if let Some(folded) = known_one_hot(call) {
+        return Ok(vec![Value::Known(folded)]);
+    }
     let index = call.node(b, 0)?;
     let index = b.cast(index, DType::I64)?;
     let depth = match call.known(1).and_then(|k| k.dims()).and_then(|d| d.first()) {
