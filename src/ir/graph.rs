@@ -1,12 +1,12 @@
 //! The graph: an arena of hash-consed, typed, pure nodes.
 
-use super::dim::Dim;
+use super::dim::{Dim, Sym};
 use super::infer::infer;
 use super::op::Op;
 use super::recipe::Recipe;
 use super::ty::{DType, Lit, TensorType, Type};
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -124,19 +124,42 @@ pub trait Builder {
     }
 
     /// `root` with `leaf` replaced by `new`.  Linear in what `root` needs; what does not depend on the
-    /// leaf is shared, not copied.
+    /// leaf is shared, not copied.  Rows that are found anew have a new number, also in the shapes that name it.
     fn substitute(&mut self, root: Id, leaf: Id, new: Id) -> Result<Id, String> {
         let (root, leaf) = (self.canonical(root), self.canonical(leaf));
+        let found = |node: &Node, id: Id, b: &Self| match node {
+            Node::Op(Op::TrueRows, _) => b.type_of(id).shape().first().map(|n| (n.clone(), id)),
+            _ => None,
+        };
+        let mut counts: FxHashMap<Dim, Id> = FxHashMap::default();
+        let mut seen = FxHashSet::from_iter([leaf]);
+        let mut stack = vec![root];
+        while let Some(id) = stack.pop() {
+            if seen.insert(id) {
+                counts.extend(found(self.node_of(id), id, self));
+                stack.extend(self.node_of(id).children().iter().map(|c| self.canonical(*c)));
+            }
+        }
+        // Where the rows are found whose numbers a literal names.
+        let named = |lit: &Lit| -> Vec<(Sym, Id)> {
+            let sizes = lit.int().into_iter().chain(lit.ints().into_iter().flatten());
+            let symbols = sizes.flat_map(Dim::symbols);
+            symbols.filter_map(|s| Some((s.clone(), *counts.get(&Dim::sym(s.as_str()))?))).collect()
+        };
         let mut copies: FxHashMap<Id, Id> = FxHashMap::default();
         copies.insert(leaf, new);
-        let mut stack = vec![root];
+        stack.push(root);
         while let Some(&id) = stack.last() {
             if copies.contains_key(&id) {
                 stack.pop();
                 continue;
             }
             let node = self.node_of(id).clone();
-            let children: Vec<Id> = node.children().iter().map(|c| self.canonical(*c)).collect();
+            let children: Vec<Id> = match &node {
+                Node::Op(Op::TrueRows, children) => vec![self.canonical(children[0])],
+                Node::Lit(lit) if !counts.is_empty() => named(lit).into_iter().map(|(_, rows)| rows).collect(),
+                node => node.children().iter().map(|c| self.canonical(*c)).collect(),
+            };
             let missing = children.iter().filter(|c| !copies.contains_key(c));
             let before = stack.len();
             stack.extend(missing);
@@ -146,7 +169,18 @@ pub trait Builder {
             let copied: Box<[Id]> = children.iter().map(|c| copies[c]).collect();
             let same = copied.iter().zip(&children).all(|(a, b)| a == b);
             let copy = match node {
-                Node::Op(op, _) if !same => self.insert(Node::Op(op, copied))?,
+                _ if same => id,
+                Node::Op(Op::TrueRows, _) => self.true_rows(copied[0])?,
+                Node::Op(op, _) => self.insert(Node::Op(op, copied))?,
+                Node::Lit(lit) => {
+                    let named = named(&lit);
+                    let size = |s: &Sym| {
+                        let (_, rows) = named.iter().find(|(name, _)| name == s)?;
+                        self.type_of(copies[rows]).shape().first().cloned()
+                    };
+                    let lit = lit.replaced(&size);
+                    self.lit(lit)?
+                }
                 _ => id,
             };
             copies.insert(id, copy);

@@ -1,6 +1,6 @@
 //! Types of values: element type and symbolic shape, or a literal attribute.
 
-use super::dim::Dim;
+use super::dim::{Dim, Sym};
 use std::fmt;
 use std::sync::Arc;
 
@@ -110,6 +110,15 @@ pub enum Lit {
 }
 
 impl Lit {
+    /// The literal with other sizes in place of symbols.
+    pub fn replaced(&self, with: &dyn Fn(&Sym) -> Option<Dim>) -> Lit {
+        match self {
+            Lit::Int(d) => Lit::Int(d.replaced(with)),
+            Lit::Ints(dims) => Lit::Ints(dims.iter().map(|d| d.replaced(with)).collect()),
+            other => other.clone(),
+        }
+    }
+
     pub fn int(&self) -> Option<&Dim> {
         if let Lit::Int(d) = self { Some(d) } else { None }
     }

@@ -27,6 +27,18 @@ pub struct Build {
     pub tables: Vec<Leaf>,
     placed: BTreeMap<usize, Id>,
     constants: BTreeMap<(&'static str, Vec<usize>, Vec<u8>), Id>,
+    /// By the list of its places, a mask that is one and the same along the last axes.
+    pub row_masks: BTreeMap<Id, RowMask>,
+}
+
+/// A mask of whole rows.
+#[derive(Clone)]
+pub struct RowMask {
+    pub mask: Id,
+    /// The rows where it is true, `[n]`.
+    pub rows: Id,
+    /// Elements of a row.
+    pub width: Dim,
 }
 
 pub fn ints(items: impl IntoIterator<Item = i64>) -> Lit {

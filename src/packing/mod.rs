@@ -200,18 +200,11 @@ impl<'m> Packer<'m> {
 
     /// A literal with R and W in place of B and L.
     fn resized(&self, lit: &Lit) -> Lit {
-        let size = |d: &Dim| {
-            d.replaced(&|s| {
-                [(&self.batch, &self.rows), (&self.length, &self.width)]
-                    .into_iter()
-                    .find_map(|(old, new)| (Dim::sym(s.as_str()) == *old).then(|| new.clone()))
-            })
-        };
-        match lit {
-            Lit::Int(d) => Lit::Int(size(d)),
-            Lit::Ints(all) => Lit::Ints(all.iter().map(size).collect()),
-            other => other.clone(),
-        }
+        lit.replaced(&|s| {
+            [(&self.batch, &self.rows), (&self.length, &self.width)]
+                .into_iter()
+                .find_map(|(old, new)| (Dim::sym(s.as_str()) == *old).then(|| new.clone()))
+        })
     }
 
     /// The numbers of dropout for rows: a token's, [R, W, B k], which are 0 but for those of its sequence, and the inputs'

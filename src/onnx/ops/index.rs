@@ -1,10 +1,11 @@
 //! Slices, gathers and masks by position.
 
 use super::layout::shape_of;
+use crate::ir::dim::numel;
 use crate::ir::graph::{Builder, Id};
 use crate::ir::infer::resolve_axis;
-use crate::ir::{DType, Dim, Lit, Op};
-use crate::onnx::build::{Build, Value};
+use crate::ir::{DType, Dim, Lit, Node, Op};
+use crate::onnx::build::{Build, RowMask, Value};
 use crate::onnx::call::{Call, Read};
 use crate::onnx::known::{Known, MAX_KNOWN, sign};
 use std::cmp::Ordering;
@@ -46,16 +47,74 @@ pub fn slice(b: &mut Build, call: &Call) -> Read {
     Ok(vec![x])
 }
 
-/// Places where a list of booleans is true, `[1, n]`.
+/// Places where a mask is true, or a number not zero, in row-major order: `[rank, n]`, n a size of its own.
 pub fn non_zero(b: &mut Build, call: &Call) -> Read {
-    let mask = call.node(b, 0)?;
-    if b.graph.tensor_type(mask).is_none_or(|t| t.dtype != DType::Bool || t.rank() != 1) {
-        return Err("only lists of booleans are searched: other selections have a size that depends on the data".into());
+    let mut mask = call.node(b, 0)?;
+    let ty = b.ty(mask)?.clone();
+    if ty.rank() == 0 {
+        return Err("a scalar has no places".into());
     }
-    let places = b.graph.true_rows(mask)?;
-    let n = b.shape(places).first().cloned().unwrap_or(Dim::Known(0));
-    let listed = b.op(Op::Reshape, &[places], &[Lit::Ints([Dim::Known(1), n].into())])?;
+    if ty.dtype != DType::Bool {
+        let zero = if ty.dtype.is_float() { b.float(0.0)? } else { b.lit_int(Dim::Known(0))? };
+        let is_zero = b.op(Op::Equal, &[mask, zero], &[])?;
+        mask = b.op(Op::Not, &[is_zero], &[])?;
+    }
+    // A mask that is expanded selects whole rows: their number is known from its own.
+    let (narrow, width) = narrow(b, mask);
+    let found = b.graph.true_rows(narrow)?;
+    let n = b.shape(found).first().cloned().unwrap_or(Dim::Known(0));
+    let all = n.clone() * width.clone();
+    let places = if width.is(1) {
+        found
+    } else {
+        let (size, columns) = (b.lit_int(width.clone())?, b.iota(width.clone())?);
+        let starts = b.op(Op::Mul, &[found, size], &[])?;
+        let starts = b.reshape(starts, &[n, Dim::Known(1)])?;
+        let places = b.op(Op::Add, &[starts, columns], &[])?;
+        b.reshape(places, std::slice::from_ref(&all))?
+    };
+    let row = [Dim::Known(1), all];
+    // places = (i_0 d_1 + i_1) d_2 + ..: the last index is the rest of the last division.
+    let (mut rest, mut indices) = (places, Vec::new());
+    for size in ty.shape[1..].iter().rev() {
+        let size = b.lit_int(size.clone())?;
+        let whole = b.op(Op::Div, &[rest, size], &[])?;
+        let below = b.op(Op::Mul, &[whole, size], &[])?;
+        indices.push(b.op(Op::Sub, &[rest, below], &[])?);
+        rest = whole;
+    }
+    indices.push(rest);
+    let rows: Vec<Id> = indices.into_iter().rev().map(|i| b.reshape(i, &row)).collect::<Result<_, _>>()?;
+    let listed = if let [only] = rows[..] { only } else { b.op(Op::Concat, &rows, &[Lit::Int(Dim::Known(0))])? };
+    b.row_masks.insert(listed, RowMask { mask: narrow, rows: found, width });
     Ok(vec![Value::Node(listed)])
+}
+
+/// Whether indices are places that `NonZero` listed, and so never count from the end.
+pub fn is_listed(b: &Build, mut index: Id) -> bool {
+    while let Node::Op(Op::Reshape | Op::Transpose | Op::Slice | Op::Cast, children) = b.graph.node(index) {
+        index = children[0];
+    }
+    b.row_masks.contains_key(&index) || b.graph.node(index).op() == Some(Op::TrueRows)
+}
+
+/// The mask that `mask` repeats along its last axes, in whatever shape, and how often it does.
+fn narrow(b: &Build, mask: Id) -> (Id, Dim) {
+    let (mut narrow, mut width) = (mask, Dim::Known(1));
+    while let Node::Op(op @ (Op::Expand | Op::Reshape), children) = b.graph.node(narrow) {
+        let (from, to) = (b.shape(children[0]), b.shape(narrow));
+        if *op == Op::Expand {
+            let own = from.iter().rposition(|d| !d.is(1)).map_or(0, |last| last + 1);
+            if from.len() != to.len() || from[..own] != to[..own] {
+                break;
+            }
+            width = width * numel(&to[own..]);
+        } else if b.ty(children[0]).is_ok_and(|ty| ty.rank() == 0) {
+            break;
+        }
+        narrow = children[0];
+    }
+    (narrow, width)
 }
 
 fn forward(b: &mut Build, x: &Value, axis: usize, start: Dim, end: Dim, step: i64) -> Result<Value, String> {

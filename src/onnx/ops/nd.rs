@@ -1,10 +1,10 @@
 //! GatherND and ScatterND: the indexed axes are joined into one, tuples of indices become places on it.
 
-use super::index::scattered;
+use super::index::{is_listed, scattered};
 use crate::ir::dim::numel;
 use crate::ir::graph::Id;
-use crate::ir::{DType, Dim, Lit, Op};
-use crate::onnx::build::{Build, Value};
+use crate::ir::{DType, Dim, Lit, Node, Op};
+use crate::onnx::build::{Build, RowMask, Value};
 use crate::onnx::call::{Call, Read};
 use crate::onnx::known::sign;
 use std::cmp::Ordering;
@@ -26,9 +26,11 @@ fn places(b: &mut Build, call: &Call, dims: &[Dim], batch: usize) -> Result<Plac
     if width == 0 || batch + width > dims.len() || outer.len() < batch || outer[..batch] != dims[..batch] {
         return Err(format!("tuples of {width} indices behind {batch} batch axes do not fit rank {}", dims.len()));
     }
-    let from_end = call.known(1).is_none_or(|k| {
-        k.dims().is_none_or(|d| d.iter().any(|n| !matches!(sign(n), Some(Ordering::Equal | Ordering::Greater))))
-    });
+    let is_place = |n: &Dim| matches!(sign(n), Some(Ordering::Equal | Ordering::Greater));
+    let from_end = match call.known(1) {
+        Some(k) => k.dims().is_none_or(|d| !d.iter().all(is_place)),
+        None => !is_listed(b, index),
+    };
     let mut places: Option<Id> = None;
     for k in 0..width {
         let size = &dims[batch + k];
@@ -98,9 +100,36 @@ pub fn gather_nd(b: &mut Build, call: &Call) -> Read {
     Ok(vec![Value::Node(b.op(Op::Gather, &[joined, places], &[Lit::Int(Dim::Known(0))])?)])
 }
 
+/// `x[mask] = updates`, where the mask is of whole rows of x.
+fn put_rows(b: &mut Build, call: &Call, x: Id, updates: Id) -> Result<Option<Id>, String> {
+    let index = call.node(b, 1)?;
+    let Node::Op(Op::Transpose, listed) = b.graph.node(index) else { return Ok(None) };
+    let Some(RowMask { mask, rows, width }) = b.row_masks.get(&listed[0]).cloned() else { return Ok(None) };
+    let dims = b.shape(x);
+    // Tuples that address elements: by each axis of x one index.
+    let [n, tuple] = &b.shape(index)[..] else { return Ok(None) };
+    let is_whole = tuple.is(dims.len() as i64) && call.word("reduction").is_none_or(|r| r == "none");
+    let count = numel(&b.shape(mask));
+    if !is_whole || count.clone() * width.clone() != numel(&dims) || numel(&b.shape(updates)) != *n {
+        return Ok(None);
+    }
+    let one = Dim::Known(1);
+    let found = b.shape(rows).first().cloned().unwrap_or(Dim::Known(0));
+    let updates = b.reshape(updates, &[found, width.clone()])?;
+    let put = b.op(Op::PutRows, &[updates, rows], &[Lit::Int(one.clone()), Lit::Int(count.clone())])?;
+    let put = b.reshape(put, &[count.clone(), width.clone()])?;
+    let mask = b.reshape(mask, &[count.clone(), one])?;
+    let x = b.reshape(x, &[count, width])?;
+    let y = b.op(Op::Where, &[mask, put, x], &[])?;
+    b.reshape(y, &dims).map(Some)
+}
+
 pub fn scatter_nd(b: &mut Build, call: &Call) -> Read {
     let (x, updates) = (call.node(b, 0)?, call.node(b, 2)?);
     let dims = b.shape(x);
+    if let Some(put) = put_rows(b, call, x, updates)? {
+        return Ok(vec![Value::Node(put)]);
+    }
     let Places { places, indexed } = places(b, call, &dims, 0)?;
     // Rows of what one tuple addresses, [tuples, row], into [places, row].
     let (tuples, row) = (numel(&b.shape(places)), numel(&dims[indexed..]));

@@ -3,7 +3,7 @@
 use super::layout::shape_of;
 use crate::ir::graph::Id;
 use crate::ir::infer::resolve_axis;
-use crate::ir::{Dim, Lit, Op};
+use crate::ir::{Builder, DType, Dim, Lit, Node, Op};
 use crate::onnx::build::{Build, Value, ints};
 use crate::onnx::call::{Call, Read};
 use crate::onnx::known::Known;
@@ -45,9 +45,23 @@ pub fn reduce(b: &mut Build, call: &Call, kind: Kind) -> Read {
         return Ok(vec![call.value(0)?.clone()]);
     }
     let x = call.node(b, 0)?;
+    if kind == Kind::Sum
+        && axes.len() == rank
+        && let Some(count) = counted(b, x)
+    {
+        return Ok(vec![super::layout::reshaped(b, &Value::Known(count), &kept)?]);
+    }
     let along = ints(axes.iter().map(|a| *a as i64 - rank as i64));
     let id = spelled(b, x, kind, &along)?;
     Ok(vec![Value::Node(b.reshape(id, &kept)?)])
+}
+
+/// The sum of a mask whose true places were listed: the length of that list, a size that shapes are made of.
+fn counted(b: &Build, x: Id) -> Option<Known> {
+    let Node::Op(Op::Cast, children) = b.graph.node(x) else { return None };
+    let (from, to) = (b.ty(children[0]).ok()?.dtype, b.ty(x).ok()?.dtype);
+    let mut counts = b.graph.row_counts().into_iter().filter(|_| from == DType::Bool && to.is_int());
+    counts.find(|(mask, _)| *mask == children[0]).map(|(_, n)| Known::scalar(n))
 }
 
 /// All elements of a known tensor, reduced to a scalar.

@@ -9,7 +9,7 @@ use super::{Failure, Outcome, admitted, attribute, describe, is_var, literal, op
 use crate::ir::op::Arity;
 use crate::ir::{Builder, DType, Dim, F64, Graph, Id, Lit, Op};
 use crate::rules::template::{Subst, instantiate};
-use crate::rules::{Rule, Sample, Term, Var};
+use crate::rules::{Kind, Rule, Sample, Term, Var};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 
@@ -44,7 +44,8 @@ pub struct Instance<'r> {
     fills: BTreeMap<String, Fill>,
     /// Inputs of which the first is false wherever the second is.
     within: Vec<(String, String)>,
-    /// The floating-point type of the instance.
+    /// The type of the instance's numbers: mostly floating-point, now and then integers, to which rewrites without a guard
+    /// apply as well.
     pub float: DType,
     positive: bool,
     /// The sizes that `:sample` names.
@@ -76,6 +77,11 @@ impl Point {
     }
 }
 
+fn number(rule: &Rule, random: &mut Random) -> DType {
+    let any = rule.kind == Kind::Rewrite && random.chance(0.1);
+    if any { DType::I64 } else { random.pick(&[DType::F32, DType::F64]) }
+}
+
 impl<'r> Instance<'r> {
     /// Draws the variables of a rule; `Err` says why this draw is no instance.
     pub fn draw(rule: &'r Rule, random: &mut Random) -> Result<Self, String> {
@@ -88,7 +94,7 @@ impl<'r> Instance<'r> {
             operands: Vec::new(),
             fills: BTreeMap::new(),
             within: Vec::new(),
-            float: random.pick(&[DType::F32, DType::F64]),
+            float: number(rule, random),
             positive: random.chance(0.5),
             words: BTreeMap::new(),
         };
@@ -292,7 +298,8 @@ impl<'r> Instance<'r> {
                 }
                 continue;
             }
-            let values: Vec<f64> = (0..n).map(|_| self.value(fill, bias, random)).collect();
+            let whole = |x: f64| if leaf.ty.dtype.is_int() { x.abs().ceil().copysign(x) } else { x };
+            let values: Vec<f64> = (0..n).map(|_| whole(self.value(fill, bias, random))).collect();
             if let Ok(tensor) = Tensor::from_vec(values, shape, &Device::Cpu) {
                 feeds.insert(leaf.name.clone(), tensor);
             }
