@@ -81,7 +81,8 @@ pub(crate) fn active_nodes(graph: &Graph, order: &[Id], wrt: &[Id]) -> Vec<bool>
     active
 }
 
-/// By node: whether a cotangent of `loss` reaches it by the rows, whatever is trained.
+/// By node: whether a cotangent of `loss` reaches it by the rows, whatever is trained.  An operator without rows is taken to
+/// pass cotangents on: [`differentiate`] refuses it.
 pub(crate) fn carrying(graph: &Graph, loss: Id, rows: &[Rule]) -> Vec<bool> {
     let mut carries = vec![false; graph.len()];
     carries[usize::from(loss)] = true;
@@ -90,11 +91,10 @@ pub(crate) fn carrying(graph: &Graph, loss: Id, rows: &[Rule]) -> Vec<bool> {
         if !carries[usize::from(y)] {
             continue;
         }
-        for row in rows.iter().filter(|r| row_op(r) == Some(*op)) {
-            for (k, x) in children[..op.operands(children.len())].iter().enumerate() {
-                let passes = row.right.get(if row.variadic { 0 } else { k }).is_some_and(Option::is_some);
-                carries[usize::from(*x)] |= passes;
-            }
+        let own: Vec<&Rule> = rows.iter().filter(|r| row_op(r) == Some(*op)).collect();
+        for (k, x) in children[..op.operands(children.len())].iter().enumerate() {
+            let passes = |row: &&Rule| row.right.get(if row.variadic { 0 } else { k }).is_some_and(Option::is_some);
+            carries[usize::from(*x)] |= own.is_empty() || own.iter().any(passes);
         }
     }
     carries

@@ -10,6 +10,7 @@ mod method;
 mod options;
 mod stages;
 mod tables;
+mod unreached;
 
 use crate::adapt;
 use crate::error::{Error, Problem, Result};
@@ -279,6 +280,7 @@ impl<'a> Pipeline<'a> {
         let lifted = lift(&precision::widened(&model)?, &self.library, self.options.target)?;
         let mut lifted = self.counted(lifted);
         self.notes.extend(tables::freeze(&mut lifted));
+        self.notes.extend(unreached::freeze(&mut lifted, &rows(&self.library, self.options.target)));
         Ok(lifted)
     }
 

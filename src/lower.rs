@@ -25,8 +25,10 @@ pub fn expand(graph: &Graph, rules: &[Rule], target: Target, fired: &mut BTreeMa
         (Emit::Kernel(_), _) => !whole,
         // A function cannot be told how many rows there are where that is counted when it runs.
         (_, Op::GatherGrad) => g.type_of(children[2]).lit().and_then(|l| l.int()).is_some_and(|n| n.known().is_none()),
-        // Many terms may meet in one element.
-        (_, Op::ScatterAdd) => g.tensor_type(children[0]).is_some_and(|t| matches!(t.dtype, DType::F16 | DType::BF16)),
+        // Many terms may meet in one element; no element type of 16 bits serves everywhere.
+        (_, Op::ScatterAdd | Op::TopkValues | Op::TopkIndices) => {
+            g.tensor_type(children[0]).is_some_and(|t| matches!(t.dtype, DType::F16 | DType::BF16))
+        }
         (Emit::Expand, _) => true,
         _ => has_better(g, rules, op, children),
     })

@@ -1,5 +1,6 @@
 //! What the values of a training step need in memory: the lowered graph as ONNX Runtime will run it.
 
+use crate::cost::rows::selections;
 use crate::error::Result;
 use crate::ir::graph::{PACKED, ROWS};
 use crate::ir::infer::resolve_axis;
@@ -53,9 +54,18 @@ impl Values {
         Ok(Values { graph: inlined, plan, kernels })
     }
 
-    /// Bytes at the worst moment, for sizes of the graph's symbols.
-    pub fn peak(&self, value: &dyn Fn(&Sym) -> Option<i64>) -> u64 {
-        let peak = self.plan.peak(&self.graph, value);
+    /// Bytes at the worst moment in a batch of so many sequences, whose number `batches` stands for, of this length: all
+    /// tokens where rows are counted, and of experts their share; as many packed rows as sequences.
+    pub fn peak(&self, batches: &Dim, batch: i64, length: i64) -> u64 {
+        let selections = selections(&self.graph);
+        let token = |symbol: &Sym| match symbol.as_str() {
+            rows if rows.starts_with(ROWS) => batch * length,
+            packed if packed == PACKED[0] => batch,
+            _ if batches.symbols().contains(symbol) => batch,
+            _ => length,
+        };
+        let share = |s: &Sym| selections.get(s)?.share(&|s| Some(token(s)));
+        let peak = self.plan.peak(&self.graph, &|s| Some(share(s).unwrap_or_else(|| token(s))));
         peak + if self.kernels { peak / SLACK } else { 0 }
     }
 
@@ -95,17 +105,6 @@ pub struct Fixed {
 impl Fixed {
     pub fn total(&self) -> u64 {
         self.parameters + self.gradients + self.moments
-    }
-}
-
-/// The value of a size for a batch and a length: all tokens where rows are counted, as many packed rows as sequences,
-/// which is the most.
-pub fn size(symbol: &Sym, batches: &Dim, batch: i64, length: i64) -> i64 {
-    match symbol.as_str() {
-        rows if rows.starts_with(ROWS) => batch * length,
-        packed if packed == PACKED[0] => batch,
-        _ if batches.symbols().contains(symbol) => batch,
-        _ => length,
     }
 }
 

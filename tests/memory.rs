@@ -15,7 +15,7 @@ use weftc::interp;
 use weftc::ir::{Builder, DType, Id, text};
 use weftc::kernels;
 use weftc::manifest::Role;
-use weftc::memory::{Values, size};
+use weftc::memory::Values;
 use weftc::onnx::proto::{ModelProto, NodeProto};
 use weftc::onnx::train_file::{Port, TrainFile};
 use weftc::onnx::write;
@@ -125,8 +125,7 @@ impl Case {
         let values = Values::new(&compiled.graph, &compiled.order, &library().unwrap().lower, kernels).unwrap();
         let rows = values.graph().find_leaf(&compiled.manifest.token_input).unwrap();
         let rows = values.graph().leaf(rows).ty.shape[0].clone();
-        let size = |s: &weftc::ir::Sym| Some(size(s, &rows, batch as i64, length as i64));
-        values.peak(&size)
+        values.peak(&rows, batch as i64, length as i64)
     }
 }
 

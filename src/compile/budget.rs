@@ -2,9 +2,9 @@
 
 use super::Pipeline;
 use crate::error::{Error, Problem, Result};
-use crate::ir::{DType, Graph, LeafId, Sym};
+use crate::ir::{DType, Graph, LeafId};
 use crate::manifest::Recompute;
-use crate::memory::{Values, longest, size};
+use crate::memory::{Values, longest};
 use crate::recompute::Layers;
 use crate::rules::Target;
 use crate::schedule;
@@ -69,12 +69,11 @@ impl Pipeline<'_> {
                 .help("give the longest of your data: --budget-length 1024");
             return Err(Error::usage(problem));
         };
-        let value = |s: &Sym| Some(size(s, rows, batch, length));
         let rules = &self.library.lower;
         let kernels = self.options.target == Target::Cpu && compute == DType::F32;
         let total = |graph: &Graph| -> Result<u64> {
             let values = Values::new(graph, &schedule::order(graph), rules, kernels)?;
-            Ok(values.fixed(trainable).total() + values.peak(&value))
+            Ok(values.fixed(trainable).total() + values.peak(rows, batch, length))
         };
         let whole = total(&graph)?;
         let step = format!("a step of {batch} sequences of {length} tokens");

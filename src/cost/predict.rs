@@ -1,8 +1,9 @@
 //! The time of a training step, part by part, before it has run.
 
+use super::rows::{Selection, selections};
 use super::{At, Machine, Sizes, Unit, Work, of, work};
 use crate::ir::graph::{PACKED, ROWS};
-use crate::ir::{Builder, DType, Dim, Graph, Id, LeafId, Node, Op, Sym, TensorType, Type};
+use crate::ir::{Builder, DType, Graph, Id, LeafId, Node, Op, Sym, TensorType, Type};
 use rustc_hash::FxHashMap;
 use serde::{Serialize, Serializer};
 
@@ -92,22 +93,22 @@ impl Load {
     }
 }
 
-/// The sizes of a training graph under a load.  Rows are those of an answer, or, where their mask needs draws, masked; packed
-/// ones are as many and as long as the sequences.
+/// The sizes of a training graph under a load.  Rows are those of an answer, masked ones, or an expert's share; packed ones
+/// are as many and as long as the sequences.
 pub fn sizes(graph: &Graph, token_input: &str, load: Load) -> FxHashMap<Sym, i64> {
     let packed = PACKED.map(Sym::new).into_iter().zip([load.batch, load.length]);
     let mut sizes: FxHashMap<Sym, i64> = packed.collect();
-    for id in graph.live() {
-        let Node::Op(Op::TrueRows, children) = graph.node(id) else { continue };
-        let [Dim::Poly(_)] = graph.type_of(id).shape() else { continue };
-        let below = graph.reachable([children[0]]);
-        let drawn = below.iter().filter_map(|x| graph.as_leaf(*x)).any(|l| graph.leaf(l).name == "u");
-        let rows = if drawn { load.masked } else { load.answers };
-        sizes.extend(graph.type_of(id).shape()[0].symbols().into_iter().map(|s| (s, rows)));
-    }
     let tokens = graph.find_leaf(token_input).map(|l| graph.leaf(l).ty.shape.clone()).unwrap_or_default();
     for (dim, n) in tokens.iter().zip([load.batch, load.length]) {
         sizes.extend(dim.symbols().into_iter().filter(|s| !s.as_str().starts_with(ROWS)).map(|s| (s, n)));
+    }
+    for (symbol, selection) in selections(graph) {
+        let rows = match selection {
+            Selection::Answer => load.answers,
+            Selection::Draws => load.masked,
+            choice => choice.share(&|s| sizes.get(s).copied()).unwrap_or(load.answers),
+        };
+        sizes.insert(symbol, rows);
     }
     sizes
 }

@@ -115,8 +115,8 @@ pub trait Builder {
         let (mask, counts) = (self.canonical(mask), self.row_counts());
         let same = counts.iter().find(|(of, _)| self.canonical(*of) == mask);
         let fresh = || {
-            let taken = |d: &Dim| counts.iter().any(|(_, n)| n == d);
-            (0..=counts.len()).map(|k| Dim::sym(&format!("{ROWS}{k}"))).find(|d| !taken(d))
+            let taken: FxHashSet<&Dim> = counts.iter().map(|(_, n)| n).collect();
+            (0..=counts.len()).map(|k| Dim::sym(&format!("{ROWS}{k}"))).find(|d| !taken.contains(d))
         };
         let n = same.map(|(_, n)| n.clone()).or_else(fresh).ok_or("no name is left for a number of rows")?;
         let n = self.lit(Lit::Int(n))?;
@@ -309,6 +309,11 @@ impl Graph {
 
     /// Every node that the roots need, operands before users.
     pub fn reachable(&self, roots: impl IntoIterator<Item = Id>) -> Vec<Id> {
+        self.reachable_but(roots, &|_| false)
+    }
+
+    /// The same without those that are `done` and what only they need.
+    pub fn reachable_but(&self, roots: impl IntoIterator<Item = Id>, done: &dyn Fn(Id) -> bool) -> Vec<Id> {
         let mut seen = vec![false; self.nodes.len()];
         let mut order = Vec::new();
         let mut stack: Vec<(Id, usize)> = Vec::new();
@@ -320,7 +325,7 @@ impl Graph {
                 match self.node(id).children().get(k) {
                     Some(&child) => {
                         stack.push((id, k + 1));
-                        if !std::mem::replace(&mut seen[usize::from(child)], true) {
+                        if !done(child) && !std::mem::replace(&mut seen[usize::from(child)], true) {
                             stack.push((child, 0));
                         }
                     }

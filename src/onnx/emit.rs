@@ -63,6 +63,8 @@ pub struct Scope<'a> {
     counters: BTreeMap<String, usize>,
     /// Where a symbol can be read: a value and its axis.
     pub(super) symbols: BTreeMap<Sym, (String, usize)>,
+    /// Where rows are found whose number a symbol is.
+    pub(super) rows: BTreeMap<Sym, Id>,
     pub(super) sizes: BTreeMap<String, String>,
     pub uses_contrib: bool,
 }
@@ -84,6 +86,8 @@ impl<'a> Scope<'a> {
                 }
             }
         }
+        let finds = graph.live().into_iter().filter(|id| graph.node(*id).op() == Some(Op::TrueRows));
+        let rows = finds.filter_map(|id| Some((graph.type_of(id).shape().first()?.symbols().pop()?, id))).collect();
         let taken =
             graph.leaves.iter().map(|l| l.name.clone()).chain(graph.outputs.iter().map(|(n, _)| n.clone())).collect();
         Ok(Scope {
@@ -100,6 +104,7 @@ impl<'a> Scope<'a> {
             taken,
             counters: BTreeMap::new(),
             symbols,
+            rows,
             sizes: BTreeMap::new(),
             uses_contrib: false,
         })

@@ -3,16 +3,15 @@
 use super::emit::Scope;
 use crate::error::{Error, Result};
 use crate::ir::dim::Sym;
-use crate::ir::{Builder, DType, Dim, Id, Op};
+use crate::ir::{DType, Dim, Id};
 
 impl Scope<'_> {
     /// Emits the node that counts the rows of which `sym` is the number; returns its list.
     pub(super) fn counted(&mut self, sym: &Sym) -> Result<Option<String>> {
-        let n = Dim::sym(sym.as_str());
-        let finds =
-            |id: &Id| self.graph.node(*id).op() == Some(Op::TrueRows) && self.graph.type_of(*id).shape() == [n.clone()];
-        let Some(id) = self.graph.live().into_iter().find(finds) else { return Ok(None) };
-        self.emit(&self.graph.reachable([id]))?;
+        let Some(&id) = self.rows.get(sym) else { return Ok(None) };
+        if !self.names.contains_key(&id) {
+            self.emit(&self.graph.reachable_but([id], &|x| self.names.contains_key(&x)))?;
+        }
         Ok(self.names.get(&id).cloned())
     }
 

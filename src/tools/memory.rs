@@ -4,8 +4,8 @@ use crate::compile::Compiled;
 use crate::cost::predict::Load;
 use crate::cost::{Machine, predict};
 use crate::error::{Error, Result};
-use crate::ir::{Graph, Sym};
-use crate::memory::{Fixed, Values, longest, size};
+use crate::ir::Graph;
+use crate::memory::{Fixed, Values, longest};
 use crate::rules::Rule;
 use serde::Serialize;
 
@@ -59,8 +59,7 @@ pub fn estimate(compiled: &Compiled, read: &Graph, rules: &[Rule]) -> Result<Mem
     let batches = batch.known().map_or(BATCHES.to_vec(), |b| vec![b]);
     let lengths = length.known().map_or_else(|| lengths(longest(read, length)), |l| vec![l]);
     let step = |b: i64, l: i64| {
-        let value = |s: &Sym| Some(size(s, batch, b, l));
-        let activations = values.peak(&value);
+        let activations = values.peak(batch, b, l);
         let total = activations + parameters + gradients + moments;
         let (machine, load) = (Machine::reference(), Load::typical(b, l));
         let told = predict(&compiled.graph, &compiled.manifest.token_input, &compiled.trainable, &machine, load);

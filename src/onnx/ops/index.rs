@@ -9,6 +9,7 @@ use crate::onnx::build::{Build, RowMask, Value};
 use crate::onnx::call::{Call, Read};
 use crate::onnx::known::{Known, MAX_KNOWN, sign};
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 
 /// Bounds at or beyond this size mean "to the end", as exporters write it.
 const HUGE: i64 = i32::MAX as i64;
@@ -91,11 +92,20 @@ pub fn non_zero(b: &mut Build, call: &Call) -> Read {
 }
 
 /// Whether indices are places that `NonZero` listed, and so never count from the end.
-pub fn is_listed(b: &Build, mut index: Id) -> bool {
-    while let Node::Op(Op::Reshape | Op::Transpose | Op::Slice | Op::Cast, children) = b.graph.node(index) {
-        index = children[0];
+pub fn is_listed(b: &Build, index: Id) -> bool {
+    let (mut stack, mut seen) = (vec![index], BTreeSet::new());
+    while let Some(id) = stack.pop() {
+        if b.row_masks.contains_key(&id) || !seen.insert(id) {
+            continue;
+        }
+        match b.graph.node(id) {
+            Node::Op(Op::Reshape | Op::Transpose | Op::Slice | Op::Cast, children) => stack.push(children[0]),
+            Node::Op(Op::Concat, children) => stack.extend(children.iter().take(children.len().saturating_sub(1))),
+            Node::Op(Op::TrueRows, _) => {}
+            _ => return false,
+        }
     }
-    b.row_masks.contains_key(&index) || b.graph.node(index).op() == Some(Op::TrueRows)
+    true
 }
 
 /// The mask that `mask` repeats along its last axes, in whatever shape, and how often it does.
