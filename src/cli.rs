@@ -135,8 +135,8 @@ struct How {
     /// cart: Dream's context-adaptive weights; papl: arXiv 2509.23405; or a method of --rules
     #[arg(long, default_value = "weft")]
     method: String,
-    /// The model's family, for its mask token and logits shift: llada, llada-1.5, dream, tiny-a2d, modernbert, smdm
-    /// [default: what a tokenizer.json beside the model tells]
+    /// The model's family, for its mask token and logits shift: llada, llada-1.5, llada-moe, dream, tiny-a2d, modernbert,
+    /// smdm [default: what a tokenizer.json beside the model tells]
     #[arg(long, value_name = "NAME")]
     profile: Option<String>,
     /// Id of the mask token [default: the profile's]

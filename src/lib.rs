@@ -68,7 +68,10 @@
 //!   in blocks.  The sums of two blocks are joined as attention's are, so the loss needs two products, not three: the
 //!   expected row of the weight, summed up beside log sum e^z, is the gradient of the hidden rows.
 //! - How many rows are read is known only at run time: `true_rows` defines a size of its own, `rows.0`, that the shapes
-//!   behind it mention.
+//!   behind it mention.  So does a model that selects rows itself, as experts do; where it is applied a second time, for
+//!   the entropy pass, it finds other rows, whose numbers get names of their own.
+//! - Nothing writes zeros over zeros on the CPU (`runtime/buffer.rs`, the gradient of a lookup, AdamW): pages that were
+//!   never written take no memory, and most rows of an embedding never are.
 //! - A dimension is a polynomial over symbols, not a product: shifted logits need `seq-1`.
 //! - No multi-output nodes: a gradient has one fused node per cotangent (`rms_norm_grad`, `rms_norm_grad_w`),
 //!   so patterns never need projections and each can be sunk or dropped on its own. The optimizer's update,

@@ -1,10 +1,10 @@
 //! What the values of a training step need in memory: the lowered graph as ONNX Runtime will run it.
 
-use crate::cost::rows::selections;
 use crate::error::Result;
 use crate::ir::graph::{PACKED, ROWS};
 use crate::ir::infer::resolve_axis;
 use crate::ir::op::Emit;
+use crate::ir::selection::selections;
 use crate::ir::{Builder, Dim, Graph, Id, LeafId, LeafKind, Node, Op, Sym};
 use crate::lower;
 use crate::rules::Rule;

@@ -50,13 +50,25 @@ const LLADA: Profile = Profile {
 };
 
 /// Every profile, in the order in which they are tried on a tokenizer.
-pub const PROFILES: [Profile; 6] = [
+pub const PROFILES: [Profile; 7] = [
     LLADA,
     Profile {
         name: "llada-1.5",
         models: "GSAI-ML/LLaDA-1.5",
         source: "as llada, whose tokenizer it is taken to have",
         ..LLADA
+    },
+    Profile {
+        name: "llada-moe",
+        models: "inclusionAI/LLaDA-MoE-7B-A1B and LLaDA2.0-mini",
+        mask: ("<|mask|>", 156895),
+        eos: ("<|endoftext|>", 156892),
+        turn_end: None,
+        pad_id: 156892,
+        logits_shift: 0,
+        template: None,
+        decoder: Decoder::Llada,
+        source: "ids: github.com/inclusionAI/dInfer (mask_id, eos_id); their texts, padding and turns not checked here",
     },
     Profile {
         name: "dream",

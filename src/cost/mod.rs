@@ -5,7 +5,6 @@
 
 pub mod machine;
 pub mod predict;
-pub mod rows;
 
 use crate::ir::graph::ROWS;
 use crate::ir::op::Cost;

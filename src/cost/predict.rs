@@ -1,8 +1,8 @@
 //! The time of a training step, part by part, before it has run.
 
-use super::rows::{Selection, selections};
 use super::{At, Machine, Sizes, Unit, Work, of, work};
 use crate::ir::graph::{PACKED, ROWS};
+use crate::ir::selection::{Selection, selections};
 use crate::ir::{Builder, DType, Graph, Id, LeafId, Node, Op, Sym, TensorType, Type};
 use rustc_hash::FxHashMap;
 use serde::{Serialize, Serializer};
@@ -231,6 +231,7 @@ fn updates(parameter: &TensorType, sizes: Sizes) -> impl Iterator<Item = Work> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ir::Dim;
     use crate::ir::text;
 
     /// The mask is drawn from an entropy; the gradient reads what the forward part computed.

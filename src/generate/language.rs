@@ -10,8 +10,8 @@ use tokenizers::Tokenizer;
 /// The flags about text, of every command that runs a model.
 #[derive(Args, Clone, Debug, Default)]
 pub struct LanguageArgs {
-    /// The model's family, for its mask and end-of-text tokens, template and way of decoding: llada, llada-1.5, dream,
-    /// tiny-a2d, modernbert, smdm [default: what the tokenizer tells]
+    /// The model's family, for its mask and end-of-text tokens, template and way of decoding: llada, llada-1.5, llada-moe,
+    /// dream, tiny-a2d, modernbert, smdm [default: what the tokenizer tells]
     #[arg(long, value_name = "NAME")]
     pub profile: Option<String>,
     /// A tokenizer.json [default: the one beside the model]

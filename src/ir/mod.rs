@@ -8,6 +8,7 @@ pub mod graph;
 pub mod infer;
 pub mod op;
 pub mod recipe;
+pub mod selection;
 pub mod sexpr;
 pub mod text;
 pub mod ty;

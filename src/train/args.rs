@@ -54,8 +54,8 @@ pub struct RunArgs {
     /// Which turns of a conversation are answers
     #[arg(long, value_enum, default_value_t)]
     pub turns: data::Turns,
-    /// The model's family, for its end-of-text token, padding and chat template: llada, llada-1.5, dream, tiny-a2d,
-    /// modernbert, smdm [default: what the tokenizer tells]
+    /// The model's family, for its end-of-text token, padding and chat template: llada, llada-1.5, llada-moe, dream,
+    /// tiny-a2d, modernbert, smdm [default: what the tokenizer tells]
     #[arg(long, value_name = "NAME")]
     pub profile: Option<String>,
     /// The end-of-text token [default: the profile's, else the tokenizer's]

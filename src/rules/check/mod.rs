@@ -27,7 +27,7 @@ use std::fmt;
 pub const TOLERANCE: f64 = 1e-10;
 
 /// Instances on which both sides must agree.
-const INSTANCES: usize = 40;
+const INSTANCES: usize = 80;
 
 /// Attempts at a well-typed instance; patterns with guards on several shapes are hit once in hundreds.
 const ATTEMPTS: usize = 40_000;

@@ -66,7 +66,7 @@ impl Random {
     /// Starts an instance.  Some are cubes: where sizes differ, sides that confuse two axes have different
     /// types and are never compared.  Some of the others have empty axes.
     pub fn start(&mut self) {
-        self.side = if self.chance(0.3) && !self.always_hollow { Some(self.int(2, 3)) } else { None };
+        self.side = if self.chance(0.4) && !self.always_hollow { Some(self.int(2, 3)) } else { None };
         self.hollow = self.chance(0.1) || self.always_hollow;
     }
 

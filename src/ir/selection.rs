@@ -1,7 +1,7 @@
 //! How many rows a mask selects, as far as the graph tells.
 
-use crate::ir::dim::{Sym, numel};
-use crate::ir::{Builder, Dim, Graph, Id, Node, Op};
+use super::dim::{Sym, numel};
+use super::{Builder, Dim, Graph, Id, Node, Op};
 use rustc_hash::FxHashMap;
 
 /// What decides over the rows of a mask.
