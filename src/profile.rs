@@ -162,7 +162,7 @@ mod tests {
             assert_eq!(Profile::named(&profile.name.to_uppercase()).unwrap(), profile);
             assert!(!profile.ends().contains(&profile.mask.1));
         }
-        assert!(Profile::named("gpt").unwrap_err().to_string().contains("llada, llada-1.5, dream"));
+        assert!(Profile::named("gpt").unwrap_err().to_string().contains("llada, llada-1.5, llada-moe, dream"));
     }
 
     #[test]
