@@ -39,6 +39,8 @@ pub struct RowMask {
     pub rows: Id,
     /// Elements of a row.
     pub width: Dim,
+    /// Of the mask as it was searched.
+    pub shape: Vec<Dim>,
 }
 
 pub fn ints(items: impl IntoIterator<Item = i64>) -> Lit {

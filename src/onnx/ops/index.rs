@@ -87,7 +87,7 @@ pub fn non_zero(b: &mut Build, call: &Call) -> Read {
     indices.push(rest);
     let rows: Vec<Id> = indices.into_iter().rev().map(|i| b.reshape(i, &row)).collect::<Result<_, _>>()?;
     let listed = if let [only] = rows[..] { only } else { b.op(Op::Concat, &rows, &[Lit::Int(Dim::Known(0))])? };
-    b.row_masks.insert(listed, RowMask { mask: narrow, rows: found, width });
+    b.row_masks.insert(listed, RowMask { mask: narrow, rows: found, width, shape: ty.shape });
     Ok(vec![Value::Node(listed)])
 }
 

@@ -104,13 +104,13 @@ pub fn gather_nd(b: &mut Build, call: &Call) -> Read {
 fn put_rows(b: &mut Build, call: &Call, x: Id, updates: Id) -> Result<Option<Id>, String> {
     let index = call.node(b, 1)?;
     let Node::Op(Op::Transpose, listed) = b.graph.node(index) else { return Ok(None) };
-    let Some(RowMask { mask, rows, width }) = b.row_masks.get(&listed[0]).cloned() else { return Ok(None) };
+    let Some(RowMask { mask, rows, width, shape }) = b.row_masks.get(&listed[0]).cloned() else { return Ok(None) };
     let dims = b.shape(x);
-    // Tuples that address elements: by each axis of x one index.
+    // Tuples address elements, by each axis of x one index, and the mask was searched in x's shape.
     let [n, tuple] = &b.shape(index)[..] else { return Ok(None) };
     let is_whole = tuple.is(dims.len() as i64) && call.word("reduction").is_none_or(|r| r == "none");
     let count = numel(&b.shape(mask));
-    if !is_whole || count.clone() * width.clone() != numel(&dims) || numel(&b.shape(updates)) != *n {
+    if !is_whole || shape != dims || numel(&b.shape(updates)) != *n {
         return Ok(None);
     }
     let one = Dim::Known(1);
