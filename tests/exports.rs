@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use weftc::compile::{Options, Stage, compile, compile_watched, emit_ir};
 use weftc::interp;
-use weftc::ir::{Graph, Leaf, LeafKind, Op};
+use weftc::ir::{DType, Graph, Leaf, LeafKind, Op};
 use weftc::onnx::read;
 use weftc::rules::Target;
 use weftc::rules::library::library;
@@ -124,6 +124,22 @@ fn own_exports_step_as_the_oracle_does() {
         for target in [Target::Portable, Target::Cpu] {
             step_beside_the_oracle(file, target);
         }
+    }
+}
+
+/// ONNX's TopK takes no bf16, which is what is computed in on a GPU.
+#[test]
+fn experts_are_chosen_in_f32() {
+    let is_choice = |op| matches!(op, Some(Op::TopkValues | Op::TopkIndices));
+    for file in exports(OWN).iter().filter(|f| name(f).starts_with("experts_")) {
+        let graph = compile(&options(file, Target::Cuda)).unwrap().graph;
+        let chosen: Vec<DType> = graph
+            .live()
+            .into_iter()
+            .filter(|id| is_choice(graph.node(*id).op()))
+            .map(|id| graph.tensor_type(graph.node(id).children()[0]).unwrap().dtype)
+            .collect();
+        assert!(!chosen.is_empty() && chosen.iter().all(|t| *t == DType::F32), "{}: {chosen:?}", name(file));
     }
 }
 

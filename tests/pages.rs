@@ -3,7 +3,6 @@
 //! One test, so that nothing else in the process takes memory meanwhile.
 #![cfg(target_os = "linux")]
 
-#[allow(dead_code)]
 #[path = "../examples/llada/mod.rs"]
 mod llada;
 
@@ -90,7 +89,9 @@ fn rows_without_gradients_take_no_memory_and_are_updated_as_others() {
         bf16: false,
         fill: Some(7),
     };
-    llada::write(&shape, &model).unwrap();
+    let written = llada::write(&shape, &model).unwrap();
+    let untied = (2 * VOCABULARY * WIDTH) as u64;
+    assert!(written.parameters > untied && written.data_bytes > 4 * untied, "{written:?}");
     let trainable = Trainable::Named("*wte*".into());
     let options = Options { mask_id: Some(VOCABULARY as i64 - 1), trainable, ..Options::new(&model) };
     let path = folder.path().join("train.onnx");

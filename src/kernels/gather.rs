@@ -27,20 +27,24 @@ impl Loop for AddRow {
     }
 }
 
-struct Clear {
+/// Zeros are not written over zeros: most rows are of words that do not occur, and memory that was never written takes none.
+struct ClearRows {
     to: *mut f32,
+    rows: usize,
     n: usize,
 }
 
-impl Loop for Clear {
+impl Loop for ClearRows {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        // SAFETY: it holds n elements, of which every bit pattern is a value.
-        let row = unsafe { std::slice::from_raw_parts_mut(self.to, self.n) };
-        if row.iter().fold(0, |any, x| any | x.to_bits()) != 0 {
-            row.fill(0.0);
+        for row in 0..if self.n > 0 { self.rows } else { 0 } {
+            // SAFETY: there are `rows` rows of n elements, of which every bit pattern is a value.
+            let row = unsafe { std::slice::from_raw_parts_mut(self.to.add(row * self.n), self.n) };
+            if row.iter().fold(0, |any, x| any | x.to_bits()) != 0 {
+                row.fill(0.0);
+            }
         }
     }
 }
@@ -75,10 +79,8 @@ impl Compute for GatherGrad {
         let to = &call.result(&shape)?;
         let (dy, places) = (&dy, &places);
         call.split(self.rows, CHUNK.div_ceil(d.max(1)), |rows| {
-            // Zeros are not written over zeros: most rows are of words that do not occur, and memory that was never
-            // written takes none.
             // SAFETY: the rows lie within the result, k within dy; no other part has them.
-            rows.clone().for_each(|row| dispatch(Clear { to: unsafe { to.at(row * d) }, n: d }));
+            dispatch(ClearRows { to: unsafe { to.at(rows.start * d) }, rows: rows.len(), n: d });
             let first = places.partition_point(|(row, _)| *row < rows.start);
             for (row, k) in places[first..].iter().take_while(|(row, _)| *row < rows.end) {
                 dispatch(AddRow { row: unsafe { dy.at.add(k * d) }, to: unsafe { to.at(row * d) }, n: d });

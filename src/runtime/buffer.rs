@@ -24,7 +24,7 @@ pub struct Buffer {
 }
 
 /// Bytes that are compared, and left alone where they are equal, at a time: a page of memory on most machines.
-const PAGE: usize = 4096;
+pub const PAGE: usize = 4096;
 
 impl Buffer {
     /// A tensor of zeros on the host.

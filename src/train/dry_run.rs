@@ -4,10 +4,8 @@ use super::args::RunArgs;
 use super::plan::Plan;
 use crate::ir::DType;
 use crate::manifest::{Manifest, Parameter, Role};
+use crate::runtime::buffer::PAGE;
 use std::collections::BTreeSet;
-
-/// Bytes that a row takes at least, if any: a page of memory.
-const PAGE: u64 = 4096;
 
 /// The plan of a run, for people; `activations` are the bytes of a micro-batch of so many sequences and tokens, where they
 /// can be had; of a parameter that `is_looked_up` only the rows that occur have gradients and moments.
@@ -78,7 +76,8 @@ pub fn text(
     let used = |p: &&Parameter| match p.shape.first() {
         Some(rows) if *rows > 0 && is_looked_up(p) => {
             let row = count(p) * size(p) / *rows as u64;
-            (words * row.next_multiple_of(PAGE)).min(count(p) * size(p))
+            // A row takes a page of memory at least.
+            (words * row.next_multiple_of(PAGE as u64)).min(count(p) * size(p))
         }
         _ => count(p) * size(p),
     };
