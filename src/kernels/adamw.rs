@@ -125,7 +125,8 @@ impl Kernel for AdamW {
         };
         let [p, m, v] = [output(0, &p)?, output(1, &m)?, output(2, &v)?];
         let n = gradient.len();
-        context.par_for(n.div_ceil(CHUNK), 0, |chunk| {
+        let chunks = n.div_ceil(CHUNK);
+        context.par_for(chunks, chunks, |chunk| {
             let range = chunk * CHUNK..n.min((chunk + 1) * CHUNK);
             // SAFETY: the range lies within the tensors, whose shapes are equal; chunks do not overlap;
             // no reference to the inputs p, m and v is alive, so an output may be its input's buffer.

@@ -8,11 +8,10 @@ use super::broadcast::{Rows, Shape};
 use super::operator::{Call, Compute, Known, Target, Tensor, float};
 use super::product::Matrix;
 use super::softmax::{Backward, Exponentials, Open, Scale};
-use super::tile::{COLUMNS, Multiply, pack, pack_transposed};
+use super::tile::{COLUMNS, Multiply, pack, pack_transposed, scratch};
 use super::vector::dispatch;
 use ort::operator::KernelContext;
 use ort::value::TensorElementType as Type;
-use std::cell::RefCell;
 use std::ops::Range;
 
 /// Queries whose scores are held at a time: a multiple of what a product sums up at a time ...
@@ -302,25 +301,6 @@ fn by_sequence(places: &Tensor<i64>, batch: usize, length: usize) -> Result<Vec<
         }
     }
     Ok(queries)
-}
-
-/// Lends memory of these sizes, kept from call to call by each thread; what it holds is arbitrary.
-fn scratch<const N: usize>(sizes: [usize; N], work: impl FnOnce([*mut f32; N])) {
-    thread_local! {
-        static KEPT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    }
-    KEPT.with_borrow_mut(|kept| {
-        let total = sizes.iter().sum();
-        if kept.len() < total {
-            *kept = vec![0.0; total];
-        }
-        let mut rest = kept.as_mut_slice();
-        work(sizes.map(|n| {
-            let (part, others) = std::mem::take(&mut rest).split_at_mut(n);
-            rest = others;
-            part.as_mut_ptr()
-        }));
-    });
 }
 
 macro_rules! kernel {

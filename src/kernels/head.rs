@@ -7,7 +7,8 @@
 use super::broadcast::Shape;
 use super::loss::{EntropyTerms, Exp};
 use super::operator::{Call, Compute, Known, Target, Tensor, int};
-use super::product::{Matrix, multiply};
+use super::panels::multiply;
+use super::product::Matrix;
 use super::vector::{Itself, Loop, Plus, Times, dispatch, largest, map, sums};
 use ort::operator::KernelContext;
 use ort::value::TensorElementType as Type;
@@ -16,7 +17,7 @@ use std::ops::Range;
 /// Columns whose logits are held at a time: enough that a thread's share of a product is large.
 const BLOCK: usize = 1024;
 
-/// Rows that a thread takes at a time, and columns of the width.
+/// Columns that a thread takes at a time.
 const PART: usize = 64;
 
 /// What is known of a row so far: the largest logit, and sums over all logits relative to it.
@@ -196,23 +197,18 @@ impl Head {
     ) -> Result<(), String> {
         let mut scratch = vec![0f32; self.n * BLOCK.min(self.vocabulary)];
         let logits = Target(scratch.as_mut_ptr());
-        let logits = &logits;
         for from in (0..self.vocabulary).step_by(BLOCK) {
             let columns = BLOCK.min(self.vocabulary - from);
-            let share = columns.div_ceil(call.threads).next_multiple_of(PART);
-            call.split(columns, share, |part| {
-                // SAFETY: the block lies within the weight, its part within the scratch; no other part has these columns.
-                unsafe {
-                    let w = self.w.from(0, from + part.start);
-                    let to = (logits.at(part.start), columns);
-                    multiply([self.n, self.d, part.len()], self.h, w, to, 1.0, false);
-                }
-            })?;
+            // SAFETY: the block lies within the weight, its logits within the scratch.
+            unsafe {
+                let sizes = [self.n, self.d, columns];
+                multiply(Some(call), sizes, self.h, self.w.from(0, from), (logits, columns), 1.0, None)?;
+            }
             let state = &step(from);
             call.rows(self.n, columns, |rows| {
                 // SAFETY: the bias reaches to the block's end.
-                let bias = unsafe { self.bias.at.add(from) };
-                dispatch(Rows { logits: logits.0, columns, bias, rows, state });
+                let (logits, bias) = unsafe { (logits.at(0), self.bias.at.add(from)) };
+                dispatch(Rows { logits, columns, bias, rows, state });
             })?;
             then(from..from + columns, Matrix::new(logits.0, columns, false))?;
         }
@@ -277,15 +273,11 @@ impl Compute for HeadExpect {
         let sums = Target(expected.as_mut_ptr());
         let step = |_| Expectations { rows: at, sums: Shared(sums.0), width: d };
         head.blocks(call, step, |columns, exponentials| {
-            let (w, sums) = (head.w.transposed(), &sums);
-            let share = d.div_ceil(call.threads).next_multiple_of(PART);
-            call.split(d, share, |part| {
-                // SAFETY: the columns lie within the weight; no other part has this part of the width.
-                unsafe {
-                    let w = w.from(columns.start, part.start);
-                    multiply([n, columns.len(), part.len()], exponentials, w, (sums.at(part.start), d), 1.0, true);
-                }
-            })
+            // SAFETY: the columns lie within the weight.
+            unsafe {
+                let w = head.w.transposed().from(columns.start, 0);
+                multiply(Some(call), [n, columns.len(), d], exponentials, w, (sums, d), 1.0, Some(sums))
+            }
         })?;
         for (r, row) in rows.iter().enumerate() {
             // SAFETY: r is a row of both.
@@ -337,23 +329,22 @@ impl<const W: bool> Compute for HeadGrad<W> {
         let step = |from| Cotangents { g, lse, tokens, from };
         head.blocks(call, step, |columns, dz| {
             let (from, m) = (columns.start, columns.len());
-            let share = m.div_ceil(call.threads).next_multiple_of(PART);
-            call.split(m, share, |part| {
-                let first = from + part.start;
-                // SAFETY: the part's columns lie within the block and the result; no other part has them.
-                unsafe {
-                    let dz = dz.from(0, part.start);
-                    match (W, self.trans) {
-                        (true, true) => {
-                            multiply([part.len(), n, d], dz.transposed(), head.h, (to.at(first * d), d), 1.0, false);
-                        }
-                        (true, false) => {
-                            multiply([d, n, part.len()], head.h.transposed(), dz, (to.at(first), v), 1.0, false);
-                        }
-                        (false, _) => sum_rows(dz, [n, part.len()], to.at(first)),
+            // SAFETY: the columns lie within the block and the result.
+            unsafe {
+                match (W, self.trans) {
+                    (true, true) => {
+                        let to = Target(to.at(from * d));
+                        multiply(Some(call), [m, n, d], dz.transposed(), head.h, (to, d), 1.0, None)
                     }
+                    (true, false) => {
+                        let to = Target(to.at(from));
+                        multiply(Some(call), [d, n, m], head.h.transposed(), dz, (to, v), 1.0, None)
+                    }
+                    (false, _) => call.split(m, PART, |part| {
+                        sum_rows(dz.from(0, part.start), [n, part.len()], to.at(from + part.start));
+                    }),
                 }
-            })
+            }
         })
     }
 }

@@ -15,6 +15,7 @@ mod head;
 mod loss;
 mod norm;
 mod operator;
+mod panels;
 mod product;
 mod rope;
 mod rows;

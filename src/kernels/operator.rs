@@ -220,7 +220,9 @@ impl Call<'_> {
             }
             parts => {
                 let part = |k: usize| work(k * chunk..n.min((k + 1) * chunk));
-                self.context.par_for(parts, 0, part).map_err(|e| e.to_string())
+                // With as many batches as parts, threads take one after another; else each gets its share beforehand, and
+                // all wait for the slowest core.
+                self.context.par_for(parts, parts, part).map_err(|e| e.to_string())
             }
         }
     }

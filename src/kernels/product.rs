@@ -1,8 +1,8 @@
-//! Matrix products, dense, by the crate `gemm`; the rows or columns of the result are shared out to the session's
-//! threads.
+//! Matrix products, dense: one of large matrices on all threads, or of many small ones, each on its own.
 
 use super::broadcast::Shape;
-use super::operator::{CHUNK, Call, Compute, Known, Target, Tensor, float, int};
+use super::operator::{Call, Compute, Known, Target, Tensor, float, int};
+use super::panels::{LEAST, multiply};
 use ort::operator::KernelContext;
 use ort::value::TensorElementType as Type;
 
@@ -36,87 +36,6 @@ impl Matrix {
     pub fn transposed(self) -> Self {
         Matrix { row: self.column, column: self.row, ..self }
     }
-}
-
-/// `to[m n] = scale x[m k] y[k n]`, added to what is there if `add`; `to` has rows of `width`.
-///
-/// # Safety
-/// The matrices reach so far; `to` overlaps neither factor, and nothing else reads or writes it meanwhile.
-pub unsafe fn multiply(
-    [m, k, n]: [usize; 3],
-    x: Matrix,
-    y: Matrix,
-    (to, width): (*mut f32, usize),
-    scale: f32,
-    add: bool,
-) {
-    if m == 0 || n == 0 {
-        return;
-    }
-    if k == 0 {
-        // Sums of nothing.
-        for r in 0..if add { 0 } else { m } {
-            // SAFETY: by the caller's promise.
-            unsafe { to.add(r * width).write_bytes(0, n) };
-        }
-        return;
-    }
-    let [row, column] = [x.row, x.column].map(|s| s as isize);
-    let [y_row, y_column] = [y.row, y.column].map(|s| s as isize);
-    let none = gemm::Parallelism::None;
-    // SAFETY: by the caller's promise.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            to,
-            1,
-            width as isize,
-            add,
-            x.at,
-            column,
-            row,
-            y.at,
-            y_column,
-            y_row,
-            1.0,
-            scale,
-            false,
-            false,
-            false,
-            none,
-        );
-    }
-}
-
-/// How many multiply-adds are worth a thread.
-const LEAST: usize = 1 << 19;
-
-/// One product on all threads: whichever factor is the smaller is read by each of them.
-pub fn shared(
-    call: &Call<'_>,
-    [m, k, n]: [usize; 3],
-    x: Matrix,
-    y: Matrix,
-    to: Target,
-    scale: f32,
-    add: bool,
-) -> Result<(), String> {
-    let parts = (m * k * n / LEAST).clamp(1, call.threads);
-    let (long, unit) = if m >= n { (m, 8) } else { (n, 64) };
-    let part = long.div_ceil(parts).next_multiple_of(unit);
-    call.split(long, part, |range| {
-        let size = range.len();
-        // SAFETY: the range lies within the rows or columns of the result and no other part has them.
-        unsafe {
-            if m >= n {
-                multiply([size, k, n], x.from(range.start, 0), y, (to.at(range.start * n), n), scale, add);
-            } else {
-                multiply([m, k, size], x, y.from(0, range.start), (to.at(range.start), n), scale, add);
-            }
-        }
-    })
 }
 
 /// `alpha x y` where either may be transposed; leading axes broadcast.
@@ -162,23 +81,17 @@ impl Product {
         let Sizes { shape, batch, sizes } = self.sizes(&x.shape, &y.shape)?;
         let to = call.result(&shape)?;
         let [m, k, n] = sizes;
-        if let Some(addend) = addend {
-            if addend.shape != shape {
-                return Err(format!("a product of shape {shape} is added to one of {}", addend.shape));
-            }
-            if addend.at != to.0.cast_const() {
-                let from = Matrix::new(addend.at, 1, false);
-                call.split(shape.numel(), CHUNK, |part| {
-                    // SAFETY: both have as many elements; no other part has these.
-                    unsafe { to.at(part.start).copy_from_nonoverlapping(from.from(part.start, 0).at, part.len()) };
-                })?;
-            }
+        if let Some(addend) = addend.filter(|addend| addend.shape != shape) {
+            return Err(format!("a product of shape {shape} is added to one of {}", addend.shape));
         }
+        // Sums start at it: what is added to is read where it lies, which may be the result.
+        let add = addend.map(|addend| Target(addend.at.cast_mut()));
         let [tx, ty] = self.transposed;
         let x_matrix = Matrix::new(x.at, if tx { m } else { k }, tx);
         let y_matrix = Matrix::new(y.at, if ty { k } else { n }, ty);
         if batch == 1 {
-            return shared(call, sizes, x_matrix, y_matrix, to, self.alpha, addend.is_some());
+            // SAFETY: the sizes are those of the operands, and the result is none of the factors.
+            return unsafe { multiply(Some(call), sizes, x_matrix, y_matrix, (to, n), self.alpha, add) };
         }
         let places = |own: &Shape| -> Vec<usize> { own.repeated(&shape) };
         let (xs, ys) = (places(&x.shape), places(&y.shape));
@@ -187,7 +100,9 @@ impl Product {
                 // SAFETY: matrix b of the result is this part's alone.
                 unsafe {
                     let (x, y) = (x_matrix.element(xs[b] * m * k), y_matrix.element(ys[b] * k * n));
-                    multiply(sizes, x, y, (to.at(b * m * n), n), self.alpha, addend.is_some());
+                    let own = |all: Target| Target(all.at(b * m * n));
+                    // Only threads can fail.
+                    let _ = multiply(None, sizes, x, y, (own(to), n), self.alpha, add.map(own));
                 }
             }
         })

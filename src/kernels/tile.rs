@@ -4,13 +4,14 @@
 use super::product::Matrix;
 use super::vector::with_registers;
 use pulp::{Simd, WithSimd};
+use std::cell::RefCell;
 use std::hint::black_box;
 
 /// The right factor's rows are readable up to a multiple of this: two registers of sixteen.
 pub const COLUMNS: usize = 32;
 
 /// Multiply-adds between two writes of the result: so many rows of the right factor's columns stay in the first cache.
-const DEPTH: usize = 256;
+pub const DEPTH: usize = 256;
 
 /// `to[m n] = scale x[m k] y[k n]`, added to what is there if `add`.
 pub struct Multiply {
@@ -21,6 +22,33 @@ pub struct Multiply {
     pub to: (*mut f32, usize),
     pub scale: f32,
     pub add: bool,
+}
+
+/// Rows and columns of the result that stay in registers.
+#[derive(Clone, Copy)]
+pub struct Side {
+    pub rows: usize,
+    pub columns: usize,
+}
+
+impl Side {
+    pub const fn of<S: Simd>() -> Self {
+        Side { rows: height::<S>(), columns: 2 * S::F32_LANES }
+    }
+
+    /// Of this machine's registers.
+    pub fn here() -> Self {
+        struct Here;
+        impl WithSimd for Here {
+            type Output = Side;
+
+            #[inline(always)]
+            fn with_simd<S: Simd>(self, _: S) -> Side {
+                Side::of::<S>()
+            }
+        }
+        with_registers(Here)
+    }
 }
 
 impl Multiply {
@@ -55,6 +83,7 @@ impl WithSimd for Multiply {
                         let x = self.x.from(i, depth);
                         let y = self.y.0.add(depth * self.y.1 + j);
                         let to = self.to.0.add(i * self.to.1 + j);
+                        let add = add.then_some(to.cast_const());
                         let tile = Tile { x, y, y_row: self.y.1, to, to_row: self.to.1, scale: self.scale, add };
                         tile.rows(simd, height::<S>().min(m - i), steps, width.min(n - j));
                     }
@@ -68,20 +97,26 @@ impl WithSimd for Multiply {
     }
 }
 
+/// A part of the result that stays in registers while it is summed up.
 #[derive(Clone, Copy)]
-struct Tile {
-    x: Matrix,
-    y: *const f32,
-    y_row: usize,
-    to: *mut f32,
-    to_row: usize,
-    scale: f32,
-    add: bool,
+pub struct Tile {
+    pub x: Matrix,
+    pub y: *const f32,
+    pub y_row: usize,
+    pub to: *mut f32,
+    pub to_row: usize,
+    pub scale: f32,
+    /// What the product is added to; its rows are as far apart as the result's, which it may be.
+    pub add: Option<*const f32>,
 }
 
 impl Tile {
+    /// `rows` and `columns` of the result, at most a [`Side`], summed over `steps`.
+    ///
+    /// # Safety
+    /// All addresses reach so far, `y`'s rows to the tile's width.
     #[inline(always)]
-    unsafe fn rows<S: Simd>(self, simd: S, rows: usize, steps: usize, columns: usize) {
+    pub unsafe fn rows<S: Simd>(self, simd: S, rows: usize, steps: usize, columns: usize) {
         macro_rules! among {
             ($($few:literal)*, $($many:literal)*) => {
                 match rows {
@@ -98,43 +133,82 @@ impl Tile {
 
     #[inline(always)]
     unsafe fn run<S: Simd, const R: usize>(self, simd: S, steps: usize, columns: usize) {
+        // One of the strides is 1, which the compiler is told.
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let sums = if self.x.column == 1 {
+                self.sum::<S, R>(simd, Matrix { column: 1, ..self.x }, steps)
+            } else {
+                self.sum::<S, R>(simd, Matrix { row: 1, ..self.x }, steps)
+            };
+            self.write(simd, sums, columns);
+        }
+    }
+
+    /// The sums of the products of all steps.
+    ///
+    /// Several steps to a turn, whose addresses are constants apart: where two threads share a core, each issues three
+    /// instructions a cycle, and what is not a multiply-add counts.
+    #[inline(always)]
+    unsafe fn sum<S: Simd, const R: usize>(self, simd: S, x: Matrix, steps: usize) -> [[S::f32s; 2]; R] {
+        const TURN: usize = 4;
         let lanes = S::F32_LANES;
         let mut sums = [[simd.splat_f32s(0.0); 2]; R];
         let mut y = self.y;
         // An address for every three rows that the compiler takes for unrelated: else it makes one of the other, and a chain
         // of additions that takes longer than the products.
-        let mut rows = [self.x.at; 4];
+        let mut rows = [x.at; 4];
         for (k, row) in rows.iter_mut().enumerate().take(R.div_ceil(3)) {
-            *row = black_box(row.wrapping_add(3 * k * self.x.row));
+            *row = black_box(row.wrapping_add(3 * k * x.row));
         }
-        for _ in 0..steps {
-            // SAFETY: step after step through the rows of y and the columns of x.
-            unsafe {
-                let right = [0, 1].map(|c| y.add(c * lanes).cast::<S::f32s>().read_unaligned());
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let left = simd.splat_f32s(*rows[r / 3].add(r % 3 * self.x.row));
-                    *sums = [0, 1].map(|c| simd.mul_add_e_f32s(left, right[c], sums[c]));
+        macro_rules! turn {
+            ($steps:expr) => {
+                for u in 0..$steps {
+                    // SAFETY: step after step through the rows of y and the columns of x.
+                    unsafe {
+                        let right =
+                            [0, 1].map(|c| y.add(u * self.y_row + c * lanes).cast::<S::f32s>().read_unaligned());
+                        for (r, sums) in sums.iter_mut().enumerate() {
+                            let left = simd.splat_f32s(*rows[r / 3].add(r % 3 * x.row + u * x.column));
+                            *sums = [0, 1].map(|c| simd.mul_add_e_f32s(left, right[c], sums[c]));
+                        }
+                    }
                 }
-                y = y.wrapping_add(self.y_row);
+                y = y.wrapping_add($steps * self.y_row);
                 for row in rows.iter_mut().take(R.div_ceil(3)) {
-                    *row = row.wrapping_add(self.x.column);
+                    *row = row.wrapping_add($steps * x.column);
                 }
-            }
+            };
         }
+        for _ in 0..steps / TURN {
+            turn!(TURN);
+        }
+        for _ in 0..steps % TURN {
+            turn!(1);
+        }
+        sums
+    }
+
+    /// Writes `columns` of the rows that were summed up, scaled and added to what is asked for.
+    #[inline(always)]
+    unsafe fn write<S: Simd, const R: usize>(self, simd: S, sums: [[S::f32s; 2]; R], columns: usize) {
+        let lanes = S::F32_LANES;
         let scale = simd.splat_f32s(self.scale);
         for (r, sums) in sums.iter().enumerate() {
             let to = self.to.wrapping_add(r * self.to_row);
+            let before = self.add.map(|at| at.wrapping_add(r * self.to_row));
             if columns == 2 * lanes {
                 for (c, sum) in sums.iter().enumerate() {
                     // SAFETY: the result has these columns.
                     unsafe {
-                        let to = to.add(c * lanes).cast::<S::f32s>();
-                        let value = if self.add {
-                            simd.mul_add_e_f32s(*sum, scale, to.read_unaligned())
-                        } else {
-                            simd.mul_f32s(*sum, scale)
+                        let value = match before {
+                            Some(at) => {
+                                let before = at.add(c * lanes).cast::<S::f32s>().read_unaligned();
+                                simd.mul_add_e_f32s(*sum, scale, before)
+                            }
+                            None => simd.mul_f32s(*sum, scale),
                         };
-                        to.write_unaligned(value);
+                        to.add(c * lanes).cast::<S::f32s>().write_unaligned(value);
                     }
                 }
             } else {
@@ -145,14 +219,30 @@ impl Tile {
                 }
                 for (c, x) in row.iter().enumerate().take(columns) {
                     // SAFETY: the result has these columns.
-                    unsafe {
-                        let to = to.add(c);
-                        *to = x * self.scale + if self.add { *to } else { 0.0 };
-                    }
+                    unsafe { *to.add(c) = x * self.scale + before.map_or(0.0, |at| *at.add(c)) };
                 }
             }
         }
     }
+}
+
+/// Lends memory of these sizes, kept from call to call by each thread; what it holds is arbitrary.
+pub fn scratch<const N: usize, R>(sizes: [usize; N], work: impl FnOnce([*mut f32; N]) -> R) -> R {
+    thread_local! {
+        static KEPT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    }
+    KEPT.with_borrow_mut(|kept| {
+        let total = sizes.iter().sum();
+        if kept.len() < total {
+            *kept = vec![0.0; total];
+        }
+        let mut rest = kept.as_mut_slice();
+        work(sizes.map(|n| {
+            let (part, others) = std::mem::take(&mut rest).split_at_mut(n);
+            rest = others;
+            part.as_mut_ptr()
+        }))
+    })
 }
 
 /// Copies `rows` of `n` elements, `from_row` apart, behind one another, each filled up with zeros to `width`.
@@ -170,13 +260,14 @@ pub unsafe fn pack(from: *const f32, from_row: usize, rows: usize, n: usize, to:
 }
 
 /// The transpose of `rows` of `n` elements, `from_row` apart: n rows of `width`, filled up with zeros to the next multiple
-/// of [`COLUMNS`].
+/// of [`COLUMNS`], or to the width where that is less.
 ///
 /// # Safety
 /// Both addresses reach so far and do not overlap.
+#[inline(always)]
 pub unsafe fn pack_transposed(from: *const f32, from_row: usize, rows: usize, n: usize, to: *mut f32, width: usize) {
     const SIDE: usize = 8;
-    let end = rows.next_multiple_of(COLUMNS);
+    let end = rows.next_multiple_of(COLUMNS).min(width);
     for r in (0..end).step_by(SIDE) {
         for c in (0..n).step_by(SIDE) {
             let (height, columns) = (SIDE.min(rows.saturating_sub(r)), SIDE.min(n - c));

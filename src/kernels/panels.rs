@@ -1,0 +1,301 @@
+//! Products of large matrices: factors are packed into panels, which tiles of registers read one line after another, and
+//! threads take blocks of the result, whichever is free the next: cores are seldom equally fast.
+//!
+//! An element is summed up in the same order whatever the number of threads.
+
+use super::operator::{Call, Target};
+use super::product::Matrix;
+use super::tile::{DEPTH, Side, Tile, pack_transposed, scratch};
+use super::vector::with_registers;
+use pulp::{Simd, WithSimd};
+use std::ops::Range;
+
+/// Rows of the left factor that a thread takes at a time: [`DEPTH`] steps of them stay in its second cache.
+const ROWS: usize = 120;
+/// Columns of the right one, and what they are cut to where there would be too few blocks to share.
+const COLUMNS: [usize; 2] = [256, 64];
+/// Blocks of the result that a thread finds, so that a slow one holds up none.
+const BLOCKS: usize = 4;
+/// Elements of a factor that are packed at once, and steps of them.
+const PACKED: usize = 1 << 20;
+const STEPS: usize = 16 * DEPTH;
+/// Rows or columns that are packed at a time.
+const STRIP: usize = 192;
+/// How many multiply-adds are worth other threads.
+pub const LEAST: usize = 1 << 19;
+
+/// `to[m n] = scale x[m k] y[k n]`, beside what it is added to; `to` has rows of `width`, and so has `add`, which it may
+/// be. On the threads of a call, or on this one.
+///
+/// # Errors
+/// Where ONNX Runtime's threads fail.
+///
+/// # Safety
+/// The matrices reach so far; `to` overlaps neither factor, and nothing else reads or writes it meanwhile.
+pub unsafe fn multiply(
+    call: Option<&Call<'_>>,
+    [m, k, n]: [usize; 3],
+    x: Matrix,
+    y: Matrix,
+    (to, width): (Target, usize),
+    scale: f32,
+    add: Option<Target>,
+) -> Result<(), String> {
+    if m == 0 || n == 0 {
+        return Ok(());
+    }
+    let side = Side::here();
+    let call = call.filter(|_| m * k * n >= LEAST);
+    // A row of the left factor is read as it lies if its elements are neighbours.
+    let packs_left = x.column != 1;
+    let steps = k.min(STEPS);
+    let at_once = |unit: usize| (PACKED / steps.max(1)).next_multiple_of(unit);
+    let high = if packs_left { at_once(side.rows).min(m.next_multiple_of(side.rows)) } else { m };
+    let wide = at_once(side.columns).min(n.next_multiple_of(side.columns));
+    scratch([if packs_left { steps * high } else { 0 }, steps * wide], |[left, right]| {
+        // At least once: sums of nothing are zeros.
+        for d in (0..k.max(1)).step_by(STEPS) {
+            for i in (0..m).step_by(high) {
+                for j in (0..n).step_by(wide) {
+                    // SAFETY: the group begins within all matrices.
+                    let group = unsafe {
+                        Group {
+                            side,
+                            sizes: [high.min(m - i), steps.min(k - d), wide.min(n - j)],
+                            x: x.from(i, d),
+                            y: y.from(d, j),
+                            left: packs_left.then_some(Target(left)),
+                            right: Target(right),
+                            to: Target(to.at(i * width + j)),
+                            width,
+                            scale,
+                            add: if d == 0 { add } else { Some(to) }.map(|all| Target(all.at(i * width + j))),
+                        }
+                    };
+                    group.run(call, j == 0)?;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Part of a product whose factors are packed at once.
+struct Group {
+    side: Side,
+    sizes: [usize; 3],
+    x: Matrix,
+    y: Matrix,
+    /// For each [`DEPTH`] steps, panels of as many rows as a tile has, step after step; none where `x` is read itself.
+    left: Option<Target>,
+    /// The same of columns; what is beyond the last is 0.
+    right: Target,
+    to: Target,
+    width: usize,
+    scale: f32,
+    /// Only read.
+    add: Option<Target>,
+}
+
+impl Group {
+    fn run(&self, call: Option<&Call<'_>>, fresh: bool) -> Result<(), String> {
+        let [m, k, n] = self.sizes;
+        let split = |n: usize, work: &(dyn Fn(usize) + Sync)| match call {
+            Some(call) => call.split(n, 1, |part| part.for_each(work)),
+            None => {
+                (0..n).for_each(work);
+                Ok(())
+            }
+        };
+        let depths = k.div_ceil(DEPTH);
+        let (left, right) = (if fresh && self.left.is_some() { m.div_ceil(STRIP) } else { 0 }, n.div_ceil(STRIP));
+        split(depths * (left + right), &|task| {
+            let (depth, strip) = (task % depths, task / depths);
+            let of_left = strip < left;
+            let start = STRIP * if of_left { strip } else { strip - left };
+            let lines = start..(start + STRIP).min(if of_left { m } else { n });
+            with_registers(Pack { group: self, of_left, depth: DEPTH * depth, lines });
+        })?;
+        let high = m.div_ceil(m.div_ceil(ROWS)).next_multiple_of(self.side.rows);
+        let enough = call.map_or(1, |call| BLOCKS * call.threads);
+        let rows = m.div_ceil(high);
+        let [large, small] = COLUMNS;
+        let wide = if rows * n.div_ceil(large) < enough { small } else { large };
+        split(rows * n.div_ceil(wide), &|task| {
+            let (i, j) = (task % rows * high, task / rows * wide);
+            with_registers(Block { group: self, rows: i..m.min(i + high), columns: j..n.min(j + wide) });
+        })
+    }
+
+    /// The steps from `depth` on that are packed together, and where panels of `lines` rows or columns lie, side by
+    /// side, of `all` that there are.
+    fn panel(&self, depth: usize, all: usize, lines: usize, first: usize) -> (usize, usize) {
+        let steps = DEPTH.min(self.sizes[1] - depth);
+        (steps, depth * all.next_multiple_of(lines) + first * steps)
+    }
+}
+
+/// Packs rows of the left factor or columns of the right one, from a panel's first on.
+struct Pack<'a> {
+    group: &'a Group,
+    of_left: bool,
+    depth: usize,
+    lines: Range<usize>,
+}
+
+impl WithSimd for Pack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let (group, side) = (self.group, const { Side::of::<S>() });
+        let [m, _, n] = group.sizes;
+        // SAFETY: the panels lie within the memory that is lent, and no other task has these.
+        unsafe {
+            if self.of_left {
+                let Some(to) = group.left else { return };
+                let (steps, at) = group.panel(self.depth, m, side.rows, self.lines.start);
+                let from = group.x.from(self.lines.start, self.depth).transposed();
+                panels(from, steps, self.lines.len(), to.at(at), side.rows);
+            } else {
+                let (steps, at) = group.panel(self.depth, n, side.columns, self.lines.start);
+                let from = group.y.from(self.depth, self.lines.start);
+                panels(from, steps, self.lines.len(), group.right.at(at), side.columns);
+            }
+        }
+    }
+}
+
+/// Cuts `n` columns into panels of `width`, one behind another; what is beyond the last column is 0.
+///
+/// # Safety
+/// Both addresses reach so far and do not overlap.
+#[inline(always)]
+unsafe fn panels(from: Matrix, rows: usize, n: usize, to: *mut f32, width: usize) {
+    let whole = n / width * width;
+    // SAFETY: by the caller's promise.
+    unsafe {
+        if from.column == 1 {
+            // Row by row, as it lies.
+            for r in 0..rows {
+                let (from, to) = (from.at.add(r * from.row), to.add(r * width));
+                for c in (0..whole).step_by(width) {
+                    to.add(c * rows).copy_from_nonoverlapping(from.add(c), width);
+                }
+                if whole < n {
+                    let to = to.add(whole * rows);
+                    to.copy_from_nonoverlapping(from.add(whole), n - whole);
+                    to.add(n - whole).write_bytes(0, width - (n - whole));
+                }
+            }
+        } else {
+            for c in (0..n).step_by(width) {
+                pack_transposed(
+                    from.at.add(c * from.column),
+                    from.column,
+                    width.min(n - c),
+                    rows,
+                    to.add(c * rows),
+                    width,
+                );
+            }
+        }
+    }
+}
+
+/// A block of the result.
+struct Block<'a> {
+    group: &'a Group,
+    rows: Range<usize>,
+    columns: Range<usize>,
+}
+
+impl WithSimd for Block<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let (group, side) = (self.group, const { Side::of::<S>() });
+        let [m, k, n] = group.sizes;
+        let mut depth = 0;
+        loop {
+            for j in self.columns.clone().step_by(side.columns) {
+                let (steps, right) = group.panel(depth, n, side.columns, j);
+                for i in self.rows.clone().step_by(side.rows) {
+                    let at = i * group.width + j;
+                    // SAFETY: the tile begins within the block, which nobody else has, and panels reach so far.
+                    unsafe {
+                        let to = group.to.at(at);
+                        let add =
+                            if depth > 0 { Some(to.cast_const()) } else { group.add.map(|a| a.at(at).cast_const()) };
+                        let y = group.right.at(right).cast_const();
+                        let (y_row, to_row) = (side.columns, group.width);
+                        let tile = |x| Tile { x, y, y_row, to, to_row, scale: group.scale, add };
+                        let rows = side.rows.min(self.rows.end - i);
+                        let columns = side.columns.min(self.columns.end - j);
+                        // Strides are constants in each.
+                        if let Some(left) = group.left {
+                            let (_, at) = group.panel(depth, m, side.rows, i);
+                            let x = Matrix { at: left.at(at), row: 1, column: side.rows };
+                            tile(x).rows(simd, rows, steps, columns);
+                        } else {
+                            let x = Matrix { column: 1, ..group.x.from(i, depth) };
+                            tile(x).rows(simd, rows, steps, columns);
+                        }
+                    }
+                }
+            }
+            depth += DEPTH;
+            if depth >= k {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Against plain sums in f64, over sizes that fill tiles, blocks, depths and what is packed at once in part.
+    #[test]
+    fn products_are_those_of_plain_loops() {
+        // Numbers without a pattern, from -1/2 to 1/2.
+        let number = |k: usize| (k * 7919 % 4093) as f32 / 4093.0 - 0.5;
+        let numbers = |n: usize, seed: usize| (seed..seed + n).map(number).collect::<Vec<f32>>();
+        let sizes = [
+            [1, 1, 1],
+            [7, 0, 5],
+            [1, 300, 33],
+            [130, 1, 17],
+            [125, 257, 300],
+            [5, STEPS + 300, 70],
+            [260, STEPS + 1, 265],
+        ];
+        for [m, k, n] in sizes {
+            let (x, y, before) = (numbers(m * k, 1), numbers(k * n, 2), numbers(m * n, 3));
+            for [tx, ty] in [[false, false], [false, true], [true, false], [true, true]] {
+                let x_matrix = Matrix::new(x.as_ptr(), if tx { m } else { k }, tx);
+                let y_matrix = Matrix::new(y.as_ptr(), if ty { k } else { n }, ty);
+                let (mut plain, mut added) = (vec![f32::NAN; m * n], before.clone());
+                let [plain_at, added_at] = [&mut plain, &mut added].map(|to| Target(to.as_mut_ptr()));
+                // SAFETY: all have the sizes that are said.
+                unsafe {
+                    multiply(None, [m, k, n], x_matrix, y_matrix, (plain_at, n), -0.5, None).unwrap();
+                    multiply(None, [m, k, n], x_matrix, y_matrix, (added_at, n), -0.5, Some(added_at)).unwrap();
+                }
+                // Some rows of many.
+                for (i, j) in (0..m).step_by(1 + m * k * n / 2_000_000).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                    let x = |p: usize| f64::from(if tx { x[p * m + i] } else { x[i * k + p] });
+                    let y = |p: usize| f64::from(if ty { y[j * k + p] } else { y[p * n + j] });
+                    let terms = || (0..k).map(|p| -0.5 * x(p) * y(p));
+                    let (want, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
+                    let near = |got: f32, want: f64| (f64::from(got) - want).abs() < 1e-6 * size + 1e-7;
+                    let at = i * n + j;
+                    assert!(near(plain[at], want), "{m} {k} {n} {tx} {ty}: {i} {j}: {} {want}", plain[at]);
+                    assert!(near(added[at], want + f64::from(before[at])), "{m} {k} {n} {tx} {ty}: {i} {j}, added");
+                }
+            }
+        }
+    }
+}
