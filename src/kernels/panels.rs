@@ -5,20 +5,22 @@
 
 use super::operator::{Call, Target};
 use super::product::Matrix;
-use super::tile::{DEPTH, Side, Tile, pack_transposed, scratch};
+use super::tile::{Side, Tile, pack_transposed, scratch};
 use super::vector::with_registers;
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
-/// Rows of the left factor that a thread takes at a time: [`DEPTH`] steps of them stay in its second cache.
+/// Rows of the left factor that a thread takes at a time: those of a panel's steps stay in its second cache.
 const ROWS: usize = 120;
 /// Columns of the right one, and what they are cut to where there would be too few blocks to share.
 const COLUMNS: [usize; 2] = [256, 64];
 /// Blocks of the result that a thread finds, so that a slow one holds up none.
 const BLOCKS: usize = 4;
-/// Elements of a factor that are packed at once, and steps of them.
+/// Elements of a panel of the right factor: it stays in the first cache, with the rows it meets.
+const PANEL: usize = 1 << 12;
+/// Elements of a factor that are packed at once, and steps of them: whole panels.
 const PACKED: usize = 1 << 20;
-const STEPS: usize = 16 * DEPTH;
+const STEPS: usize = 1 << 12;
 /// Rows or columns that are packed at a time.
 const STRIP: usize = 192;
 /// How many multiply-adds are worth other threads.
@@ -80,13 +82,18 @@ pub unsafe fn multiply(
     })
 }
 
+/// Steps between two writes of the result, and those of a panel.
+const fn steps(side: Side) -> usize {
+    PANEL / side.columns
+}
+
 /// Part of a product whose factors are packed at once.
 struct Group {
     side: Side,
     sizes: [usize; 3],
     x: Matrix,
     y: Matrix,
-    /// For each [`DEPTH`] steps, panels of as many rows as a tile has, step after step; none where `x` is read itself.
+    /// For each [`steps`] of the sum, panels of as many rows as a tile has, step after step; none where `x` is read itself.
     left: Option<Target>,
     /// The same of columns; what is beyond the last is 0.
     right: Target,
@@ -107,14 +114,14 @@ impl Group {
                 Ok(())
             }
         };
-        let depths = k.div_ceil(DEPTH);
+        let depths = k.div_ceil(steps(self.side));
         let (left, right) = (if fresh && self.left.is_some() { m.div_ceil(STRIP) } else { 0 }, n.div_ceil(STRIP));
         split(depths * (left + right), &|task| {
-            let (depth, strip) = (task % depths, task / depths);
+            let (start, strip) = (task % depths * steps(self.side), task / depths);
             let of_left = strip < left;
-            let start = STRIP * if of_left { strip } else { strip - left };
-            let lines = start..(start + STRIP).min(if of_left { m } else { n });
-            with_registers(Pack { group: self, of_left, depth: DEPTH * depth, lines });
+            let first = STRIP * if of_left { strip } else { strip - left };
+            let lines = first..(first + STRIP).min(if of_left { m } else { n });
+            with_registers(Pack { group: self, of_left, start, lines });
         })?;
         let high = m.div_ceil(m.div_ceil(ROWS)).next_multiple_of(self.side.rows);
         let enough = call.map_or(1, |call| BLOCKS * call.threads);
@@ -127,11 +134,11 @@ impl Group {
         })
     }
 
-    /// The steps from `depth` on that are packed together, and where panels of `lines` rows or columns lie, side by
+    /// The steps from `start` on that are packed together, and where panels of `lines` rows or columns lie, side by
     /// side, of `all` that there are.
-    fn panel(&self, depth: usize, all: usize, lines: usize, first: usize) -> (usize, usize) {
-        let steps = DEPTH.min(self.sizes[1] - depth);
-        (steps, depth * all.next_multiple_of(lines) + first * steps)
+    fn panel(&self, start: usize, all: usize, lines: usize, first: usize) -> (usize, usize) {
+        let steps = steps(self.side).min(self.sizes[1] - start);
+        (steps, start * all.next_multiple_of(lines) + first * steps)
     }
 }
 
@@ -139,7 +146,7 @@ impl Group {
 struct Pack<'a> {
     group: &'a Group,
     of_left: bool,
-    depth: usize,
+    start: usize,
     lines: Range<usize>,
 }
 
@@ -154,12 +161,12 @@ impl WithSimd for Pack<'_> {
         unsafe {
             if self.of_left {
                 let Some(to) = group.left else { return };
-                let (steps, at) = group.panel(self.depth, m, side.rows, self.lines.start);
-                let from = group.x.from(self.lines.start, self.depth).transposed();
+                let (steps, at) = group.panel(self.start, m, side.rows, self.lines.start);
+                let from = group.x.from(self.lines.start, self.start).transposed();
                 panels(from, steps, self.lines.len(), to.at(at), side.rows);
             } else {
-                let (steps, at) = group.panel(self.depth, n, side.columns, self.lines.start);
-                let from = group.y.from(self.depth, self.lines.start);
+                let (steps, at) = group.panel(self.start, n, side.columns, self.lines.start);
+                let from = group.y.from(self.start, self.lines.start);
                 panels(from, steps, self.lines.len(), group.right.at(at), side.columns);
             }
         }
@@ -217,17 +224,17 @@ impl WithSimd for Block<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let (group, side) = (self.group, const { Side::of::<S>() });
         let [m, k, n] = group.sizes;
-        let mut depth = 0;
+        let mut start = 0;
         loop {
             for j in self.columns.clone().step_by(side.columns) {
-                let (steps, right) = group.panel(depth, n, side.columns, j);
+                let (steps, right) = group.panel(start, n, side.columns, j);
                 for i in self.rows.clone().step_by(side.rows) {
                     let at = i * group.width + j;
                     // SAFETY: the tile begins within the block, which nobody else has, and panels reach so far.
                     unsafe {
                         let to = group.to.at(at);
                         let add =
-                            if depth > 0 { Some(to.cast_const()) } else { group.add.map(|a| a.at(at).cast_const()) };
+                            if start > 0 { Some(to.cast_const()) } else { group.add.map(|a| a.at(at).cast_const()) };
                         let y = group.right.at(right).cast_const();
                         let (y_row, to_row) = (side.columns, group.width);
                         let tile = |x| Tile { x, y, y_row, to, to_row, scale: group.scale, add };
@@ -235,18 +242,18 @@ impl WithSimd for Block<'_> {
                         let columns = side.columns.min(self.columns.end - j);
                         // Strides are constants in each.
                         if let Some(left) = group.left {
-                            let (_, at) = group.panel(depth, m, side.rows, i);
+                            let (_, at) = group.panel(start, m, side.rows, i);
                             let x = Matrix { at: left.at(at), row: 1, column: side.rows };
                             tile(x).rows(simd, rows, steps, columns);
                         } else {
-                            let x = Matrix { column: 1, ..group.x.from(i, depth) };
+                            let x = Matrix { column: 1, ..group.x.from(i, start) };
                             tile(x).rows(simd, rows, steps, columns);
                         }
                     }
                 }
             }
-            depth += DEPTH;
-            if depth >= k {
+            start += steps(side);
+            if start >= k {
                 return;
             }
         }
@@ -255,11 +262,20 @@ impl WithSimd for Block<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::vector::REGISTERS;
     use super::*;
 
-    /// Against plain sums in f64, over sizes that fill tiles, blocks, depths and what is packed at once in part.
+    /// Against plain sums in f64, over sizes that fill tiles, blocks, panels and what is packed at once in part, with the
+    /// registers of this machine and of others.
     #[test]
     fn products_are_those_of_plain_loops() {
+        for width in [None, Some(128), Some(512)] {
+            REGISTERS.set(width);
+            products_with_these_registers();
+        }
+    }
+
+    fn products_with_these_registers() {
         // Numbers without a pattern, from -1/2 to 1/2.
         let number = |k: usize| (k * 7919 % 4093) as f32 / 4093.0 - 0.5;
         let numbers = |n: usize, seed: usize| (seed..seed + n).map(number).collect::<Vec<f32>>();
@@ -272,7 +288,9 @@ mod tests {
             [5, STEPS + 300, 70],
             [260, STEPS + 1, 265],
         ];
-        for [m, k, n] in sizes {
+        // Plain code is slow.
+        let most = if REGISTERS.get().is_some() { 1 << 24 } else { usize::MAX };
+        for [m, k, n] in sizes.into_iter().filter(|[m, k, n]| m * k * n <= most) {
             let (x, y, before) = (numbers(m * k, 1), numbers(k * n, 2), numbers(m * n, 3));
             for [tx, ty] in [[false, false], [false, true], [true, false], [true, true]] {
                 let x_matrix = Matrix::new(x.as_ptr(), if tx { m } else { k }, tx);

@@ -11,7 +11,7 @@ use std::hint::black_box;
 pub const COLUMNS: usize = 32;
 
 /// Multiply-adds between two writes of the result: so many rows of the right factor's columns stay in the first cache.
-pub const DEPTH: usize = 256;
+const DEPTH: usize = 256;
 
 /// `to[m n] = scale x[m k] y[k n]`, added to what is there if `add`.
 pub struct Multiply {

@@ -40,7 +40,19 @@ pub fn dispatch<L: Loop>(work: L) -> L::Output {
 /// The same for what is written in vector registers, not left to the compiler.
 pub fn with_registers<W: WithSimd>(work: W) -> W::Output {
     static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
+    #[cfg(test)]
+    match REGISTERS.get() {
+        Some(128) => return pulp::Scalar128b.vectorize(work),
+        Some(512) => return pulp::Scalar512b.vectorize(work),
+        _ => {}
+    }
     ARCH.dispatch(work)
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Bits of registers that this thread has plain code stand in for: those of NEON and AVX-512.
+    pub static REGISTERS: std::cell::Cell<Option<usize>> = const { std::cell::Cell::new(None) };
 }
 
 /// One element from one element of each of N operands; `at` must be `#[inline(always)]`.
