@@ -83,7 +83,7 @@ pub unsafe fn multiply(
 }
 
 /// Steps between two writes of the result, and those of a panel.
-const fn steps(side: Side) -> usize {
+const fn panel_steps(side: Side) -> usize {
     PANEL / side.columns
 }
 
@@ -93,7 +93,7 @@ struct Group {
     sizes: [usize; 3],
     x: Matrix,
     y: Matrix,
-    /// For each [`steps`] of the sum, panels of as many rows as a tile has, step after step; none where `x` is read itself.
+    /// For each [`panel_steps`] of the sum, panels of as many rows as a tile has, step after step; none where `x` is read itself.
     left: Option<Target>,
     /// The same of columns; what is beyond the last is 0.
     right: Target,
@@ -114,10 +114,10 @@ impl Group {
                 Ok(())
             }
         };
-        let depths = k.div_ceil(steps(self.side));
+        let depths = k.div_ceil(panel_steps(self.side));
         let (left, right) = (if fresh && self.left.is_some() { m.div_ceil(STRIP) } else { 0 }, n.div_ceil(STRIP));
         split(depths * (left + right), &|task| {
-            let (start, strip) = (task % depths * steps(self.side), task / depths);
+            let (start, strip) = (task % depths * panel_steps(self.side), task / depths);
             let of_left = strip < left;
             let first = STRIP * if of_left { strip } else { strip - left };
             let lines = first..(first + STRIP).min(if of_left { m } else { n });
@@ -137,7 +137,7 @@ impl Group {
     /// The steps from `start` on that are packed together, and where panels of `lines` rows or columns lie, side by
     /// side, of `all` that there are.
     fn panel(&self, start: usize, all: usize, lines: usize, first: usize) -> (usize, usize) {
-        let steps = steps(self.side).min(self.sizes[1] - start);
+        let steps = panel_steps(self.side).min(self.sizes[1] - start);
         (steps, start * all.next_multiple_of(lines) + first * steps)
     }
 }
@@ -252,7 +252,7 @@ impl WithSimd for Block<'_> {
                     }
                 }
             }
-            start += steps(side);
+            start += panel_steps(side);
             if start >= k {
                 return;
             }
@@ -269,14 +269,14 @@ mod tests {
     /// registers of this machine and of others.
     #[test]
     fn products_are_those_of_plain_loops() {
-        for width in [None, Some(128), Some(512)] {
+        for width in [Some(128), Some(512), None] {
             REGISTERS.set(width);
             products_with_these_registers();
         }
     }
 
     fn products_with_these_registers() {
-        // Numbers without a pattern, from -1/2 to 1/2.
+        // From -1/2 to 1/2.
         let number = |k: usize| (k * 7919 % 4093) as f32 / 4093.0 - 0.5;
         let numbers = |n: usize, seed: usize| (seed..seed + n).map(number).collect::<Vec<f32>>();
         let sizes = [

@@ -147,8 +147,8 @@ impl Tile {
 
     /// The sums of the products of all steps.
     ///
-    /// Several steps to a turn, whose addresses are constants apart: where two threads share a core, each issues three
-    /// instructions a cycle, and what is not a multiply-add counts.
+    /// Several steps to a turn, whose addresses are constants apart: on a core that is shared, instructions beside the
+    /// multiply-adds take time that nothing hides.
     #[inline(always)]
     unsafe fn sum<S: Simd, const R: usize>(self, simd: S, x: Matrix, steps: usize) -> [[S::f32s; 2]; R] {
         const TURN: usize = 4;
