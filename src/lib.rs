@@ -106,8 +106,8 @@
 //! - On a GPU there are no kernels of ours but ONNX Runtime's own: `rules/lower_cuda.egg` replaces what it does better, in the
 //!   graph alone.  Functions keep the portable meaning; what is merged there (`SimplifiedLayerNormalization` in the body of a
 //!   function) can bring ONNX Runtime 1.32 down.
-//! - Products are kernels of ours, not the crate `gemm`'s: that one splits or packs for one thread, so that cores of unequal speed
-//!   wait for each other.  Threads that take blocks of one packed product in turn made a step 9 % shorter.
+//! - Products are kernels of ours, not the crate `gemm`'s: that one packs and computes a part for each thread, and all wait
+//!   for the slowest core.  Threads that take blocks of one packed product in turn made a step 9 % shorter.
 //! - The sessions of a run share one arena ([`runtime::Options::shares_memory`]): the step, the entropy pass and an
 //!   evaluation run in turns.
 //! - `mask_rate` is evaluated in f64: ONNX has neither `log1p` nor `expm1`, and `1 - exp(r log(1 - t))`
