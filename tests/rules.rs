@@ -59,15 +59,13 @@ const NO_ROW: &[(&str, &[Op])] = &[
         "made from contractions that have rows, after differentiation",
         &[Op::Gemm, Op::FusedMatMul, Op::Product, Op::ProductAdd, Op::MatMulNBits],
     ),
-    (
-        "made from composites, after differentiation",
-        &[Op::OrtRmsNorm, Op::OrtLayerNorm, Op::OrtRotary, Op::OrtAttention],
-    ),
+    ("made from composites, after differentiation", &[Op::OrtLayerNorm, Op::OrtAttention]),
     ("holds no operand", &[Op::Full, Op::Iota]),
     (
         "a backward form: second derivatives are not taken",
         &[
             Op::GatherGrad,
+            Op::LogitGrad,
             Op::RmsNormGrad,
             Op::RmsNormGradW,
             Op::RmsNormGradSum,
@@ -97,7 +95,19 @@ const NO_ROW: &[(&str, &[Op])] = &[
         ],
     ),
     ("unfolds before differentiation", &[Op::Objective, Op::Adapted]),
-    ("made of a head, after differentiation", &[Op::HeadRows, Op::HeadLogits, Op::HeadSums]),
+    (
+        "made of a head, after differentiation",
+        &[
+            Op::HeadRows,
+            Op::HeadLogits,
+            Op::HeadSums,
+            Op::LogitSums,
+            Op::LogitExp,
+            Op::BlockExpect,
+            Op::MergeSums,
+            Op::MergeExpect,
+        ],
+    ),
     ("not part of a loss", &[Op::AdamW, Op::Sgd, Op::After, Op::Tuple]),
 ];
 

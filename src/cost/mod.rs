@@ -158,6 +158,7 @@ fn functions(op: Op) -> u64 {
         Op::Exp | Op::Log | Op::Sigmoid | Op::Tanh | Op::Erf | Op::Pow | Op::Sin | Op::Cos | Op::Softplus => 1,
         Op::Softmax | Op::Silu | Op::SiluGrad | Op::Swiglu | Op::SwigluGrad | Op::SwigluGradU => 1,
         Op::TokenEntropy | Op::WeightedCrossEntropy | Op::WeightedCrossEntropyGrad => 1,
+        Op::LogitSums | Op::LogitExp | Op::LogitGrad => 1,
         Op::Gelu | Op::GeluTanh => 1,
         Op::GeluGrad | Op::GeluTanhGrad => 2,
         _ => 0,
@@ -214,9 +215,7 @@ pub fn cost(op: Op, children: &[&Type], result: &Type) -> Option<u64> {
         Op::MatMulNBits => products / 4,
         _ => 0,
     };
-    // One pass, where the function that it is used for takes several.
-    let bytes = if op == Op::OrtRotary { work.bytes / 2 } else { work.bytes };
-    Some(bytes.saturating_add(products - saved).saturating_add(LAUNCH))
+    Some(work.bytes.saturating_add(products - saved).saturating_add(LAUNCH))
 }
 
 fn assumed(symbol: &Sym) -> i64 {

@@ -104,7 +104,7 @@ fn arm(a: &Args) -> Result<Tensor> {
             l::gather_grad(x()?, a.x(1)?, &[&[a.size("batch")? * a.size("length")?], &a.shape()[2..]].concat())?
                 .reshape(a.shape())
         }
-        Op::RmsNorm | Op::OrtRmsNorm => m::rms_norm(x()?, a.x(1)?, a.float("eps")?),
+        Op::RmsNorm => m::rms_norm(x()?, a.x(1)?, a.float("eps")?),
         Op::RmsNormGrad => m::rms_norm_grad(x()?, a.x(1)?, a.x(2)?, a.float("eps")?),
         Op::RmsNormGradW => x()?.broadcast_mul(&a.x(1)?.broadcast_div(&m::rms(a.x(1)?, a.float("eps")?)?)?),
         Op::RmsNormGradSum => {
@@ -150,7 +150,6 @@ fn arm(a: &Args) -> Result<Tensor> {
         Op::AttentionProbsBias => m::attention_probs(x()?, a.x(1)?, Some(a.x(2)?), a.float("scale")?),
         Op::ScoreGrad => m::score_grad(x()?, a.x(1)?, a.x(2)?),
         Op::OrtAttention => m::side_by_side(x()?, a.x(1)?, a.x(2)?, a.int("heads")?, a.float("scale")?),
-        Op::OrtRotary => m::rotary(x()?, a.x(1)?, a.x(2)?),
         Op::SoftmaxGrad => m::softmax_grad(x()?, a.x(1)?, a.axis(x()?.rank())?),
         Op::TokenEntropy => o::token_entropy(x()?, a.x(1)?),
         Op::Beta => o::map(x()?, o::transform(a)?),
@@ -169,6 +168,12 @@ fn arm(a: &Args) -> Result<Tensor> {
         Op::HeadLogits => h::block(a),
         Op::HeadSums => h::sums(a),
         Op::HeadExpect => h::expect(a),
+        Op::LogitSums => h::logit_sums(a.x(0)?),
+        Op::LogitExp => a.x(0)?.broadcast_sub(&a.x(1)?.narrow(1, 0, 1)?)?.exp(),
+        Op::LogitGrad => h::logit_grad(a),
+        Op::BlockExpect => h::block_expect(a.x(0)?, a.x(1)?),
+        Op::MergeSums => h::merge_sums(a.x(0)?, a.x(1)?),
+        Op::MergeExpect => h::merge_expect(a.x(0)?, a.x(1)?),
         Op::HeadGradZ => h::grad_z(a),
         Op::HeadGradW => h::grad_w(a),
         Op::HeadGradB => h::grad_b(a),

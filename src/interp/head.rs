@@ -37,11 +37,50 @@ pub fn loss(a: &Args) -> Result<Tensor> {
 }
 
 pub fn sums(a: &Args) -> Result<Tensor> {
-    let z = columns(a, &logits(a, 0)?, 1)?;
+    logit_sums(&columns(a, &logits(a, 0)?, 1)?)
+}
+
+pub fn logit_sums(z: &Tensor) -> Result<Tensor> {
     let top = z.max_keepdim(1)?;
     let s = z.broadcast_sub(&top)?;
     let e = s.exp()?;
     Tensor::cat(&[&top, &e.sum_keepdim(1)?, &(e * s)?.sum_keepdim(1)?], 1)
+}
+
+pub fn logit_grad(a: &Args) -> Result<Tensor> {
+    let (z, g, lse) = (a.x(0)?, a.x(1)?.unsqueeze(1)?, a.x(3)?.unsqueeze(1)?);
+    let own = a.x(2)?.unsqueeze(1)?.broadcast_eq(&a.x(4)?.unsqueeze(0)?)?.to_dtype(z.dtype())?;
+    (z.broadcast_sub(&lse)?.exp()? - own)?.broadcast_mul(&g)
+}
+
+/// Column `k` of sums.
+fn sum(x: &Tensor, k: usize) -> Result<Tensor> {
+    x.narrow(1, k, 1)
+}
+
+pub fn block_expect(sums: &Tensor, rows: &Tensor) -> Result<Tensor> {
+    let n = sum(sums, 1)?;
+    Tensor::cat(&[&(sum(sums, 0)? + n.log()?)?, &rows.broadcast_div(&n)?], 1)
+}
+
+pub fn merge_sums(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let top = sum(x, 0)?.maximum(&sum(y, 0)?)?;
+    // n and a of one block below the common maximum.
+    let below = |x: &Tensor| -> Result<(Tensor, Tensor)> {
+        let s = (sum(x, 0)? - &top)?;
+        let (e, n) = (s.exp()?, sum(x, 1)?);
+        Ok(((&e * &n)?, (e * (sum(x, 2)? + (s * n)?)?)?))
+    };
+    let ((n, a), (m, b)) = (below(x)?, below(y)?);
+    Tensor::cat(&[&top, &(n + m)?, &(a + b)?], 1)
+}
+
+pub fn merge_expect(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let (lx, ly) = (sum(x, 0)?, sum(y, 0)?);
+    let top = lx.maximum(&ly)?;
+    let l = ((((&lx - &top)?.exp()? + (&ly - &top)?.exp()?)?.log())? + &top)?;
+    let part = |x: &Tensor, own: &Tensor| x.narrow(1, 1, x.dim(1)? - 1)?.broadcast_mul(&(own - &l)?.exp()?);
+    Tensor::cat(&[&l, &(part(x, &lx)? + part(y, &ly)?)?], 1)
 }
 
 pub fn expect(a: &Args) -> Result<Tensor> {

@@ -55,14 +55,6 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     x.broadcast_mul(cos)?.broadcast_add(&rotate_half(x, 1.0)?.broadcast_mul(sin)?)
 }
 
-/// `rope` of heads side by side, `[B, L, H d]`, with tables `[L, d/2]` that hold for both halves of `d`.
-pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let [cos, sin] = [Tensor::cat(&[cos, cos], 1)?, Tensor::cat(&[sin, sin], 1)?];
-    let (b, l, n) = x.dims3()?;
-    let heads = x.reshape((b, l, n / cos.dim(1)?, cos.dim(1)?))?;
-    rope(&heads, &cos.unsqueeze(1)?, &sin.unsqueeze(1)?)?.reshape((b, l, n))
-}
-
 /// The transpose of `rope` in `x`: the inverse rotation of `dy sin`.
 pub fn rope_grad(dy: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     dy.broadcast_mul(cos)?.broadcast_add(&rotate_half(&dy.broadcast_mul(sin)?, -1.0)?)

@@ -276,11 +276,8 @@ ops! {
     SoftmaxGrad  "softmax_grad"  Fixed(2), [AXIS], i::same, Weft("SoftmaxGrad"), Fused;
     // The cotangent of scores from their probabilities p, dy and v: p (dp - sum(dp p)), dp = dy v^T.
     ScoreGrad    "score_grad"    Fixed(3), [], i::score_grad, Expand, Matmul;
-    // ONNX Runtime's own kernels, where ours are not: norms, and attention over all heads side by side.
-    OrtRmsNorm   "ort_rms_norm"  Fixed(2), [EPS], i::same, Std("SimplifiedLayerNormalization"), Fused;
+    // ONNX Runtime's own kernels, where ours are not: layer norm, and attention over all heads side by side.
     OrtLayerNorm "ort_layer_norm" Fixed(3), [EPS], i::same, Std("LayerNormalization"), Fused;
-    // A rotation of heads side by side, [B L (H d)], whose tables [L d/2] hold for both halves of d.
-    OrtRotary    "ort_rotary"    Fixed(3), [], i::same, Custom, Fused;
     OrtAttention "ort_attention" Fixed(3), [attr("heads", Kind::Int, Attribute("num_heads")), SCALE], i::ort_attention, Contrib("MultiHeadAttention"), Matmul;
     // The objective (METHOD.md): probe, per-token time, mask, weighted loss.
     Objective    "objective"     Fixed(6), [attr("mask_id", Kind::Int, Internal), attr("logits_shift", Kind::Int, Internal)], i::tuple, Expand, Fused;
@@ -315,6 +312,15 @@ ops! {
     HeadGradZ    "head_grad_z"   Fixed(6), [TRANS, FROM, TO], i::head_grad_z, Expand, Matmul;
     HeadGradW    "head_grad_w"   Fixed(6), [TRANS, FROM, TO], i::head_grad_w, Kernel("HeadGradW"), Matmul;
     HeadGradB    "head_grad_b"   Fixed(6), [TRANS, FROM, TO], i::head_grad_b, Kernel("HeadGradB"), Matmul;
+    // Of logits z [n m] of a block of columns, as above: the three sums, e^(z-m) by the sums, and cotangents by a factor, a
+    // token and log sum e^z of each row, and the columns; log sum e^z beside rows [n d] over the sum of e^(z-m); and what two
+    // blocks have together.
+    LogitSums    "logit_sums"    Fixed(1), [], i::logit_sums, Weft("LogitSums"), Fused;
+    LogitExp     "logit_exp"     Fixed(2), [], i::logit_exp, Weft("LogitExp"), Fused;
+    LogitGrad    "logit_grad"    Fixed(5), [], i::logit_grad, Weft("LogitGrad"), Fused;
+    BlockExpect  "block_expect"  Fixed(2), [], i::block_expect, Weft("BlockExpect"), Fused;
+    MergeSums    "merge_sums"    Fixed(2), [], i::merged, Weft("MergeSums"), Fused;
+    MergeExpect  "merge_expect"  Fixed(2), [], i::merged, Weft("MergeExpect"), Fused;
     ShiftLogits  "shift_logits"  Fixed(1), [attr("by", Kind::Int, Internal)], i::same, Expand, Move;
     ShiftLogitsGrad "shift_logits_grad" Fixed(1), [attr("by", Kind::Int, Internal)], i::same, Expand, Move;
     // The optimizer.  Scalars (learning rate and so on) are f64, so that 1 - beta is exact.

@@ -1,6 +1,6 @@
 //! Operators whose ONNX form does not follow from their row.
 
-use super::emit::{CONTRIB, Scope, attribute, data_type};
+use super::emit::{Scope, attribute, data_type};
 use super::proto::TensorProto;
 use super::proto::attribute_proto::AttributeType;
 use super::sizes::scalar_bytes;
@@ -70,16 +70,6 @@ impl Scope<'_> {
                 self.push("Squeeze", "", vec![n], &limit, vec![]);
                 let (zero, one) = (self.scalar(0.0, DType::I64), self.scalar(1.0, DType::I64));
                 self.push("Range", "", vec![zero, limit, one], name, vec![]);
-            }
-            Op::OrtRotary => {
-                let inputs = self.operands(operands, DType::F32)?;
-                let [x, cos, sin] = inputs.as_slice() else {
-                    return Err(Error::internal("write", "a rotation takes three operands"));
-                };
-                // The first token is at place 0.
-                let places = self.ints(&[Dim::Known(0)])?;
-                self.uses_contrib = true;
-                self.push("RotaryEmbedding", CONTRIB, vec![x.clone(), places, cos.clone(), sin.clone()], name, vec![]);
             }
             Op::TrueRows => self.true_rows(operands, name)?,
             Op::PutRows => self.put_rows(id, operands, &(int(0) * int(1)), name)?,

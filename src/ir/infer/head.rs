@@ -116,3 +116,65 @@ pub fn head_grad_b(args: &Args) -> Inferred {
     let (_, _, columns, dtype) = gradient(args)?;
     tensor(dtype, vec![columns])
 }
+
+/// Rows and columns of logits, and the type of their sums: not one of 16 bits.
+fn logits(args: &Args) -> Result<(Dim, Dim, DType), String> {
+    let z = args.tensor(0)?;
+    match z.shape.as_slice() {
+        [n, m] => {
+            Ok((n.clone(), m.clone(), if matches!(z.dtype, DType::F16 | DType::BF16) { DType::F32 } else { z.dtype }))
+        }
+        _ => Err(format!("{z} are no rows of logits")),
+    }
+}
+
+/// Operand `k` is a list of `size` rows' sums, of this type.
+fn sums(args: &Args, k: usize, n: &Dim, dtype: DType) -> Result<(), String> {
+    match (args.tensor(k)?.shape.as_slice(), args.tensor(k)?.dtype) {
+        ([m, Dim::Known(3)], t) if m == n && t == dtype => Ok(()),
+        _ => Err(format!("operand {k}, {}, must have three sums of each row", args.tensor(k)?)),
+    }
+}
+
+/// Maximum and two sums of each row: `[n 3]`.
+pub fn logit_sums(args: &Args) -> Inferred {
+    let (n, _, dtype) = logits(args)?;
+    tensor(dtype, vec![n, Dim::Known(3)])
+}
+
+/// Exponentials of logits, by their sums.
+pub fn logit_exp(args: &Args) -> Inferred {
+    let (n, m, dtype) = logits(args)?;
+    sums(args, 1, &n, dtype)?;
+    tensor(args.tensor(0)?.dtype, vec![n, m])
+}
+
+/// The cotangent of logits, from a factor, a token and log sum e^z of each row, and the columns.
+pub fn logit_grad(args: &Args) -> Inferred {
+    let (n, m, _) = logits(args)?;
+    (1..4).try_for_each(|k| by_row(args, k, &n))?;
+    by_row(args, 4, &m)?;
+    tensor(args.tensor(0)?.dtype, vec![n, m])
+}
+
+/// log sum e^z beside an expected row: `[n 1+d]`.
+pub fn block_expect(args: &Args) -> Inferred {
+    let (own, rows) = (args.tensor(0)?, args.tensor(1)?);
+    match rows.shape.as_slice() {
+        [n, d] => {
+            sums(args, 0, n, own.dtype)?;
+            tensor(own.dtype, vec![n.clone(), d.clone() + Dim::Known(1)])
+        }
+        _ => Err(format!("{rows} are no rows")),
+    }
+}
+
+/// What two blocks of one shape have together.
+pub fn merged(args: &Args) -> Inferred {
+    let (x, y) = (args.tensor(0)?, args.tensor(1)?);
+    if x == y && x.rank() == 2 {
+        tensor(x.dtype, x.shape.clone())
+    } else {
+        Err(format!("{x} and {y} are of different blocks"))
+    }
+}

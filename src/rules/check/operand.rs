@@ -107,9 +107,17 @@ pub fn draw(
             };
             tensor(dtype, head_operand(k, &h))
         }
-        (Op::RmsNorm | Op::OrtRmsNorm, 1, Some(s)) | (Op::LayerNorm | Op::OrtLayerNorm, 1 | 2, Some(s)) => {
-            tensor(float, vec![last(&s)])
-        }
+        (Op::LogitSums, _, _) => tensor(float, vec![random.int(1, 4), random.int(1, 5)]),
+        (Op::MergeSums, _, _) => tensor(float, known.unwrap_or_else(|| vec![random.int(1, 4), 3])),
+        (Op::MergeExpect, _, _) => tensor(float, known.unwrap_or_else(|| vec![random.int(1, 4), random.int(2, 5)])),
+        (Op::LogitExp | Op::LogitGrad, 0, _) => tensor(float, vec![random.int(1, 4), random.int(1, 5)]),
+        (Op::LogitExp, 1, Some(z)) => tensor(DType::F32, vec![z[0], 3]),
+        (Op::LogitGrad, 2, Some(z)) => tensor(DType::I64, z[..1].to_vec()),
+        (Op::LogitGrad, 4, Some(z)) => tensor(DType::I64, z[1..].to_vec()),
+        (Op::LogitGrad, _, Some(z)) => tensor(DType::F32, z[..1].to_vec()),
+        (Op::BlockExpect, 0, _) => tensor(DType::F32, vec![random.int(1, 4), 3]),
+        (Op::BlockExpect, _, Some(s)) => tensor(float, vec![s[0], random.int(1, 5)]),
+        (Op::RmsNorm, 1, Some(s)) | (Op::LayerNorm | Op::OrtLayerNorm, 1 | 2, Some(s)) => tensor(float, vec![last(&s)]),
         (Op::RmsNormGrad | Op::LayerNormGrad, 2, Some(s)) => tensor(float, vec![last(&s)]),
         (Op::Rope | Op::RopeGrad, 0, None) => {
             let mut s = free(random, 1, 4);
@@ -159,9 +167,6 @@ pub fn draw(
         (Op::OrtAttention, 1, Some(q)) => tensor(float, vec![q[0], random.size(), q[2]]),
         (Op::OrtAttention, _, Some(q)) => tensor(float, vec![q[0], shape(1).map_or(1, |k| k[1]), random.pick(&[2, 4])]),
         // One or two heads.
-        (Op::OrtRotary, 0, _) => tensor(float, vec![random.size(), random.size(), 4]),
-        (Op::OrtRotary, 1, Some(x)) => tensor(float, vec![x[1], random.pick(&[1, 2])]),
-        (Op::OrtRotary, ..) => tensor(float, shape(1).unwrap_or_default()),
         // Queries of one to four of six tokens.
         (Op::RowAttention | Op::RowAttentionBias | Op::RowAttentionGrad | Op::RowAttentionBiasGrad, ..) => {
             let q = usize::from(matches!(op, Op::RowAttentionGrad | Op::RowAttentionBiasGrad));
@@ -230,7 +235,6 @@ pub fn draw(
         ) => tensor(float, s),
         (
             Op::RmsNorm
-            | Op::OrtRmsNorm
             | Op::OrtLayerNorm
             | Op::LayerNorm
             | Op::Normalize
@@ -359,6 +363,8 @@ pub fn fill(graph: &Graph, op: Op, k: usize, children: &[Id]) -> Option<Fill> {
             let trans = graph.type_of(children[2]).lit()?.int()?.known()?;
             Some(Fill::Index(size(children[0], usize::from(trans == 0))?))
         }
+        (Op::LogitGrad, 2 | 4) => Some(Fill::Index(size(children[0], 1)?)),
+        (Op::BlockExpect, 0) => Some(Fill::Positive),
         (Op::Log | Op::Sqrt | Op::Rsqrt, 0) | (Op::Pow, 0) => Some(Fill::Positive),
         (Op::Reciprocal, 0) | (Op::Div, 1) => Some(Fill::AwayFromZero),
         (Op::MaskRate | Op::Beta | Op::BetaRef, 0) => Some(Fill::Positive),
