@@ -171,11 +171,7 @@ impl<'a> Pipeline<'a> {
         let lowered = lower_for(&optimised, &self.library, self.options.target, &mut self.fired)?;
         self.done(Stage::Lower, &lowered, on_stage);
 
-        // Where there are kernels, a node that has one is no function any more.
-        let lowered = match self.options.target {
-            Target::Cpu => lowered,
-            _ => lower::expand_gradients(&lowered, &self.library.lower)?,
-        };
+        let lowered = lower::expand_gradients(&lowered, &self.library.lower, self.options.target)?;
         let (lowered, recompute) = self.fit(lowered, &source.graph, &ports.token_input, &trainable, compute)?;
         let order = schedule::order(&lowered);
         self.done(Stage::Schedule, &lowered, on_stage);

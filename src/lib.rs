@@ -30,7 +30,7 @@
 //!
 //! [`compile`] strings the stages together; each takes the graph of the one before and never looks back.
 //! [`train`] runs what was written: it knows [`runtime`] and the [`manifest`], not the compiler.
-//! [`kernels`] holds native forms of `ai.weft` functions, which the training step takes on the CPU in f32,
+//! [`kernels`] holds native forms of `ai.weft` functions, which the training step takes on the CPU in f32, and on a GPU,
 //! [`generate`] decodes with a trained model, [`eval`] scores it,
 //! [`peft`] reads adapters and merges them, [`profile`] knows the published families of models, [`report`] draws runs.
 //! [`export`] writes what a run learnt in the formats of others; [`sampling`] lends runs the compiler, for answers on the way,
@@ -43,8 +43,8 @@
 //!
 //! - an operator: a row in [`ir::op`], an arm in [`interp`], a line in `rules/grad.egg`;
 //! - a rule: a form in `rules/` (the language: `rules/README.md`; what it may call: [`rules::builtin`]);
-//! - a kernel: a type in a file of its family in [`kernels`] and a line in its table; `tests/kernels.rs` compares it
-//!   with the function's body, `benches/kernels.rs` says whether it pays;
+//! - a kernel: a type in a file of its family in [`kernels`] and a line in its table (on a GPU: a function in a `.cu` file, a
+//!   plan and a line); `tests/kernels.rs` compares it with the function's body, `benches/kernels.rs` says whether it pays;
 //! - what a node costs: an arm in [`cost`], from which extraction, the FLOPs of reports and predicted times follow;
 //! - a method or an adapter: a file in `rules/methods/` or `rules/adapters/`, and its line in [`rules::library`].
 //!
@@ -103,9 +103,10 @@
 //!   cotangent by `after`, a reshape of their input to its own shape, read off the cotangent.
 //! - Without kernels attention goes through its heads, four at a time (on a GPU in 16 bits eight), not through its queries:
 //!   how many there are is known when it is compiled, and their cotangents lie behind one another instead of being summed up.
-//! - On a GPU there are no kernels of ours but ONNX Runtime's own: `rules/lower_cuda.egg` replaces what it does better, in the
-//!   graph alone.  Functions keep the portable meaning; what is merged there (`SimplifiedLayerNormalization` in the body of a
-//!   function) can bring ONNX Runtime 1.32 down.
+//! - Kernels for a GPU ([`kernels::cuda`]) are compiled by NVRTC when a session opens, from sources in the binary: weftc is
+//!   built without CUDA, and runs on every GPU that ONNX Runtime does.  [`lower`] asks which operands they take, since a
+//!   function of theirs would be taken whatever it is called with.  Where ONNX Runtime's operators do better,
+//!   `rules/lower_cuda.egg` puts them in, in the graph alone: functions keep the portable meaning.
 //! - Products are kernels of ours, not the crate `gemm`'s: that one packs and computes a part for each thread, and all wait
 //!   for the slowest core.  Threads that take blocks of one packed product in turn made a step 9 % shorter.
 //! - The sessions of a run share one arena ([`runtime::Options::shares_memory`]): the step, the entropy pass and an

@@ -6,6 +6,7 @@
 use crate::error::{Error, Result};
 use crate::ir::op::Emit;
 use crate::ir::{Builder, DType, Dim, Graph, Id, Leaf, LeafKind, Lit, Node, Op, TensorType, Type};
+use crate::kernels::cuda;
 use crate::rules::template::{Subst, bind_lets, holds, instantiate};
 use crate::rules::{Rule, Target, Term};
 use std::collections::BTreeMap;
@@ -30,6 +31,11 @@ pub fn expand(graph: &Graph, rules: &[Rule], target: Target, fired: &mut BTreeMa
             g.tensor_type(children[0]).is_some_and(|t| matches!(t.dtype, DType::F16 | DType::BF16))
         }
         (Emit::Expand, _) => true,
+        // The kernel would be taken, and take other operands.
+        (Emit::Weft(name), _) if target == Target::Cuda && cuda::has(name) => {
+            let types: Vec<&Type> = children.iter().map(|c| g.type_of(*c)).collect();
+            !cuda::takes(name, &types) || has_better(g, rules, op, children)
+        }
         _ => has_better(g, rules, op, children),
     })
 }
@@ -70,15 +76,25 @@ pub fn inline(graph: &Graph, rules: &[Rule], fired: &mut BTreeMap<String, usize>
     })
 }
 
-/// Replaces fused nodes that are gradients.
+/// Whether a node of this name is no function where it runs.
+fn has_kernel(name: &str, target: Target) -> bool {
+    match target {
+        Target::Cpu => true,
+        Target::Cuda => cuda::has(name),
+        Target::Portable => false,
+    }
+}
+
+/// Replaces fused nodes that are gradients and have no kernel.
 ///
 /// ONNX Runtime puts a function's body behind all other nodes.  A body that nobody reads would be the first thing it
 /// computes (see `schedule`), and with it the whole backward part before any other gradient.
-pub fn expand_gradients(graph: &Graph, rules: &[Rule]) -> Result<Graph> {
+pub fn expand_gradients(graph: &Graph, rules: &[Rule], target: Target) -> Result<Graph> {
     let gradients = graph.outputs.iter().filter(|(name, _)| name.starts_with("grad/"));
     let ops: Vec<Op> = gradients.filter_map(|(_, id)| graph.node(*id).op()).collect();
-    expand_where(graph, rules, &mut BTreeMap::new(), |_, op, _| {
-        matches!(op.row().emit, Emit::Weft(_)) && ops.contains(&op) || op.row().emit == Emit::Expand
+    expand_where(graph, rules, &mut BTreeMap::new(), |_, op, _| match op.row().emit {
+        Emit::Weft(name) => ops.contains(&op) && !has_kernel(name, target),
+        emit => emit == Emit::Expand,
     })
 }
 

@@ -34,11 +34,14 @@ pub const DROPOUT_FIELD: i64 = 2039;
 pub const DROPOUT_NUMBERS: i64 = 3;
 
 /// The version of this format; a reader refuses what is newer.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The first version whose calls of functions carry what kernels read (`rows`, `transA`, ..); files of before run
 /// without kernels.
 pub const KERNELS_SINCE: u32 = 3;
+
+/// The first version whose functions for a GPU are called with what our kernels there take.
+const GPU_KERNELS_SINCE: u32 = 4;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -126,6 +129,13 @@ pub enum Probe {
     Every(u32),
     /// Once for each sample, with the weights that training starts from.
     Reference,
+}
+
+impl Manifest {
+    /// Whether its functions may be taken by our kernels for a GPU.
+    pub fn has_gpu_kernels(&self) -> bool {
+        self.target == Target::Cuda && self.version >= GPU_KERNELS_SINCE
+    }
 }
 
 impl Probe {

@@ -8,7 +8,8 @@ use weftc::onnx::proto::ModelProto;
 use weftc::onnx::write::plain;
 use weftc::rng::SplitMix64;
 use weftc::rules::library::library;
-use weftc::runtime::{HostTensor, Options, Session};
+use weftc::runtime::device::{Choice, Device};
+use weftc::runtime::{HostTensor, Options, Session, cuda};
 
 /// Relative to the largest value of a row, or to 1.
 const TOLERANCE: f64 = 2e-6;
@@ -383,6 +384,113 @@ fn results_may_take_the_place_of_operands() {
     let shapes: [(&'static str, &[i64]); 4] = [("x", &[5, 130]), ("w", &[130]), ("c", &[5, 130]), ("s", &[5, 130])];
     let feeds: Vec<_> = shapes.iter().map(|(name, shape)| (*name, f(name, shape).value(&mut rng))).collect();
     same(text, &feeds, 130).unwrap();
+}
+
+/// Whether kernels on a GPU compute what bodies of f32 say on the CPU, of operands in 16 bits as well.
+fn same_on_a_gpu(node: &str, operands: &[Operand], device: Device, rng: &mut SplitMix64) {
+    for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::F16, 2e-3), (DType::BF16, 1.6e-2)] {
+        // Sums of logits and the like are f32 whatever the logits are.
+        let typed = |dtype: DType, o: &Operand| if o.dtype == DType::F16 { dtype } else { o.dtype };
+        let of = |dtype: DType| {
+            let all = operands.iter().map(|o| Operand { dtype: typed(dtype, o), shape: o.shape.clone(), ..*o });
+            all.collect::<Vec<Operand>>()
+        };
+        let values: Vec<HostTensor> = of(dtype).iter().map(|o| o.value(rng)).collect();
+        let wide = |v: &HostTensor| match v.dtype() {
+            DType::F16 | DType::BF16 => HostTensor::from_f64(DType::F32, v.shape(), &v.to_f64()).unwrap(),
+            _ => v.clone(),
+        };
+        let names = || operands.iter().map(|o| o.name);
+        // ONNX Runtime 1.31 fails to sum over no rows.
+        let is_empty = values[0].shape().contains(&0);
+        let widened: Vec<HostTensor> = values.iter().map(wide).collect();
+        let mut bodies = session(&graph(node, &of(DType::F32)), false, 1);
+        let want = (!is_empty).then(|| bodies.run(names().zip(&widened)).unwrap()["result"].to_f64());
+        let text = graph(node, &of(dtype));
+        let bytes = plain(&weftc::ir::text::parse(&text).unwrap(), &library().unwrap().lower).unwrap();
+        let model = ModelProto::decode(bytes.as_slice()).unwrap();
+        let Device::Cuda(id) = device else { panic!("no GPU") };
+        let kernels = kernels::cuda::step(model.functions.iter().map(|f| f.name.as_str()), id).unwrap();
+        let operators = vec![kernels.unwrap_or_else(|| panic!("there is no kernel for {node}"))];
+        let options = Options { operators, device, assignment: true, ..Options::default() };
+        let mut session = Session::from_bytes(&bytes, &options).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        let assigned = session.assignment().unwrap();
+        assert!(assigned.keys().eq(["CUDAExecution"]) || assigned.keys().eq(["CUDA"]), "{assigned:?}\n{text}");
+        assert_eq!(assigned.values().flat_map(|m| m.values()).sum::<usize>(), 1, "{assigned:?}\n{text}");
+        let got = session.run(names().zip(&values)).unwrap_or_else(|e| panic!("{e}\n{text}"))["result"].to_f64();
+        let want = want.unwrap_or_else(|| vec![0.0; got.len()]);
+        assert_eq!(got.len(), want.len(), "{text}");
+        let scale = want.iter().filter(|x| x.is_finite()).fold(1.0f64, |m, x| m.max(x.abs()));
+        for (k, (got, want)) in got.iter().zip(&want).enumerate() {
+            let alike = got == want || (got.is_nan() && want.is_nan()) || (got - want).abs() <= tolerance * scale;
+            assert!(alike, "element {k}: kernel {got}, body {want}\n{text}");
+        }
+    }
+}
+
+/// Kernels for a GPU compile, on a machine that has the compiler.
+#[test]
+fn kernels_for_a_gpu_compile() {
+    if cuda::has_compiler() {
+        ["sm_80", "sm_90"].iter().for_each(|architecture| kernels::cuda::check(architecture).unwrap());
+    } else {
+        eprintln!("skipped: there is no NVRTC");
+    }
+}
+
+/// Every kernel for a GPU, where there is one; operands said to be f16 take each type.
+#[test]
+fn kernels_on_a_gpu() {
+    let gpu = cuda::devices().ok().and_then(|_| Choice::Cuda.resolve(0, &mut |line| println!("{line}")).ok());
+    let Some((device, _)) = gpu.filter(|_| cuda::has_compiler()) else {
+        eprintln!("skipped: there is no GPU that can be used, or no NVRTC");
+        return;
+    };
+    let mut rng = SplitMix64::new(9);
+    for (b, l, n) in [(2, 5, 48), (1, 3, 1031), (3, 1, 1), (2, 9, 4096), (0, 3, 8)] {
+        let t = |name: &'static str, shape: &[i64]| f(name, shape).drawn(DType::F16, Draw::Small);
+        let (rows, d) = (b * l, n.min(70));
+        let sums = |name: &'static str| f(name, &[rows, 3]).drawn(DType::F32, Draw::Probabilities);
+        let heads = nodes((b, l, n)).into_iter().map(|(node, operands)| {
+            let float = |o: Operand| if o.dtype == DType::F32 { Operand { dtype: DType::F16, ..o } } else { o };
+            (node, operands.into_iter().map(float).collect::<Vec<Operand>>())
+        });
+        let logits = || t("z", &[rows, n]);
+        let of = |name: &'static str| f(name, &[rows]).drawn(DType::F32, Draw::Small);
+        let numbers = |name: &'static str, k: i64| f(name, &[k]).drawn(DType::I64, Draw::Below(n));
+        let own = [
+            ("logit_sums z", vec![logits()]),
+            ("logit_exp z s", vec![logits(), f("s", &[rows, 3]).drawn(DType::F32, Draw::Small)]),
+            (
+                "logit_grad z g ids lse at",
+                vec![
+                    logits(),
+                    of("g"),
+                    numbers("ids", rows),
+                    of("lse"),
+                    f("at", &[n]).drawn(DType::I64, Draw::Places(n)),
+                ],
+            ),
+            ("block_expect s x", vec![sums("s"), t("x", &[rows, d])]),
+            ("merge_sums s r", vec![sums("s"), sums("r")]),
+            (
+                "merge_expect x y",
+                ["x", "y"].map(|name| f(name, &[rows, d + 1]).drawn(DType::F32, Draw::Small)).into_iter().collect(),
+            ),
+        ];
+        for (node, operands) in heads.chain(own) {
+            let name: String = node.split(' ').next().unwrap().split('_').map(capital).collect();
+            if kernels::cuda::has(&name) {
+                same_on_a_gpu(node, &operands, device, &mut rng);
+            }
+        }
+    }
+}
+
+/// A word with a large first letter.
+fn capital(word: &str) -> String {
+    let (first, rest) = word.split_at(1);
+    first.to_uppercase() + rest
 }
 
 /// An error of a kernel names the operator and the shapes.

@@ -14,7 +14,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("cost", &["cost", "ir", "error", "atomic"]),
     ("rewrite", &["rewrite", "cost", "rules", "ir", "error"]),
     ("autodiff.rs", &["ir", "rules", "error"]),
-    ("lower.rs", &["ir", "rules", "error"]),
+    ("lower.rs", &["ir", "rules", "kernels", "error"]),
     ("schedule", &["ir", "schedule"]),
     ("recompute.rs", &["ir", "error"]),
     ("memory.rs", &["ir", "rules", "lower", "schedule", "error"]),

@@ -55,7 +55,11 @@ impl Timed {
                 _ => None,
             });
             let none = || wrong(format!("there is no kernel for a node of {source}"));
-            options.operators.push(kernels::step(functions, threads)?.ok_or_else(none)?);
+            let found = match device {
+                Device::Cpu => kernels::step(functions, threads)?,
+                Device::Cuda(id) => kernels::cuda::step(functions, id)?,
+            };
+            options.operators.push(found.ok_or_else(none)?);
         }
         let session = Session::from_bytes(&plain(&graph, rules)?, &options)?;
         let memory = session.memory()?;

@@ -21,7 +21,7 @@ pub fn is_zero(values: &[f32]) -> bool {
 
 /// The scalars as the function's body rounds them.
 #[derive(Clone, Copy)]
-struct Numbers {
+pub struct Numbers {
     scale: f32,
     beta1: f32,
     beta2: f32,
@@ -39,7 +39,7 @@ struct Numbers {
 
 impl Numbers {
     /// From lr, weight_decay, beta1, beta2, eps, step, grad_scale.
-    fn new([lr, weight_decay, beta1, beta2, eps, step, scale]: [f64; 7]) -> Self {
+    pub fn new([lr, weight_decay, beta1, beta2, eps, step, scale]: [f64; 7]) -> Self {
         Numbers {
             scale: scale as f32,
             beta1: beta1 as f32,
@@ -52,6 +52,12 @@ impl Numbers {
             lr: lr as f32,
             eps: eps as f32,
         }
+    }
+
+    /// As the kernel for a GPU takes them.
+    pub fn in_order(self) -> [f32; 10] {
+        let Numbers { scale, beta1, beta2, rest1, rest2, unbias1, unbias2, keep, lr, eps } = self;
+        [scale, beta1, beta2, rest1, rest2, unbias1, unbias2, keep, lr, eps]
     }
 
     /// Updates p, m and v, all of one length.

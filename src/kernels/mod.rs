@@ -9,6 +9,7 @@ mod activation;
 pub mod adamw;
 mod attention;
 mod broadcast;
+pub mod cuda;
 mod dropout;
 mod gather;
 mod head;

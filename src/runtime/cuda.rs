@@ -1,6 +1,6 @@
 //! NVIDIA's GPUs: what must be there before ONNX Runtime can use one, and whether it is.
 
-use super::install::{self, CUBLAS, CUDA_RUNTIME, CURAND, ONNX_RUNTIME_GPU, Package};
+use super::install::{self, CUBLAS, CUDA_RUNTIME, CURAND, NVRTC, ONNX_RUNTIME_GPU, Package};
 use super::locate::{self, Library};
 use libloading::Symbol;
 use std::ffi::{c_int, c_void};
@@ -13,6 +13,9 @@ const NEEDED: [(&str, &Package); 4] = [
     ("libcublas.so.13", &CUBLAS),
     ("libcurand.so.10", &CURAND),
 ];
+
+/// The compiler of our own kernels, which run as ONNX Runtime's operators without it.
+const COMPILER: (&str, &Package) = ("libnvrtc.so.13", &NVRTC);
 
 /// The provider's library, beside ONNX Runtime's own.
 const PROVIDER: &str = "libonnxruntime_providers_cuda.so";
@@ -138,8 +141,23 @@ pub fn install_libraries(say: &mut dyn FnMut(&str)) -> Result<(), String> {
     let known = folders();
     NEEDED
         .iter()
+        .chain([&COMPILER])
         .filter(|(name, _)| !load(name, &known))
         .try_for_each(|(_, package)| install::add(package, &cache, say))
+}
+
+/// Whether kernels can be compiled here; the compiler stays loaded.
+pub fn has_compiler() -> bool {
+    load(COMPILER.0, &folders())
+}
+
+/// What is lost without the compiler, and how to get it.
+pub fn without_compiler() -> String {
+    let requirement = COMPILER.1.requirement();
+    format!(
+        "there is no {}: weftc's own kernels are not used; python3 -m pip install {requirement}, or weftc doctor --install-cuda",
+        COMPILER.0
+    )
 }
 
 /// Loads a library for good: by the system's own search, else from Python packages.
@@ -177,7 +195,7 @@ fn folders() -> Vec<PathBuf> {
     }
     folders.sort();
     if let Ok(cache) = locate::cache_folder() {
-        folders.extend(NEEDED.iter().map(|(_, package)| package.folder(&cache)));
+        folders.extend(NEEDED.iter().chain([&COMPILER]).map(|(_, package)| package.folder(&cache)));
     }
     folders
 }

@@ -112,6 +112,9 @@ pub fn doctor() -> Report {
             let missing = cuda::missing(0, library);
             let list: Vec<&str> = missing.iter().map(|(what, _)| what.as_str()).collect();
             match (list.is_empty(), cuda::devices()) {
+                (true, _) if !cuda::has_compiler() => {
+                    report.add("CUDA", State::Absent, format!("a GPU can be used, but {}", cuda::without_compiler()));
+                }
                 (true, _) => report.add("CUDA", State::Good, "a GPU can be used (--device cuda)"),
                 (false, Ok(_)) => report.add("CUDA", State::Absent, format!("a GPU is there, but {}", list.join("; "))),
                 (false, Err(why)) => report.add("CUDA", State::Absent, why),

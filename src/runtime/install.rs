@@ -38,7 +38,7 @@ pub const ONNX_RUNTIME_GPU: Package = Package {
     ],
 };
 
-/// What the provider is linked with: CUDA's runtime, its linear algebra, its random numbers.
+/// What the provider is linked with: CUDA's runtime, its linear algebra, its random numbers; and the compiler of kernels.
 pub const CUDA_RUNTIME: Package = Package {
     name: "nvidia-cuda-runtime",
     version: "13.5.37",
@@ -62,6 +62,16 @@ pub const CURAND: Package = Package {
     version: "10.4.5.25",
     megabytes: 77,
     wheels: &[("py3-none-manylinux_2_27_x86_64", "22bb226a857e5888fe6b54ae465fc4371296bcff13a35f79e19691bcf454f529")],
+};
+
+pub const NVRTC: Package = Package {
+    name: "nvidia-cuda-nvrtc",
+    version: "13.5.37",
+    megabytes: 58,
+    wheels: &[(
+        "py3-none-manylinux2010_x86_64.manylinux_2_12_x86_64",
+        "86b4d68058807988b7d9af5b44917a0601e9c337f35ccd657bfb3c759ff8d8bc",
+    )],
 };
 
 const WHEELS: [(&str, &str); 16] = [

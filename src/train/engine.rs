@@ -9,7 +9,7 @@ use crate::manifest::{KERNELS_SINCE, PROBE};
 use crate::onnx::train_file::parts::Part;
 use crate::onnx::train_file::{Function, NO_DECAY, Port, TrainFile};
 use crate::runtime::device::Device;
-use crate::runtime::{Bound, Buffer, HostTensor, Options, Session, environment};
+use crate::runtime::{Bound, Buffer, HostTensor, Options, Session, cuda, environment};
 use indexmap::IndexMap;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -105,6 +105,8 @@ pub struct OnnxRuntime {
     /// By parameter, what the optimizer keeps.
     states: Vec<Vec<Buffer>>,
     function: &'static Function,
+    /// What the user should know.
+    notes: Vec<String>,
     /// By operator, the step's nodes that a GPU leaves to the CPU.
     on_cpu: BTreeMap<String, usize>,
     /// How sessions are opened.
@@ -161,6 +163,19 @@ impl OnnxRuntime {
             environment(&mut |line| eprintln!("{line}"))?;
             options.operators.extend(kernels::step(file.functions(), options.threads)?);
         }
+        let mut notes = Vec::new();
+        // The GPU whose kernels are ours.
+        let mut gpu = if let Device::Cuda(id) = options.device { Some(id).filter(|_| !portable) } else { None };
+        if gpu.is_some() && !cuda::has_compiler() {
+            notes.push(cuda::without_compiler());
+            gpu = None;
+        }
+        if let Some(id) = gpu {
+            environment(&mut |line| eprintln!("{line}"))?;
+            if file.manifest.has_gpu_kernels() {
+                options.operators.extend(kernels::cuda::step(file.functions(), id)?);
+            }
+        }
         let mut step = Opened::new(&file.step(trainable)?, &profiled("step", &options))?;
         let session = step.session.session();
         let memory = session.memory()?;
@@ -187,17 +202,23 @@ impl OnnxRuntime {
         // Small graphs without weights: nothing to look up beside a file.
         let plain = Options { folder: None, assignment: false, operators: Vec::new(), ..options.clone() };
         let mut with_kernels = plain.clone();
-        let has_kernels = has_kernels && trainable.iter().all(|p| p.dtype == DType::F32);
+        let single = trainable.iter().all(|p| p.dtype == DType::F32);
+        let has_kernels = has_kernels && single;
         if has_kernels {
             with_kernels.operators.push(kernels::optimizer()?);
+        }
+        let mut for_update = with_kernels.clone();
+        if let Some(id) = gpu.filter(|_| single) {
+            for_update.operators.extend(kernels::cuda::optimizer(function.name, id)?);
         }
         let open = |name, bytes: &[u8], options| Session::from_bytes(bytes, &profiled(name, options))?.bind();
         let together = if options.device == Device::Cpu { 0 } else { TOGETHER };
         let sum = accumulate.then(|| open("sum", &file.sum_model(trainable, has_kernels), &with_kernels));
         let mut sum = sum.transpose()?;
         let mut norm = open("norm", &file.norm_model(trainable, together), &plain)?;
-        let update = file.update_model(function, trainable, &|p| decay.includes(&p.shape), together)?;
-        let mut update = open("update", &update, &with_kernels)?;
+        let at_once = if for_update.operators.is_empty() { together } else { 0 };
+        let update = file.update_model(function, trainable, &|p| decay.includes(&p.shape), at_once)?;
+        let mut update = open("update", &update, &for_update)?;
         norm.fetch("norm");
         for k in 0..trainable.len() {
             let name = |prefix: &str| format!("{prefix}/{k}");
@@ -229,6 +250,7 @@ impl OnnxRuntime {
             sums,
             states,
             function,
+            notes,
             on_cpu,
             options,
         })
@@ -299,12 +321,10 @@ impl Engine for OnnxRuntime {
     }
 
     fn notes(&self) -> Vec<String> {
-        if self.on_cpu.is_empty() {
-            return Vec::new();
-        }
         let nodes: usize = self.on_cpu.values().sum();
         let list: Vec<String> = self.on_cpu.iter().map(|(operator, n)| format!("{operator} {n}")).collect();
-        vec![format!("{nodes} nodes of the step are left to the CPU: {}", list.join(", "))]
+        let on_cpu = (nodes > 0).then(|| format!("{nodes} nodes of the step are left to the CPU: {}", list.join(", ")));
+        self.notes.iter().cloned().chain(on_cpu).collect()
     }
 
     fn grad_norm(&mut self) -> Result<f64> {
