@@ -101,8 +101,8 @@
 //!   how many rows a node has, not which nodes there are.
 //! - Control edges do not exist in ONNX: recomputed layers, and attention's scores where there is no kernel, hang on a
 //!   cotangent by `after`, a reshape of their input to its own shape, read off the cotangent.
-//! - Without kernels attention goes through its heads, four at a time (on a GPU in 16 bits eight), not through its queries:
-//!   how many there are is known when it is compiled, and their cotangents lie behind one another instead of being summed up.
+//! - Without kernels attention goes through its heads, four at a time, not through its queries: how many there are is known
+//!   when it is compiled, and their cotangents lie behind one another instead of being summed up.
 //! - Kernels for a GPU ([`kernels::cuda`]) are compiled by NVRTC when a session opens, from sources in the binary: weftc is
 //!   built without CUDA, and runs on every GPU that ONNX Runtime does.  [`lower`] asks which operands they take, since a
 //!   function of theirs would be taken whatever it is called with.  Where ONNX Runtime's operators do better,

@@ -19,7 +19,8 @@ pub fn expand(graph: &Graph, rules: &[Rule], target: Target, fired: &mut BTreeMa
     let whole = whole(graph);
     let single = |g: &Graph, id: Id| g.tensor_type(id).is_some_and(|t| t.dtype == DType::F32);
     expand_where(graph, rules, fired, |g, op, children| match (op.row().emit, op) {
-        (Emit::Kernel(_), _) if target != Target::Cpu => true,
+        (Emit::Kernel(_), _) if target == Target::Portable => true,
+        (Emit::Kernel(name), _) if target == Target::Cuda => !takes(g, name, children),
         // In 16 bits there is no kernel, and blocks are better seen than hidden in a function.
         (Emit::Kernel(_), Op::HeadEntropy | Op::HeadExpect) => !single(g, children[0]),
         (Emit::Kernel(_), Op::HeadGradW | Op::HeadGradB) => !single(g, children[1]),
@@ -33,11 +34,16 @@ pub fn expand(graph: &Graph, rules: &[Rule], target: Target, fired: &mut BTreeMa
         (Emit::Expand, _) => true,
         // The kernel would be taken, and take other operands.
         (Emit::Weft(name), _) if target == Target::Cuda && cuda::has(name) => {
-            let types: Vec<&Type> = children.iter().map(|c| g.type_of(*c)).collect();
-            !cuda::takes(name, &types) || has_better(g, rules, op, children)
+            !takes(g, name, children) || has_better(g, rules, op, children)
         }
         _ => has_better(g, rules, op, children),
     })
+}
+
+/// Whether our kernel of that name for a GPU takes these operands.
+fn takes(graph: &Graph, name: &str, children: &[Id]) -> bool {
+    let types: Vec<&Type> = children.iter().map(|c| graph.type_of(*c)).collect();
+    cuda::takes(name, &types)
 }
 
 /// Whether a rule is marked for the target that could do without it.

@@ -356,6 +356,10 @@ const CASES: &[(&str, &str)] = &[
     ),
     // As where half of each head is rotated.
     ("cuda-attention", "(attention (cast q f16) (cast k f16) (cast v f16) 0.5)"),
+    (
+        "cuda-attention-grad",
+        "(attention_grad (cast (concat q q 3) f16) (cast (concat q k 3) f16) (cast (concat k v 3) f16) (cast (concat v v 3) f16) 0.5)",
+    ),
 ];
 
 /// Whether a library rule fires on a case's graph, among all rewrites of the library.

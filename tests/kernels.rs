@@ -2,12 +2,13 @@
 
 use proptest::prelude::*;
 use prost::Message;
-use weftc::ir::DType;
+use weftc::ir::{Builder, DType};
 use weftc::kernels;
 use weftc::onnx::proto::ModelProto;
 use weftc::onnx::write::plain;
 use weftc::rng::SplitMix64;
 use weftc::rules::library::library;
+use weftc::runtime;
 use weftc::runtime::device::{Choice, Device};
 use weftc::runtime::{HostTensor, Options, Session, cuda};
 
@@ -386,39 +387,56 @@ fn results_may_take_the_place_of_operands() {
     same(text, &feeds, 130).unwrap();
 }
 
-/// Whether kernels on a GPU compute what bodies of f32 say on the CPU, of operands in 16 bits as well.
+/// Whether the kernel for a GPU computes what the body of f32 says on the CPU, for each element type that it takes.  Operands
+/// said to be f16 are of that type.
 fn same_on_a_gpu(node: &str, operands: &[Operand], device: Device, rng: &mut SplitMix64) {
+    let Device::Cuda(id) = device else { panic!("no GPU") };
+    let gpu = kernels::cuda::Gpu { device: id, cache: runtime::locate::cache_folder().ok() };
+    let name: String = node.split(' ').next().unwrap().split('_').map(capital).collect();
+    let operands_of = |dtype: DType| {
+        let typed = |o: &Operand| if o.dtype == DType::F16 { dtype } else { o.dtype };
+        operands.iter().map(|o| Operand { dtype: typed(o), shape: o.shape.clone(), ..*o }).collect::<Vec<Operand>>()
+    };
     for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::F16, 2e-3), (DType::BF16, 1.6e-2)] {
-        // Sums of logits and the like are f32 whatever the logits are.
-        let typed = |dtype: DType, o: &Operand| if o.dtype == DType::F16 { dtype } else { o.dtype };
-        let of = |dtype: DType| {
-            let all = operands.iter().map(|o| Operand { dtype: typed(dtype, o), shape: o.shape.clone(), ..*o });
-            all.collect::<Vec<Operand>>()
+        let own = operands_of(dtype);
+        let text = graph(node, &own);
+        let parsed = weftc::ir::text::parse(&text).unwrap_or_else(|e| panic!("{e:?}\n{text}"));
+        let root = parsed.outputs[0].1;
+        let types: Vec<_> = parsed.node(root).children().iter().map(|c| parsed.type_of(*c)).collect();
+        if !kernels::cuda::takes(&name, &types) {
+            continue;
+        }
+        let values: Vec<HostTensor> = own.iter().map(|o| o.value(rng)).collect();
+        let feeds = |values: &[HostTensor]| {
+            own.iter().map(|o| o.name.to_string()).zip(values.iter().cloned()).collect::<Vec<(String, HostTensor)>>()
         };
-        let values: Vec<HostTensor> = of(dtype).iter().map(|o| o.value(rng)).collect();
-        let wide = |v: &HostTensor| match v.dtype() {
-            DType::F16 | DType::BF16 => HostTensor::from_f64(DType::F32, v.shape(), &v.to_f64()).unwrap(),
-            _ => v.clone(),
+        let run = |mut session: Session, values: &[HostTensor]| {
+            let feeds = feeds(values);
+            let outputs =
+                session.run(feeds.iter().map(|(n, v)| (n.as_str(), v))).unwrap_or_else(|e| panic!("{e}\n{text}"));
+            outputs["result"].to_f64()
         };
-        let names = || operands.iter().map(|o| o.name);
-        // ONNX Runtime 1.31 fails to sum over no rows.
-        let is_empty = values[0].shape().contains(&0);
-        let widened: Vec<HostTensor> = values.iter().map(wide).collect();
-        let mut bodies = session(&graph(node, &of(DType::F32)), false, 1);
-        let want = (!is_empty).then(|| bodies.run(names().zip(&widened)).unwrap()["result"].to_f64());
-        let text = graph(node, &of(dtype));
-        let bytes = plain(&weftc::ir::text::parse(&text).unwrap(), &library().unwrap().lower).unwrap();
+        let bytes = plain(&parsed, &library().unwrap().lower).unwrap();
         let model = ModelProto::decode(bytes.as_slice()).unwrap();
-        let Device::Cuda(id) = device else { panic!("no GPU") };
-        let kernels = kernels::cuda::step(model.functions.iter().map(|f| f.name.as_str()), id).unwrap();
+        let kernels = kernels::cuda::step(model.functions.iter().map(|f| f.name.as_str()), &gpu).unwrap();
         let operators = vec![kernels.unwrap_or_else(|| panic!("there is no kernel for {node}"))];
         let options = Options { operators, device, assignment: true, ..Options::default() };
-        let mut session = Session::from_bytes(&bytes, &options).unwrap_or_else(|e| panic!("{e}\n{text}"));
-        let assigned = session.assignment().unwrap();
-        assert!(assigned.keys().eq(["CUDAExecution"]) || assigned.keys().eq(["CUDA"]), "{assigned:?}\n{text}");
-        assert_eq!(assigned.values().flat_map(|m| m.values()).sum::<usize>(), 1, "{assigned:?}\n{text}");
-        let got = session.run(names().zip(&values)).unwrap_or_else(|e| panic!("{e}\n{text}"))["result"].to_f64();
-        let want = want.unwrap_or_else(|| vec![0.0; got.len()]);
+        let session_on_gpu = Session::from_bytes(&bytes, &options).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        let assigned = session_on_gpu.assignment().unwrap();
+        let places: Vec<&String> =
+            assigned.iter().filter(|(_, nodes)| nodes.contains_key(&name)).map(|(p, _)| p).collect();
+        assert!(places.len() == 1 && places[0].starts_with("CUDA"), "{assigned:?}\n{text}");
+        let got = run(session_on_gpu, &values);
+        // ONNX Runtime 1.31 fails to sum over no rows.
+        let want = if values[0].shape().contains(&0) {
+            vec![0.0; got.len()]
+        } else {
+            let wide = |v: &HostTensor| match v.dtype() {
+                DType::F16 | DType::BF16 => HostTensor::from_f64(DType::F32, v.shape(), &v.to_f64()).unwrap(),
+                _ => v.clone(),
+            };
+            run(session(&graph(node, &operands_of(DType::F32)), false, 1), &values.iter().map(wide).collect::<Vec<_>>())
+        };
         assert_eq!(got.len(), want.len(), "{text}");
         let scale = want.iter().filter(|x| x.is_finite()).fold(1.0f64, |m, x| m.max(x.abs()));
         for (k, (got, want)) in got.iter().zip(&want).enumerate() {
@@ -438,7 +456,7 @@ fn kernels_for_a_gpu_compile() {
     }
 }
 
-/// Every kernel for a GPU, where there is one; operands said to be f16 take each type.
+/// Every kernel for a GPU, where there is one.
 #[test]
 fn kernels_on_a_gpu() {
     let gpu = cuda::devices().ok().and_then(|_| Choice::Cuda.resolve(0, &mut |line| println!("{line}")).ok());
@@ -479,9 +497,28 @@ fn kernels_on_a_gpu() {
             ),
         ];
         for (node, operands) in heads.chain(own) {
-            let name: String = node.split(' ').next().unwrap().split('_').map(capital).collect();
-            if kernels::cuda::has(&name) {
-                same_on_a_gpu(node, &operands, device, &mut rng);
+            same_on_a_gpu(node, &operands, device, &mut rng);
+        }
+    }
+    for (b, l, m, d, e) in [(2, 5, 7, 8, 8), (1, 70, 300, 64, 64), (2, 333, 129, 128, 40), (1, 1, 1, 24, 128)] {
+        let t = |name: &'static str, shape: &[i64]| f(name, shape).drawn(DType::F16, Draw::Small);
+        // Heads of their own, and one of keys for two of queries.
+        for shared in [2, 4] {
+            let with = |bias: Option<Operand>| {
+                let plain = [
+                    t("dy", &[b, l, 4, e]),
+                    t("q", &[b, l, 4, d]),
+                    t("k", &[b, m, shared, d]),
+                    t("v", &[b, m, shared, e]),
+                ];
+                plain.into_iter().chain(bias).collect::<Vec<Operand>>()
+            };
+            same_on_a_gpu("token_attention_grad dy q k v 0.3", &with(None), device, &mut rng);
+            let node = "token_attention_bias_grad dy q k v bias 0.3";
+            for shape in [vec![b, 1, 1, m], vec![4, l, m], vec![l, m]] {
+                for bias in [f("bias", &shape), t("bias", &shape)].into_iter().filter(|_| shared == 4) {
+                    same_on_a_gpu(node, &with(Some(bias)), device, &mut rng);
+                }
             }
         }
     }

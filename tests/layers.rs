@@ -46,7 +46,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         ],
     ),
     ("runtime", &["runtime", "ir", "error", "atomic"]),
-    ("kernels", &["kernels", "ir", "error"]),
+    ("kernels", &["kernels", "ir", "error", "atomic"]),
     (
         "bench",
         &[

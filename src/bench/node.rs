@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::ir::op::Emit;
 use crate::ir::{DType, Graph, text};
 use crate::kernels;
+use crate::kernels::cuda::Gpu;
 use crate::onnx::write::plain;
 use crate::rng::SplitMix64;
 use crate::rules::Rule;
@@ -57,7 +58,7 @@ impl Timed {
             let none = || wrong(format!("there is no kernel for a node of {source}"));
             let found = match device {
                 Device::Cpu => kernels::step(functions, threads)?,
-                Device::Cuda(id) => kernels::cuda::step(functions, id)?,
+                Device::Cuda(device) => kernels::cuda::step(functions, &Gpu { device, cache: None })?,
             };
             options.operators.push(found.ok_or_else(none)?);
         }

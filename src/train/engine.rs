@@ -5,11 +5,12 @@ use super::optimizer::{Decay, Optimizer};
 use crate::error::{Error, Result};
 use crate::ir::DType;
 use crate::kernels;
+use crate::kernels::cuda::Gpu;
 use crate::manifest::{KERNELS_SINCE, PROBE};
 use crate::onnx::train_file::parts::Part;
 use crate::onnx::train_file::{Function, NO_DECAY, Port, TrainFile};
 use crate::runtime::device::Device;
-use crate::runtime::{Bound, Buffer, HostTensor, Options, Session, cuda, environment};
+use crate::runtime::{Bound, Buffer, HostTensor, Options, Session, cuda, environment, locate};
 use indexmap::IndexMap;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -113,6 +114,14 @@ pub struct OnnxRuntime {
     options: Options,
 }
 
+/// The GPU that a device is.
+fn gpu(device: Device) -> Option<Gpu> {
+    match device {
+        Device::Cpu => None,
+        Device::Cuda(device) => Some(Gpu { device, cache: locate::cache_folder().ok() }),
+    }
+}
+
 /// A session and what it is fed.
 struct Opened {
     session: Bound,
@@ -165,15 +174,15 @@ impl OnnxRuntime {
         }
         let mut notes = Vec::new();
         // The GPU whose kernels are ours.
-        let mut gpu = if let Device::Cuda(id) = options.device { Some(id).filter(|_| !portable) } else { None };
+        let mut gpu = gpu(options.device).filter(|_| !portable);
         if gpu.is_some() && !cuda::has_compiler() {
             notes.push(cuda::without_compiler());
             gpu = None;
         }
-        if let Some(id) = gpu {
+        if let Some(gpu) = &gpu {
             environment(&mut |line| eprintln!("{line}"))?;
             if file.manifest.has_gpu_kernels() {
-                options.operators.extend(kernels::cuda::step(file.functions(), id)?);
+                options.operators.extend(kernels::cuda::step(file.functions(), gpu)?);
             }
         }
         let mut step = Opened::new(&file.step(trainable)?, &profiled("step", &options))?;
@@ -208,8 +217,8 @@ impl OnnxRuntime {
             with_kernels.operators.push(kernels::optimizer()?);
         }
         let mut for_update = with_kernels.clone();
-        if let Some(id) = gpu.filter(|_| single) {
-            for_update.operators.extend(kernels::cuda::optimizer(function.name, id)?);
+        if let Some(gpu) = gpu.filter(|_| single) {
+            for_update.operators.extend(kernels::cuda::optimizer(function.name, &gpu)?);
         }
         let open = |name, bytes: &[u8], options| Session::from_bytes(bytes, &profiled(name, options))?.bind();
         let together = if options.device == Device::Cpu { 0 } else { TOGETHER };

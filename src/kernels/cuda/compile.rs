@@ -1,9 +1,12 @@
 //! Kernels are compiled for the GPU that runs them, when they are first needed, by NVIDIA's NVRTC.
 
+use crate::atomic;
 use cudarc::driver::{result as driver, sys};
 use cudarc::nvrtc;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CStr, CString, c_int};
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 /// What stands before every source.
@@ -12,9 +15,18 @@ const COMMON: &str = include_str!("common.cuh");
 /// A source and the macros that it is compiled with: `BF16`, `HEAD=128`.
 pub type Key = (&'static str, Vec<String>);
 
+/// A GPU, and where what is compiled for it is kept.
+pub struct Gpu {
+    /// Its number.
+    pub device: u32,
+    /// The folder in which compiled kernels lie from one run to the next, where there is one.
+    pub cache: Option<PathBuf>,
+}
+
 /// The compiled modules of one GPU.
 pub struct Modules {
     device: c_int,
+    cache: Option<PathBuf>,
     context: sys::CUcontext,
     /// `sm_90`
     architecture: String,
@@ -42,12 +54,12 @@ fn told<T>(what: &str, outcome: Result<T, driver::DriverError>) -> Result<T, Str
 }
 
 impl Modules {
-    /// Of the GPU with this number.  The driver and NVRTC must have been loaded.
+    /// Of a GPU.  The driver and NVRTC must have been loaded.
     ///
     /// # Errors
     /// What the driver says.
-    pub fn new(device: u32) -> Result<Self, String> {
-        let device = c_int::try_from(device).map_err(|e| e.to_string())?;
+    pub fn new(gpu: &Gpu) -> Result<Self, String> {
+        let device = c_int::try_from(gpu.device).map_err(|e| e.to_string())?;
         told("start", driver::init())?;
         let handle = told("use the device", driver::device::get(device))?;
         // SAFETY: the driver gave the handle; the context is the device's own, which ONNX Runtime uses too.
@@ -60,7 +72,7 @@ impl Modules {
             )
         };
         let architecture = format!("sm_{major}{minor}");
-        Ok(Modules { device, context, architecture, loaded: Mutex::default() })
+        Ok(Modules { device, cache: gpu.cache.clone(), context, architecture, loaded: Mutex::default() })
     }
 
     /// The kernel of that name; `shared` bytes of shared memory are its own to size.
@@ -74,7 +86,7 @@ impl Modules {
         let module = match loaded.get(key) {
             Some(module) => *module,
             None => {
-                let image = compile(key.0, &key.1, &self.architecture)?;
+                let image = self.image(key)?;
                 // SAFETY: the image is a whole cubin, for this device.
                 let module = unsafe { driver::module::load_data(image.as_ptr().cast()) };
                 let module = Loaded(told("load a kernel", module)?);
@@ -98,21 +110,47 @@ impl Modules {
         Ok(Function(function))
     }
 
+    /// The machine code of a source, compiled once for all runs.
+    fn image(&self, key: &Key) -> Result<Vec<u8>, String> {
+        let Some(cache) = &self.cache else { return compile(key.0, &key.1, &self.architecture) };
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: both out-pointers are valid.
+        unsafe { nvrtc::sys::nvrtcVersion(&mut major, &mut minor) }.result().map_err(failed)?;
+        let version = format!("{major}.{minor} {} {}", self.architecture, key.1.join(" "));
+        let digest = [COMMON, key.0, &version].iter().fold(Sha256::new(), |sha, text| sha.chain_update(text));
+        let name: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let path = cache.join("kernels").join(name + ".cubin");
+        match std::fs::read(&path) {
+            Ok(image) if image.starts_with(b"\x7fELF") => Ok(image),
+            _ => {
+                let image = compile(key.0, &key.1, &self.architecture)?;
+                // A cache that cannot be written costs time, nothing else.
+                if std::fs::create_dir_all(cache.join("kernels")).is_ok() {
+                    let _ = atomic::write(&path, |file| file.write_all(&image));
+                }
+                Ok(image)
+            }
+        }
+    }
+
     /// The device's number.
     pub fn device(&self) -> i32 {
         self.device
     }
 }
 
+fn failed(e: nvrtc::result::NvrtcError) -> String {
+    format!("NVRTC cannot compile a kernel: {e:?}")
+}
+
 /// The machine code of a source for an architecture, `sm_90`.
 ///
 /// # Errors
 /// NVRTC's own words.
-pub fn compile(source: &str, macros: &[String], architecture: &str) -> Result<Vec<c_char>, String> {
+pub fn compile(source: &str, macros: &[String], architecture: &str) -> Result<Vec<u8>, String> {
     let text = CString::new([COMMON, source].concat()).map_err(|e| e.to_string())?;
     let macros = macros.iter().map(|m| format!("-D{m}"));
     let options: Vec<String> = std::iter::once(format!("--gpu-architecture={architecture}")).chain(macros).collect();
-    let failed = |e: nvrtc::result::NvrtcError| format!("NVRTC cannot compile a kernel: {e:?}");
     let program = nvrtc::result::create_program(&text, None).map_err(failed)?;
     // SAFETY: the program is alive until it is destroyed, once; the image has as many bytes as NVRTC said.
     unsafe {
@@ -125,8 +163,8 @@ pub fn compile(source: &str, macros: &[String], architecture: &str) -> Result<Ve
         let image = outcome.and_then(|()| {
             let mut size = 0;
             nvrtc::sys::nvrtcGetCUBINSize(program, &mut size).result().map_err(failed)?;
-            let mut image: Vec<c_char> = vec![0; size];
-            nvrtc::sys::nvrtcGetCUBIN(program, image.as_mut_ptr()).result().map_err(failed)?;
+            let mut image = vec![0u8; size];
+            nvrtc::sys::nvrtcGetCUBIN(program, image.as_mut_ptr().cast()).result().map_err(failed)?;
             Ok(image)
         });
         nvrtc::result::destroy_program(program).map_err(failed)?;

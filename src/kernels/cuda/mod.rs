@@ -6,6 +6,7 @@
 //!
 //! To add one: a function in a `.cu` file, a plan in `plans.rs`, and a line in `KERNELS`.
 
+mod attention;
 mod compile;
 mod layout;
 mod operator;
@@ -13,6 +14,7 @@ mod plans;
 
 use crate::error::{Error, Result};
 use crate::ir::{DType, Type};
+pub use compile::Gpu;
 use compile::Modules;
 use operator::Element::{F32, Host, I64, T};
 use operator::{Element, Kernel, Node, Plan};
@@ -27,14 +29,27 @@ const ROPE: &str = include_str!("rope.cu");
 
 const EPSILON: &[&str] = &["epsilon"];
 
+/// What most kernels have in common.
+const PLAIN: Kernel = Kernel {
+    name: "",
+    source: "",
+    operands: &[],
+    results: &[T],
+    attributes: &[],
+    narrow: false,
+    in_place: false,
+    fits: |_| true,
+    plan: |_| Err("there is no plan".into()),
+};
+
 /// A function of single elements.
 const fn element(name: &'static str, operands: &'static [Element], plan: fn(&Node) -> Outcome) -> Kernel {
-    Kernel { name, source: ACTIVATION, operands, results: &[T], attributes: &[], in_place: true, plan }
+    Kernel { name, source: ACTIVATION, operands, in_place: true, plan, ..PLAIN }
 }
 
 /// A function of rows.
 const fn row(name: &'static str, operands: &'static [Element], plan: fn(&Node) -> Outcome) -> Kernel {
-    Kernel { name, source: NORM, operands, results: &[T], attributes: EPSILON, in_place: true, plan }
+    Kernel { name, source: NORM, operands, attributes: EPSILON, in_place: true, plan, ..PLAIN }
 }
 
 /// A function of rows of logits.
@@ -44,7 +59,7 @@ const fn logits(
     results: &'static [Element],
     plan: fn(&Node) -> Outcome,
 ) -> Kernel {
-    Kernel { name, source: LOGITS, operands, results, attributes: &[], in_place: false, plan }
+    Kernel { name, source: LOGITS, operands, results, plan, ..PLAIN }
 }
 
 type Outcome = std::result::Result<Plan, String>;
@@ -69,10 +84,9 @@ static KERNELS: &[Kernel] = &[
         name: "RmsNormGradSum",
         source: NORM,
         operands: &[T; 2],
-        results: &[T],
         attributes: EPSILON,
-        in_place: false,
         plan: plans::rms_norm_grad_sum,
+        ..PLAIN
     },
     Kernel { name: "Rope", ..rotation(|n| plans::rope("rope", n)) },
     Kernel { name: "RopeGrad", ..rotation(|n| plans::rope("rope_grad", n)) },
@@ -82,10 +96,13 @@ static KERNELS: &[Kernel] = &[
     logits("BlockExpect", &[F32, T], &[F32], plans::block_expect),
     logits("MergeSums", &[F32; 2], &[F32], plans::merge_sums),
     logits("MergeExpect", &[F32; 2], &[F32], plans::merge_expect),
+    attention_grad("TokenAttentionGrad", &[T; 4], |n| attention::gradient(n, None)),
+    attention_grad("TokenAttentionBiasGrad", &[T; 5], |n| attention::gradient(n, Some("BIAS_T=unsigned short"))),
+    attention_grad("TokenAttentionBiasGrad", &[T, T, T, T, F32], |n| attention::gradient(n, Some("BIAS_T=float"))),
 ];
 
 const fn rotation(plan: fn(&Node) -> Outcome) -> Kernel {
-    Kernel { name: "", source: ROPE, operands: &[T; 3], results: &[T], attributes: &[], in_place: true, plan }
+    Kernel { source: ROPE, operands: &[T; 3], in_place: true, plan, ..PLAIN }
 }
 
 /// Updates of parameters.
@@ -94,30 +111,49 @@ static OPTIMIZERS: &[Kernel] = &[Kernel {
     source: ADAMW,
     operands: &[F32, F32, F32, F32, Host, Host, Host, Host, Host, Host, Host],
     results: &[F32; 3],
-    attributes: &[],
-    in_place: false,
     plan: plans::adamw,
+    ..PLAIN
 }];
+
+/// The cotangents of queries, keys and values.
+const fn attention_grad(name: &'static str, operands: &'static [Element], plan: fn(&Node) -> Outcome) -> Kernel {
+    let (results, fits) = (&[T; 3], attention::fits);
+    Kernel {
+        name,
+        source: attention::GRAD,
+        operands,
+        results,
+        attributes: &["scale"],
+        narrow: true,
+        fits,
+        plan,
+        ..PLAIN
+    }
+}
 
 /// Whether functions of this name have a kernel.
 pub fn has(name: &str) -> bool {
     KERNELS.iter().any(|k| k.name == name)
 }
 
-/// Whether the kernel of that name takes operands of these types, attributes behind them.
+/// Whether a kernel of that name takes operands of these types, attributes behind them.
 pub fn takes(name: &str, types: &[&Type]) -> bool {
-    let Some(kernel) = KERNELS.iter().find(|k| k.name == name) else { return false };
-    let numbers = || types.iter().zip(kernel.operands).map(|(t, e)| (t.tensor().map(|t| t.dtype), *e));
-    // A number among the operands has the type of the others.
-    let of = |wanted: Element| numbers().filter(move |(_, e)| *e == wanted).filter_map(|(t, _)| t);
-    let own = of(T).next();
-    own.is_none_or(|t| matches!(t, DType::F32 | DType::F16 | DType::BF16))
-        && of(T).all(|t| Some(t) == own)
-        && of(F32).all(|t| t == DType::F32)
-        && of(I64).all(|t| t == DType::I64)
+    KERNELS.iter().any(|kernel| {
+        // A number among the operands has the type of the others.
+        let given = types.iter().zip(kernel.operands).map(|(t, e)| (t.tensor().map(|t| t.dtype), *e));
+        let of = |wanted: Element| given.clone().filter(move |(_, e)| *e == wanted).filter_map(|(t, _)| t);
+        let own = of(T).next();
+        let narrow = own.is_none_or(|t| matches!(t, DType::F16 | DType::BF16));
+        kernel.name == name
+            && (narrow || !kernel.narrow && own == Some(DType::F32))
+            && of(T).all(|t| Some(t) == own)
+            && of(F32).all(|t| t == DType::F32)
+            && of(I64).all(|t| t == DType::I64)
+            && (kernel.fits)(types)
+    })
 }
 
-/// Kernels for those of a file's functions that have one, to be given to a session on the GPU of this number; `None` where
+/// Kernels for those of a file's functions that have one, to be given to a session on a GPU; `None` where
 /// none has.
 ///
 /// Further bodies of one operator have a number behind its name (`Rope2`): a kernel serves them all.  The driver, NVRTC and
@@ -125,28 +161,29 @@ pub fn takes(name: &str, types: &[&Type]) -> bool {
 ///
 /// # Errors
 /// Where the driver or ONNX Runtime refuse.
-pub fn step<'a>(functions: impl IntoIterator<Item = &'a str>, device: u32) -> Result<Option<Arc<OperatorDomain>>> {
-    domain(KERNELS, functions, device)
+pub fn step<'a>(functions: impl IntoIterator<Item = &'a str>, gpu: &Gpu) -> Result<Option<Arc<OperatorDomain>>> {
+    domain(KERNELS, functions, gpu)
 }
 
 /// The kernel that updates parameters by the function of this name, likewise.
 ///
 /// # Errors
 /// As [`step`].
-pub fn optimizer(function: &str, device: u32) -> Result<Option<Arc<OperatorDomain>>> {
-    domain(OPTIMIZERS, [function], device)
+pub fn optimizer(function: &str, gpu: &Gpu) -> Result<Option<Arc<OperatorDomain>>> {
+    domain(OPTIMIZERS, [function], gpu)
 }
 
 fn domain<'a>(
     table: &'static [Kernel],
     functions: impl IntoIterator<Item = &'a str>,
-    device: u32,
+    gpu: &Gpu,
 ) -> Result<Option<Arc<OperatorDomain>>> {
-    let modules = Arc::new(Modules::new(device).map_err(Error::runtime)?);
+    let modules = Arc::new(Modules::new(gpu).map_err(Error::runtime)?);
     let mut domain = None;
     for name in functions {
         let base = name.trim_end_matches(|c: char| c.is_ascii_digit());
-        if let Some(kernel) = table.iter().find(|k| k.name == base) {
+        // Some have several, for operands of other types.
+        for kernel in table.iter().filter(|k| k.name == base) {
             let some = domain.map_or_else(|| OperatorDomain::new("ai.weft"), Ok);
             domain = Some(some.and_then(|d| operator::add(d, kernel, name, &modules)).map_err(super::refused)?);
         }
@@ -163,6 +200,10 @@ pub fn check(architecture: &str) -> Result<()> {
         for element in ["F32", "F16", "BF16"] {
             compile::compile(source, &[element.into()], architecture).map_err(Error::runtime)?;
         }
+    }
+    for (element, bias) in [("F16", None), ("BF16", Some("BIAS_T=float")), ("BF16", Some("BIAS_T=unsigned short"))] {
+        let macros = [vec![element.to_string()], attention::macros(64, 128, bias)].concat();
+        compile::compile(attention::GRAD, &macros, architecture).map_err(Error::runtime)?;
     }
     Ok(())
 }

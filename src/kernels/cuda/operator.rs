@@ -2,6 +2,7 @@
 
 use super::super::broadcast::Shape;
 use super::compile::{Function, Key, Modules};
+use crate::ir;
 use cudarc::driver::{result as driver, sys};
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::operator::{ComputeContext, KernelContext, Operator, OperatorDomain};
@@ -31,8 +32,12 @@ pub struct Kernel {
     pub results: &'static [Element],
     /// The node's attributes that the plan needs, all numbers.
     pub attributes: &'static [&'static str],
+    /// Whether T is of 16 bits, always.
+    pub narrow: bool,
     /// Whether a result may lie where an operand of its shape does: then each thread reads no element that another writes.
     pub in_place: bool,
+    /// Whether it takes operands of these types, whose elements fit.
+    pub fits: fn(&[&ir::Type]) -> bool,
     pub plan: fn(&Node) -> Result<Plan, String>,
 }
 
@@ -83,8 +88,11 @@ pub fn add(
     name: &str,
     modules: &Arc<Modules>,
 ) -> ort::Result<OperatorDomain> {
-    let types: &[Type] =
-        if kernel.operands.contains(&Element::T) { &[Type::F32, Type::F16, Type::Bf16] } else { &[Type::F32] };
+    let types: &[Type] = match kernel.operands.contains(&Element::T) {
+        true if kernel.narrow => &[Type::F16, Type::Bf16],
+        true => &[Type::F32, Type::F16, Type::Bf16],
+        false => &[Type::F32],
+    };
     types.iter().try_fold(domain, |domain, element| {
         let registered = Registered { kernel, name: name.into(), element: *element, modules: modules.clone() };
         if kernel.in_place { domain.add(InPlace(registered)) } else { domain.add(registered) }
