@@ -75,9 +75,14 @@ fn whole(graph: &Graph) -> bool {
     })
 }
 
+/// The rules of bodies, which have the portable meaning, whatever the target has that is better.
+fn portable(rules: &[Rule]) -> Vec<Rule> {
+    rules.iter().filter(|r| r.target.is_none()).cloned().collect()
+}
+
 /// Replaces fused nodes too, as ONNX Runtime does when it loads the file.  Counts rule uses in `fired`.
 pub fn inline(graph: &Graph, rules: &[Rule], fired: &mut BTreeMap<String, usize>) -> Result<Graph> {
-    expand_where(graph, rules, fired, |_, op, _| {
+    expand_where(graph, &portable(rules), fired, |_, op, _| {
         matches!(op.row().emit, Emit::Expand | Emit::Weft(_) | Emit::Kernel(_))
     })
 }
@@ -196,9 +201,7 @@ pub fn body(op: Op, types: &[&Type], names: &[String], rules: &[Rule]) -> Result
     graph.outputs = vec![("y0".into(), call)];
     let fused =
         |_: &mut Graph, op: Op, _: &[Id]| matches!(op.row().emit, Emit::Expand | Emit::Weft(_) | Emit::Kernel(_));
-    // A body is the portable meaning, whatever the target has that is better.
-    let portable: Vec<Rule> = rules.iter().filter(|r| r.target.is_none()).cloned().collect();
-    let mut graph = expand_where(&graph, &portable, &mut BTreeMap::new(), fused)?;
+    let mut graph = expand_where(&graph, &portable(rules), &mut BTreeMap::new(), fused)?;
     let root = graph.outputs[0].1;
     let parts = match graph.node(root).clone() {
         Node::Op(Op::Tuple, parts) => Some(parts.to_vec()),

@@ -146,6 +146,18 @@ fn a_file_for_cuda() {
     assert!(done, "{text}");
     let options = Options { mask_id: Some(31), target: Target::Cuda, ..Options::new(model()) };
     assert_eq!(compile(&options).unwrap().manifest.compute, "bf16");
+    // Packed, so that attention has a bias; in f16, in which the bodies of what has kernels on a GPU run here.
+    let flags = ["--target", "cuda", "--compute", "f16", "--packing", "--mask-id", "31"];
+    let out = Command::new(env!("CARGO_BIN_EXE_weftc"))
+        .arg("compile")
+        .arg(model())
+        .args(flags)
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let (done, text) = run(folder.path(), &["--device", "cpu"]);
+    assert!(done, "{text}");
 }
 
 /// ONNX Runtime tells which provider computes which nodes.

@@ -360,6 +360,14 @@ const CASES: &[(&str, &str)] = &[
         "cuda-attention-grad",
         "(attention_grad (cast (concat q q 3) f16) (cast (concat q k 3) f16) (cast (concat k v 3) f16) (cast (concat v v 3) f16) 0.5)",
     ),
+    (
+        "cuda-attention-bias",
+        "(attention_bias (cast (concat q k 3) f16) (cast (concat k v 3) f16) (cast (concat v v 3) f16) (cast bias f16) 0.5)",
+    ),
+    (
+        "cuda-attention-bias-grad",
+        "(attention_bias_grad (cast (concat q q 3) f16) (cast (concat q k 3) f16) (cast (concat k v 3) f16) (cast (concat v v 3) f16) (cast bias f16) 0.5)",
+    ),
 ];
 
 /// Whether a library rule fires on a case's graph, among all rewrites of the library.

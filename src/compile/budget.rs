@@ -1,12 +1,12 @@
 //! Fitting a step into memory: as few layers as that takes are recomputed in the backward part.
 
 use super::Pipeline;
+use super::compiled::has_kernels;
 use crate::error::{Error, Problem, Result};
 use crate::ir::{DType, Graph, LeafId};
 use crate::manifest::Recompute;
 use crate::memory::{Values, longest};
 use crate::recompute::Layers;
-use crate::rules::Target;
 use crate::schedule;
 
 /// The batch that a step is estimated for where nothing says so: that of `weftc run`.
@@ -70,7 +70,7 @@ impl Pipeline<'_> {
             return Err(Error::usage(problem));
         };
         let rules = &self.library.lower;
-        let kernels = self.options.target == Target::Cpu && compute == DType::F32;
+        let kernels = has_kernels(self.options.target, compute.name());
         let total = |graph: &Graph| -> Result<u64> {
             let values = Values::new(graph, &schedule::order(graph), rules, kernels)?;
             Ok(values.fixed(trainable).total() + values.peak(rows, batch, length))

@@ -60,7 +60,7 @@ impl Compiled {
 
     /// Whether training runs kernels in place of functions.
     pub fn kernels(&self) -> bool {
-        self.manifest.target == Target::Cpu && self.manifest.compute == DType::F32.name()
+        has_kernels(self.manifest.target, &self.manifest.compute)
     }
 
     /// The manifest of a file in `folder`.
@@ -130,4 +130,13 @@ fn relative(path: &Path, folder: &Path) -> String {
     let up = std::iter::repeat_n("..".to_string(), from.len() - common);
     let down = to[common..].iter().map(|c| c.as_os_str().to_string_lossy().to_string());
     up.chain(down).collect::<Vec<_>>().join("/")
+}
+
+/// Whether training for a target runs kernels in place of functions, where it computes in this type: on a GPU most have one.
+pub(super) fn has_kernels(target: Target, compute: &str) -> bool {
+    match target {
+        Target::Cpu => compute == DType::F32.name(),
+        Target::Cuda => true,
+        Target::Portable => false,
+    }
 }

@@ -5,26 +5,24 @@ use super::operator::Argument::{Float, Operand, Result as Output, Scratch, Size}
 use super::operator::{Argument, Launch, Node, Plan};
 use crate::ir::Type;
 
-pub const GRAD: &str = include_str!("attention_grad.cu");
+pub const BIAS: &str = concat!(include_str!("attention.cuh"), include_str!("attention_bias.cu"));
+pub const GRAD: &str = concat!(include_str!("attention.cuh"), include_str!("attention_grad.cu"));
 
 /// Threads of a block, and keys or queries of a tile: `THREADS` and `TILE` of the source.
 const THREADS: u32 = 256;
 const TILE: usize = 64;
 
-/// Whether heads are as wide as the kernel takes: multiples of 8, up to 128.
-pub fn fits(types: &[&Type]) -> bool {
+/// Whether heads of q, k and v, which are operand `first` and those behind it, are as wide as the kernels take: multiples of
+/// 8, up to 128.
+pub fn fits(types: &[&Type], first: usize) -> bool {
     let width = |k: usize| types.get(k).and_then(|t| t.shape().last()?.known());
-    [1, 3].iter().all(|k| width(*k).is_some_and(|d| d % 8 == 0 && (8..=128).contains(&d)))
+    [first, first + 2].into_iter().all(|k| width(k).is_some_and(|d| d % 8 == 0 && (8..=128).contains(&d)))
 }
 
-/// The macros for heads of queries and values of these widths, and a bias of this type.
-pub fn macros(d: usize, dv: usize, bias: Option<&str>) -> Vec<String> {
-    let mut macros = vec![format!("D={d}"), format!("DV={dv}")];
-    if let Some(bias) = bias {
-        macros.extend(["BIAS".to_string(), bias.to_string()]);
-        macros.extend(bias.ends_with("float").then(|| "BIAS_F32".to_string()));
-    }
-    macros
+/// The macros for heads of queries and values of these widths.
+pub fn macros(d: usize, dv: usize, biased: bool) -> Vec<String> {
+    let bias = biased.then(|| "BIAS".to_string());
+    [format!("D={d}"), format!("DV={dv}")].into_iter().chain(bias).collect()
 }
 
 /// Queries [B Lq H D], keys [B Lk K D] and values [B Lk K E], and what is behind them.
@@ -44,7 +42,7 @@ impl Sizes {
         let shape = |s: &Shape| <[usize; 4]>::try_from(s.0.as_slice()).map_err(|_| wrong());
         let ([batch, queries, heads, d], [_, keys, shared, _], [.., e]) = (shape(q)?, shape(k)?, shape(v)?);
         let fits = k.0 == [batch, keys, shared, d] && v.0 == [batch, keys, shared, e];
-        if fits && shared > 0 && heads % shared == 0 {
+        if fits && keys > 0 && shared > 0 && heads % shared == 0 {
             Ok(Sizes { batch, queries, keys, heads, shared, d, e })
         } else {
             Err(wrong())
@@ -74,18 +72,35 @@ fn strides(bias: &Shape, sizes: &Sizes) -> Result<Vec<usize>, String> {
     Ok(own.iter().zip(steps).map(|(n, step)| if *n == 1 { 0 } else { step }).collect())
 }
 
-/// The cotangents of q, k and v from dy, q, k, v, and a bias whose element type `bias` names: statistics of the queries'
-/// rows first, then those of q, then those of k and v.
-pub fn gradient(node: &Node, bias: Option<&'static str>) -> Result<Plan, String> {
+/// softmax(scale q k^T + bias) v
+pub fn forward(node: &Node) -> Result<Plan, String> {
+    let sizes = Sizes::new(&node.shapes[0], &node.shapes[1], &node.shapes[2])?;
+    let steps = strides(&node.shapes[3], &sizes)?;
+    let arguments = [Operand(0), Operand(1), Operand(2), Output(0), Operand(3)].into_iter().chain(sizes.arguments());
+    let arguments = arguments.chain(steps.iter().map(|n| Size(*n))).chain([Float(node.numbers[0] as f32)]).collect();
+    let Sizes { batch, queries, heads, d, e, .. } = sizes;
+    let rows = if d.next_multiple_of(16) + 2 * e.next_multiple_of(16) <= 192 { 256 } else { 128 };
+    let launch = Launch {
+        function: "attention_bias",
+        macros: macros(d, e, true),
+        grid: [queries.div_ceil(rows) * heads * batch, 1, 1],
+        block: THREADS,
+        shared: sizes.tiles() as u32,
+        arguments,
+    };
+    Ok(Plan { results: vec![Shape(vec![batch, queries, heads, e])], scratch: Vec::new(), launches: vec![launch] })
+}
+
+/// The cotangents of q, k and v from dy, q, k, v, and a bias where there is one: statistics of the queries' rows first, then
+/// those of q, then those of k and v.
+pub fn gradient(node: &Node) -> Result<Plan, String> {
     let sizes = Sizes::new(&node.shapes[1], &node.shapes[2], &node.shapes[3])?;
     let Sizes { batch, queries, keys, heads, shared, d, e } = sizes;
     if node.shapes[0].0 != [batch, queries, heads, e] {
         return Err(format!("dy {} does not fit", node.shapes[0]));
     }
-    if keys == 0 && batch * queries * heads > 0 {
-        return Err("there are no keys".into());
-    }
-    let steps = bias.map(|_| strides(&node.shapes[4], &sizes)).transpose()?.unwrap_or_default();
+    let bias = node.shapes.get(4);
+    let steps = bias.map(|bias| strides(bias, &sizes)).transpose()?.unwrap_or_default();
     // Rows of a block: twice as many where the products' operands fit the registers (`GROUPS_*` of the source).
     let (dp, ep) = (d.next_multiple_of(16), e.next_multiple_of(16));
     let rows_q = if 2 * dp + ep <= 192 { 256 } else { 128 };
@@ -96,7 +111,7 @@ pub fn gradient(node: &Node, bias: Option<&'static str>) -> Result<Plan, String>
         let arguments = operands.chain(bias.map(|_| Operand(4))).chain(sizes.arguments());
         let arguments =
             arguments.chain(steps.iter().map(|n| Size(*n))).chain([Float(node.numbers[0] as f32)]).collect();
-        let (macros, shared) = (macros(d, e, bias), shared as u32);
+        let (macros, shared) = (macros(d, e, bias.is_some()), shared as u32);
         Launch { function, macros, grid: [blocks, 1, 1], block: THREADS, shared, arguments }
     };
     let blocks = |rows: usize, of: usize, heads: usize| rows.div_ceil(of) * heads * batch;

@@ -96,9 +96,18 @@ static KERNELS: &[Kernel] = &[
     logits("BlockExpect", &[F32, T], &[F32], plans::block_expect),
     logits("MergeSums", &[F32; 2], &[F32], plans::merge_sums),
     logits("MergeExpect", &[F32; 2], &[F32], plans::merge_expect),
-    attention_grad("TokenAttentionGrad", &[T; 4], |n| attention::gradient(n, None)),
-    attention_grad("TokenAttentionBiasGrad", &[T; 5], |n| attention::gradient(n, Some("BIAS_T=unsigned short"))),
-    attention_grad("TokenAttentionBiasGrad", &[T, T, T, T, F32], |n| attention::gradient(n, Some("BIAS_T=float"))),
+    Kernel {
+        name: "TokenAttentionBias",
+        source: attention::BIAS,
+        operands: &[T; 4],
+        attributes: &["scale"],
+        narrow: true,
+        fits: |t| attention::fits(t, 0),
+        plan: attention::forward,
+        ..PLAIN
+    },
+    attention_grad("TokenAttentionGrad", &[T; 4]),
+    attention_grad("TokenAttentionBiasGrad", &[T; 5]),
 ];
 
 const fn rotation(plan: fn(&Node) -> Outcome) -> Kernel {
@@ -116,17 +125,16 @@ static OPTIMIZERS: &[Kernel] = &[Kernel {
 }];
 
 /// The cotangents of queries, keys and values.
-const fn attention_grad(name: &'static str, operands: &'static [Element], plan: fn(&Node) -> Outcome) -> Kernel {
-    let (results, fits) = (&[T; 3], attention::fits);
+const fn attention_grad(name: &'static str, operands: &'static [Element]) -> Kernel {
     Kernel {
         name,
         source: attention::GRAD,
         operands,
-        results,
+        results: &[T; 3],
         attributes: &["scale"],
         narrow: true,
-        fits,
-        plan,
+        fits: |t| attention::fits(t, 1),
+        plan: attention::gradient,
         ..PLAIN
     }
 }
@@ -182,8 +190,7 @@ fn domain<'a>(
     let mut domain = None;
     for name in functions {
         let base = name.trim_end_matches(|c: char| c.is_ascii_digit());
-        // Some have several, for operands of other types.
-        for kernel in table.iter().filter(|k| k.name == base) {
+        if let Some(kernel) = table.iter().find(|k| k.name == base) {
             let some = domain.map_or_else(|| OperatorDomain::new("ai.weft"), Ok);
             domain = Some(some.and_then(|d| operator::add(d, kernel, name, &modules)).map_err(super::refused)?);
         }
@@ -201,9 +208,11 @@ pub fn check(architecture: &str) -> Result<()> {
             compile::compile(source, &[element.into()], architecture).map_err(Error::runtime)?;
         }
     }
-    for (element, bias) in [("F16", None), ("BF16", Some("BIAS_T=float")), ("BF16", Some("BIAS_T=unsigned short"))] {
-        let macros = [vec![element.to_string()], attention::macros(64, 128, bias)].concat();
-        compile::compile(attention::GRAD, &macros, architecture).map_err(Error::runtime)?;
+    for (source, biased) in [(attention::GRAD, false), (attention::GRAD, true), (attention::BIAS, true)] {
+        for element in ["F16", "BF16"] {
+            let macros = [vec![element.to_string()], attention::macros(64, 128, biased)].concat();
+            compile::compile(source, &macros, architecture).map_err(Error::runtime)?;
+        }
     }
     Ok(())
 }
