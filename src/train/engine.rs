@@ -179,10 +179,15 @@ impl OnnxRuntime {
             notes.push(cuda::without_compiler());
             gpu = None;
         }
-        if let Some(gpu) = &gpu {
+        if let Some(own) = &gpu {
             environment(&mut |line| eprintln!("{line}"))?;
-            if file.manifest.has_gpu_kernels() {
-                options.operators.extend(kernels::cuda::step(file.functions(), gpu)?);
+            let functions = file.manifest.has_gpu_kernels().then(|| file.functions()).into_iter().flatten();
+            match kernels::cuda::step(functions, own) {
+                Ok(kernels) => options.operators.extend(kernels),
+                Err(why) => {
+                    notes.push(format!("weftc's own kernels are not used on this GPU: {why}"));
+                    gpu = None;
+                }
             }
         }
         let mut step = Opened::new(&file.step(trainable)?, &profiled("step", &options))?;

@@ -57,7 +57,7 @@ impl Modules {
     /// Of a GPU.  The driver and NVRTC must have been loaded.
     ///
     /// # Errors
-    /// What the driver says.
+    /// What the driver or NVRTC say; where the GPU is older than the kernels are written for.
     pub fn new(gpu: &Gpu) -> Result<Self, String> {
         let device = c_int::try_from(gpu.device).map_err(|e| e.to_string())?;
         told("start", driver::init())?;
@@ -71,8 +71,15 @@ impl Modules {
                 told("use the device", driver::primary_ctx::retain(handle))?,
             )
         };
+        // bf16, and copies to shared memory in the background.
+        if major < 8 {
+            return Err(format!("it is of compute capability {major}.{minor}, and they need 8.0"));
+        }
         let architecture = format!("sm_{major}{minor}");
-        Ok(Modules { device, cache: gpu.cache.clone(), context, architecture, loaded: Mutex::default() })
+        let modules = Modules { device, cache: gpu.cache.clone(), context, architecture, loaded: Mutex::default() };
+        // Said now, and not when a step runs: NVRTC may be older than the GPU.
+        modules.image(&("", vec!["F32".into()]))?;
+        Ok(modules)
     }
 
     /// The kernel of that name; `shared` bytes of shared memory are its own to size.

@@ -1,7 +1,7 @@
 //! Native kernels for functions of the domain `ai.weft`, on NVIDIA's GPUs, for f32, f16 and bf16.
 //!
-//! Their sources are CUDA C++ (`*.cu`), compiled by NVRTC for the GPU at hand when a session is opened that needs them;
-//! without NVRTC the functions' bodies run in ONNX Runtime's operators.  A kernel computes what its function's body says,
+//! Their sources are CUDA C++ (`*.cu`), compiled by NVRTC for the GPU at hand when they are first needed; without NVRTC
+//! the functions' bodies run in ONNX Runtime's operators.  A kernel computes what its function's body says,
 //! its sums in f32.
 //!
 //! To add one: a function in a `.cu` file, a plan in `plans.rs`, and a line in `KERNELS`.
@@ -52,6 +52,11 @@ const fn row(name: &'static str, operands: &'static [Element], plan: fn(&Node) -
     Kernel { name, source: NORM, operands, attributes: EPSILON, in_place: true, plan, ..PLAIN }
 }
 
+/// A rotation.
+const fn rotation(plan: fn(&Node) -> Outcome) -> Kernel {
+    Kernel { source: ROPE, operands: &[T; 3], in_place: true, plan, ..PLAIN }
+}
+
 /// A function of rows of logits.
 const fn logits(
     name: &'static str,
@@ -60,6 +65,21 @@ const fn logits(
     plan: fn(&Node) -> Outcome,
 ) -> Kernel {
     Kernel { name, source: LOGITS, operands, results, plan, ..PLAIN }
+}
+
+/// The cotangents of queries, keys and values.
+const fn attention_grad(name: &'static str, operands: &'static [Element]) -> Kernel {
+    Kernel {
+        name,
+        source: attention::GRAD,
+        operands,
+        results: &[T; 3],
+        attributes: &["scale"],
+        narrow: true,
+        fits: |t| attention::fits(t, 1),
+        plan: attention::gradient,
+        ..PLAIN
+    }
 }
 
 type Outcome = std::result::Result<Plan, String>;
@@ -110,10 +130,6 @@ static KERNELS: &[Kernel] = &[
     attention_grad("TokenAttentionBiasGrad", &[T; 5]),
 ];
 
-const fn rotation(plan: fn(&Node) -> Outcome) -> Kernel {
-    Kernel { source: ROPE, operands: &[T; 3], in_place: true, plan, ..PLAIN }
-}
-
 /// Updates of parameters.
 static OPTIMIZERS: &[Kernel] = &[Kernel {
     name: "AdamW",
@@ -123,21 +139,6 @@ static OPTIMIZERS: &[Kernel] = &[Kernel {
     plan: plans::adamw,
     ..PLAIN
 }];
-
-/// The cotangents of queries, keys and values.
-const fn attention_grad(name: &'static str, operands: &'static [Element]) -> Kernel {
-    Kernel {
-        name,
-        source: attention::GRAD,
-        operands,
-        results: &[T; 3],
-        attributes: &["scale"],
-        narrow: true,
-        fits: |t| attention::fits(t, 1),
-        plan: attention::gradient,
-        ..PLAIN
-    }
-}
 
 /// Whether functions of this name have a kernel.
 pub fn has(name: &str) -> bool {
@@ -168,7 +169,7 @@ pub fn takes(name: &str, types: &[&Type]) -> bool {
 /// ONNX Runtime must be loaded.
 ///
 /// # Errors
-/// Where the driver or ONNX Runtime refuse.
+/// Where the GPU is older than they are written for, or the driver, NVRTC or ONNX Runtime refuse.
 pub fn step<'a>(functions: impl IntoIterator<Item = &'a str>, gpu: &Gpu) -> Result<Option<Arc<OperatorDomain>>> {
     domain(KERNELS, functions, gpu)
 }
