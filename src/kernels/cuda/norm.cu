@@ -28,18 +28,23 @@ __device__ inline void packs(Size width, F of) {
         of(start, width - start, aligned);
 }
 
+// 1 / rms of a row
+__device__ inline float inverse(const Row& x, Size width, float eps) {
+    float squares = 0.0f;
+    packs(width, [&](Size start, Size left, bool whole) {
+        float a[PACK];
+        x.pack(start, left, whole, a);
+        for (int k = 0; k < PACK; ++k) squares += a[k] * a[k];
+    });
+    return rsqrtf(total(squares) / width + eps);
+}
+
 extern "C" __global__ void rms_norm(
     const T* x, const T* w, T* y, Size width, Axes axes, Strides sx, Strides sw, float eps) {
     Row x_row(x, sx, axes);
     Row w_row(w, sw, axes);
     T* to = y + blockIdx.x * width;
-    float squares = 0.0f;
-    packs(width, [&](Size start, Size left, bool whole) {
-        float a[PACK];
-        x_row.pack(start, left, whole, a);
-        for (int k = 0; k < PACK; ++k) squares += a[k] * a[k];
-    });
-    float r = rsqrtf(total(squares) / width + eps);
+    float r = inverse(x_row, width, eps);
     packs(width, [&](Size start, Size left, bool whole) {
         float a[PACK], b[PACK];
         x_row.pack(start, left, whole, a);
@@ -83,13 +88,7 @@ extern "C" __global__ void rms_norm_grad_w(
     Row dy_row(dy, sdy, axes);
     Row x_row(x, sx, axes);
     T* to = dw + blockIdx.x * width;
-    float squares = 0.0f;
-    packs(width, [&](Size start, Size left, bool whole) {
-        float a[PACK];
-        x_row.pack(start, left, whole, a);
-        for (int k = 0; k < PACK; ++k) squares += a[k] * a[k];
-    });
-    float r = rsqrtf(total(squares) / width + eps);
+    float r = inverse(x_row, width, eps);
     packs(width, [&](Size start, Size left, bool whole) {
         float g[PACK], a[PACK];
         dy_row.pack(start, left, whole, g);
@@ -99,7 +98,7 @@ extern "C" __global__ void rms_norm_grad_w(
     });
 }
 
-// The sum of the rows of rms_norm_grad_w: first each block's rows, ROWS at a time, then over the blocks, in order.
+// The sum of the rows of rms_norm_grad_w: 1 / rms of each row, sums over parts of the rows, and over the parts, in order.
 extern "C" __global__ void rms_norm_rows(const T* x, float* inverse, Size width, float eps) {
     const T* row = x + blockIdx.x * width;
     float squares = 0.0f;
