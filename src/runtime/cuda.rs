@@ -2,8 +2,8 @@
 
 use super::install::{self, CUBLAS, CUDA_RUNTIME, CURAND, NVRTC, ONNX_RUNTIME_GPU, Package};
 use super::locate::{self, Library};
-use libloading::Symbol;
-use std::ffi::{c_int, c_void};
+use cudarc::driver::{result as driver, sys};
+use std::ffi::c_int;
 use std::path::{Path, PathBuf};
 
 /// The libraries that the provider is linked with, and the Python packages that bring them.
@@ -20,46 +20,27 @@ const COMPILER: (&str, &Package) = ("libnvrtc.so.13", &NVRTC);
 /// The provider's library, beside ONNX Runtime's own.
 const PROVIDER: &str = "libonnxruntime_providers_cuda.so";
 
-/// NVIDIA's driver, as far as it is asked.
-struct Driver(libloading::Library);
-
-impl Driver {
-    /// Loads it, which starts nothing.
-    fn open() -> Result<Self, String> {
-        // SAFETY: the driver's library has no constructors that could harm.
-        let library = unsafe { libloading::Library::new("libcuda.so.1") };
-        library.map(Driver).map_err(|_| "there is no NVIDIA driver (libcuda.so.1)".into())
-    }
-
-    /// The function of that name.
-    ///
-    /// # Safety
-    /// `F` must be its signature.
-    unsafe fn function<F>(&self, name: &str) -> Result<Symbol<'_, F>, String> {
-        // SAFETY: the caller's.
-        unsafe { self.0.get(name.as_bytes()) }.map_err(|e| format!("the NVIDIA driver is damaged: {e}"))
-    }
+/// What the driver says of `what` it was to do.
+fn told<T>(what: &str, outcome: Result<T, driver::DriverError>) -> Result<T, String> {
+    outcome.map_err(|e| format!("the NVIDIA driver cannot {what}: CUDA error {}", e.0 as i32))
 }
 
-/// What the driver's code says of `what` it was to do.
-fn told(what: &str, code: c_int) -> Result<(), String> {
-    if code == 0 { Ok(()) } else { Err(format!("the NVIDIA driver cannot {what}: CUDA error {code}")) }
+/// Starts the driver, where there is one.
+fn start() -> Result<(), String> {
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        return Err("weftc knows CUDA on Linux on x86-64 only".into());
+    }
+    // SAFETY: the driver's library has no constructors that could harm.
+    if !unsafe { sys::is_culib_present() } {
+        return Err("there is no NVIDIA driver (libcuda.so.1)".into());
+    }
+    told("start", driver::init())
 }
 
 /// How many devices the driver shows, or why it shows none.
 pub fn devices() -> Result<u32, String> {
-    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-        return Err("weftc knows CUDA on Linux on x86-64 only".into());
-    }
-    type Init = unsafe extern "C" fn(u32) -> c_int;
-    type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
-    let driver = Driver::open()?;
-    let mut n = 0;
-    // SAFETY: the two functions have these signatures in every version of the driver's interface.
-    unsafe {
-        told("start", driver.function::<Init>("cuInit")?(0))?;
-        told("list devices", driver.function::<Count>("cuDeviceGetCount")?(&mut n))?;
-    }
+    start()?;
+    let n = told("list devices", driver::device::get_count())?;
     if n > 0 { Ok(n.unsigned_abs()) } else { Err("the NVIDIA driver shows no device".into()) }
 }
 
@@ -68,31 +49,20 @@ pub fn devices() -> Result<u32, String> {
 /// # Errors
 /// What the driver says.
 pub fn memory_in_use(device: u32) -> Result<u64, String> {
-    type Retain = unsafe extern "C" fn(*mut *mut c_void, c_int) -> c_int;
-    type Release = unsafe extern "C" fn(c_int) -> c_int;
-    type Push = unsafe extern "C" fn(*mut c_void) -> c_int;
-    type Pop = unsafe extern "C" fn(*mut *mut c_void) -> c_int;
-    type Info = unsafe extern "C" fn(*mut usize, *mut usize) -> c_int;
+    start()?;
     let device = c_int::try_from(device).map_err(|e| e.to_string())?;
-    let driver = Driver::open()?;
-    let (mut context, mut last) = (std::ptr::null_mut(), std::ptr::null_mut());
-    let (mut free, mut total) = (0, 0);
-    // SAFETY: the functions have these signatures in every version of the driver's interface since 4.0; the device's own
-    // context, which ONNX Runtime uses too, is held while it is asked, and this thread's is put back.
+    let device = told("use the device", driver::device::get(device))?;
+    let before = told("use the device", driver::ctx::get_current())?;
+    // SAFETY: the device's own context, which ONNX Runtime uses too, is held while it is asked, and this thread's is put
+    // back; none is null.
     unsafe {
-        let retain = driver.function::<Retain>("cuDevicePrimaryCtxRetain")?;
-        let release = driver.function::<Release>("cuDevicePrimaryCtxRelease_v2")?;
-        let push = driver.function::<Push>("cuCtxPushCurrent_v2")?;
-        let pop = driver.function::<Pop>("cuCtxPopCurrent_v2")?;
-        let info = driver.function::<Info>("cuMemGetInfo_v2")?;
-        told("use the device", retain(&mut context, device))?;
-        let asked = told("use the device", push(context)).and_then(|()| {
-            let asked = told("tell its memory", info(&mut free, &mut total));
-            pop(&mut last);
-            asked
-        });
-        release(device);
-        asked.map(|()| (total - free) as u64)
+        let context = told("use the device", driver::primary_ctx::retain(device))?;
+        let asked = told("use the device", driver::ctx::set_current(context))
+            .and_then(|()| told("tell its memory", driver::mem_get_info()));
+        let back = told("use the device", driver::ctx::set_current(before.unwrap_or(std::ptr::null_mut())));
+        told("let the device go", driver::primary_ctx::release(device))?;
+        back?;
+        asked.map(|(free, total)| (total - free) as u64)
     }
 }
 
