@@ -12,7 +12,7 @@ use std::sync::Mutex;
 /// What stands before every source.
 const COMMON: &str = include_str!("common.cuh");
 
-/// A source and the macros that it is compiled with: `BF16`, `HEAD=128`.
+/// A source and the macros that it is compiled with: `BF16`, `D=128`.
 pub type Key = (&'static str, Vec<String>);
 
 /// A GPU, and where what is compiled for it is kept.

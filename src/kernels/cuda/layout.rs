@@ -34,13 +34,16 @@ impl Layout {
                 continue;
             }
             // The axis inside goes on in this one where a step along this is all of that one's.
-            let inner = sizes.last().copied().unwrap_or(0);
-            let goes_on = |s: &Vec<usize>, step: &usize| s.last().is_some_and(|last: &usize| last * inner == *step);
-            if inner > 0 && strides.iter().zip(&along).all(|(s, step)| goes_on(s, step)) {
-                sizes.iter_mut().next_back().into_iter().for_each(|n| *n *= size);
-            } else {
-                sizes.push(size);
-                strides.iter_mut().zip(along).for_each(|(s, step)| s.push(step));
+            let goes_on = |inner: usize| {
+                let mut pairs = strides.iter().zip(&along);
+                pairs.all(|(s, step): (&Vec<usize>, _)| s.last().is_some_and(|last| last * inner == *step))
+            };
+            match sizes.last_mut() {
+                Some(inner) if *inner > 0 && goes_on(*inner) => *inner *= size,
+                _ => {
+                    sizes.push(size);
+                    strides.iter_mut().zip(along).for_each(|(s, step)| s.push(step));
+                }
             }
         }
         if sizes.len() > AXES {
@@ -109,5 +112,8 @@ mod tests {
         assert!(!scaled.is_flat() && scaled.axes()[4..] == [24, 5, 120]);
         assert!(Layout::new(&result, &[&shape(&[3, 5])]).is_err());
         assert!(Layout::new(&shape(&[1, 1]), &[&shape(&[])]).unwrap().is_flat());
+        // Of 12 sizes every other one is repeated.
+        let (many, some) = (shape(&[2; 12]), shape(&[1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2]));
+        assert!(Layout::new(&many, &[&some]).is_err());
     }
 }

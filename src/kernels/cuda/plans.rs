@@ -51,6 +51,9 @@ pub fn by_row(function: &'static str, x: usize, node: &Node) -> Result<Plan, Str
     let layout = Layout::new(&rows(&result), &leading.iter().collect::<Vec<_>>())?;
     let inside = |sizes: Vec<i64>, last: i64| sizes[1..].iter().copied().chain([last]).collect::<Vec<i64>>();
     let axes = layout.axes();
+    if axes[0] != 1 {
+        return Err(format!("rows of {result} are repeated along too many axes"));
+    }
     let (sizes, total) = axes.split_at(axes.len() - 1);
     let axes: Vec<i64> = inside(sizes.to_vec(), 1).into_iter().chain(total.iter().copied()).collect();
     let mut arguments: Vec<Argument> = (0..node.shapes.len()).map(Operand).collect();
