@@ -3,10 +3,11 @@
 #
 #   benches/gpu.sh [--quick]
 #
-# First the tests that use a GPU where there is one: goldens in f32, bf16 gradients against f32, kernels against bodies.  Then steps, beside
-# PyTorch's (sdpa, bf16, compiled) where PYTHON names a Python with torch: `small` full and LoRA, an 8B-shaped model
-# with generated weights LoRA only, since 16 bytes for each of its weights are more than one GPU holds; --quick leaves
-# that model out.  What is missing is downloaded; without a GPU the reason is printed and the exit code is 3.
+# First the tests that use a GPU where there is one: goldens in f32, bf16 gradients against f32, kernels against bodies.
+# Then steps, beside PyTorch's (sdpa, bf16, compiled) where PYTHON names a Python with torch: `small` full and LoRA, an
+# 8B-shaped model with generated weights LoRA only, since 16 bytes for each of its weights are more than one GPU holds;
+# --quick leaves that model out.  What is missing is downloaded; without a GPU the reason is printed and the exit code
+# is 3.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
