@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from attention import Groups
 from export import seeded
 from spellings import export
 
@@ -92,12 +93,44 @@ class Model(nn.Module):
         return self.head(x + self.experts(self.norm(x)))
 
 
-MODELS = [("experts_loop_dynamo18", Loop), ("experts_put_dynamo18", Put), ("experts_put_legacy17", Put)]
+class Block(nn.Module):
+    def __init__(self, experts):
+        super().__init__()
+        self.before, self.behind = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.attention, self.experts = Groups(), experts
+
+    def forward(self, x):
+        x = x + self.attention(self.before(x))
+        return x + self.experts(self.behind(x))
+
+
+class Blocks(nn.Module):
+    """Attention and experts of either spelling."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(VOCAB, WIDTH)
+        self.blocks = nn.ModuleList(Block(experts) for experts in (Loop(), Put()))
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VOCAB, bias=False)
+
+    def forward(self, input_ids):
+        x = self.embed(input_ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
+MODELS = [
+    ("experts_blocks_dynamo18", Blocks),
+    ("experts_loop_dynamo18", lambda: Model(Loop())),
+    ("experts_put_dynamo18", lambda: Model(Put())),
+    ("experts_put_legacy17", lambda: Model(Put())),
+]
 
 
 def main(folder):
-    for name, experts in MODELS:
-        export(seeded(Model(experts()), seed=0).eval(), folder, name, LENGTH)
+    for name, model in MODELS:
+        export(seeded(model(), seed=0).eval(), folder, name, LENGTH)
 
 
 if __name__ == "__main__":

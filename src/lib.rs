@@ -95,6 +95,8 @@
 //! - Packing changes the model alone, not the step around it: draws, rates and losses stay by sequence, [B, L], and rows
 //!   exist only between the lookup of the tokens and that of the logits.  So no method knows of it, a batch is the same
 //!   samples with the same draws as without, and a run counts, saves and resumes as ever.
+//! - A model that chooses rows itself, as experts do, finds them in packed rows by the same arithmetic: the pass follows
+//!   the numbers that a mask's elements have, digit by digit (`packing::numbers`), and refuses what it cannot follow.
 //! - Measured speeds change the time that is predicted and nothing else. Extraction weighs the same operations and bytes by
 //!   fixed numbers, so that a model compiles to the same file on every machine, whatever calibration lies in a cache.
 //! - The FLOPs of the graph before its rows sank are those of the compiled graph if every token is read: sinking changes

@@ -17,7 +17,7 @@ use weftc::train::{Setup, Trainer};
 const OWN: &str = "models";
 const SHARED: &str = "../shared/models";
 
-const OWN_NAMES: [&str; 19] = [
+const OWN_NAMES: [&str; 20] = [
     "attention_einsum_dynamo18",
     "attention_filled_dynamo18",
     "attention_groups_dynamo18",
@@ -25,6 +25,7 @@ const OWN_NAMES: [&str; 19] = [
     "attention_shared_legacy17",
     "attention_weights_dynamo18",
     "dream_micro_dynamo18",
+    "experts_blocks_dynamo18",
     "experts_loop_dynamo18",
     "experts_put_dynamo18",
     "experts_put_legacy17",

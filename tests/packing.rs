@@ -15,8 +15,9 @@ use weftc::train::data::{Packing, Sample};
 use weftc::train::sampler::Sampler;
 use weftc::train::{Setup, Trainer};
 
-const OWN: [&str; 10] = [
+const OWN: [&str; 11] = [
     "dream_micro_dynamo18",
+    "experts_blocks_dynamo18",
     "llada_micro_dynamo18",
     "llada_micro_legacy17",
     "llada_micro_native23",
@@ -248,6 +249,49 @@ fn places_are_those_in_a_sequence() {
     }
 }
 
+/// Rows that a model chooses itself, as for experts, are looked up and put back by their tokens' numbers, however those are
+/// taken apart.
+#[test]
+fn chosen_rows_are_their_tokens() {
+    let bodies = [
+        // Of one list of all tokens.
+        "(let r (true_rows (reshape on [batch*seq]) rows)) (let y (tanh (matmul (gather flat r 0) w)))
+         (let z (reshape (put_rows y r 1 batch*seq) [batch seq 8]))",
+        // Of sequences, added to all.
+        "(let r (true_rows on rows)) (let y (tanh (matmul (gather flat r 0) w)))
+         (let z (reshape (scatter_add flat (expand (reshape r [rows 1]) [rows 8]) y 0) [batch seq 8]))",
+        // Of pairs of a choice and a token, which are told apart.
+        "(let r (true_rows (transpose (reshape (greater x 0.1) [batch*seq 8]) [1 0]) rows)) (let k (div r batch*seq))
+         (let t (sub r (mul k batch*seq))) (let share (gather (reshape x [8*batch*seq 1]) (add (mul t 8) k) 0))
+         (let y (mul (matmul (gather flat t 0) w) share))
+         (let z (reshape (scatter_add (full 0.0 f32 [batch*seq 8]) (expand (reshape t [rows 1]) [rows 8]) y 0) [batch seq 8]))",
+        // The choice between sequences and places.
+        "(let r (true_rows (transpose (greater x 0.1) [0 2 1]) rows)) (let b (div r 8*seq)) (let j (sub r (mul b 8*seq)))
+         (let k (div j seq)) (let l (sub j (mul k seq))) (let t (add l (mul b seq)))
+         (let y (mul (gather flat t 0) (gather slopes8 k 0)))
+         (let z (reshape (scatter_add flat (expand (reshape t [rows 1]) [rows 8]) y 0) [batch seq 8]))",
+        // Each token twice.
+        "(let two (reshape (expand (reshape flat [batch*seq 1 8]) [batch*seq 2 8]) [2*batch*seq 8]))
+         (let r (true_rows (greater (reshape (slice two 1 0 1 1) [2*batch*seq]) 0.0) rows)) (let y (matmul (gather two r 0) w))
+         (let z (reshape (sum (reshape (put_rows y r 1 2*batch*seq) [batch*seq 2 8]) [1]) [batch seq 8]))",
+        // Among a token's own.
+        "(let best (topk_indices x 3 2 1)) (let y (gather_elements x best 2))
+         (let z (scatter_add (full 0.0 f32 [batch seq 8]) best (mul y y) 2))",
+    ];
+    for body in bodies {
+        let graph = parsed(&format!("{HEADS} {CHOSEN} {body} {CHOSEN_AFTER} {AFTER}"));
+        let [alone, packed] = logits(&graph, &[5, 2, 7, 3, 4]);
+        let apart = alone.iter().zip(&packed).fold(0f64, |m, (x, y)| m.max((x - y).abs()));
+        assert!(alone.len() == packed.len() && apart < 1e-12, "{body}\ndiffers by {apart:.1e}");
+    }
+}
+
+const CHOSEN: &str =
+    "(let on (greater (reshape (slice x 2 0 1 1) [batch seq]) 0.0)) (let flat (reshape x [batch*seq 8]))
+    (let slopes8 (reshape (slice wpe 0 0 8 1) [8 8]))";
+const CHOSEN_AFTER: &str =
+    "(let p (transpose (reshape (add x z) [batch seq 2 4]) [0 2 1 3])) (let a (attention p p p 0.5))";
+
 /// What joins tokens behind the last product is computed by sequence: a model that shifts its own logits.
 #[test]
 fn logits_are_shifted_within_their_sequence() {
@@ -327,6 +371,26 @@ fn what_joins_tokens_is_refused() {
     ] {
         out += &format!("{}\n\n", refused(body));
     }
+    // Chosen rows: their neighbours', their number, all of them at once, pairs of tokens, sequences, other tokens'.
+    let back = "(let z (reshape (put_rows y r 1 batch*seq) [batch seq 8]))";
+    let rows = "(let r (true_rows on rows)) (let t (gather flat r 0))";
+    for body in [
+        &format!("{rows} (let y (gather flat (add r 1) 0)) {back}"),
+        &format!("{rows} (let y (mul t (reshape (cast r f32) [rows 1]))) {back}"),
+        &format!("{rows} (let y (sub t (mean t [0]))) {back}"),
+        "(let r (true_rows (greater (matmul x (transpose x [0 2 1])) 0.0) rows)) (let b (div r seq*seq))
+         (let z (add x (reshape (slice (gather flat b 0) 0 0 1 1) [1 1 8])))",
+        &format!("{rows} (let y (gather flat (div r seq) 0)) {back}"),
+        &format!("{rows} (let z (transpose (put_rows t r seq batch) [1 0 2]))"),
+        &format!("{rows} (let y (mul t (reshape (cast (iota rows) f32) [rows 1]))) {back}"),
+    ] {
+        out += &format!("{}\n\n", refused(&format!("{CHOSEN} {body} {CHOSEN_AFTER}")));
+    }
+    let behind = format!(
+        "{HEADS} {CHOSEN} (let a (attention q q q 0.5)) (let y (matmul (reshape (transpose a [0 2 1 3]) [batch seq 8]) head))
+         {rows} (output logits (add y (mean (gather (reshape y [batch*seq 13]) r 0) [0])))"
+    );
+    out += &format!("{}\n\n", packing::apply(&parsed(&behind), "ids").unwrap_err());
     let fixed = text::parse("(graph g (input ids i64 [1 16]) (param e f32 [13 8]) (output logits (gather e ids 0)))");
     out += &packing::apply(&fixed.unwrap_or_else(|e| panic!("{}", e.message)), "ids").unwrap_err().to_string();
     insta::assert_snapshot!(out);

@@ -1,16 +1,21 @@
 //! Which values of a model depend on tokens, and which operators join tokens with one another.
 
+use super::numbers::Number;
 use crate::error::Problem;
 use crate::ir::infer::resolve_axis;
 use crate::ir::op::Cost;
 use crate::ir::{Builder, Dim, Graph, Id, LeafKind, Lit, Node, Op, Sym};
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 /// A model's values, told apart by what they depend on.
 pub struct Mixing<'m> {
     model: &'m Graph,
     batch: Sym,
     length: Sym,
+    /// How many rows are chosen among tokens, as an expert's are.
+    lists: FxHashSet<Sym>,
+    /// Which token each row of such a list is.
+    numbers: FxHashMap<Id, Number>,
     /// What depends on an input [B, L, ..].
     dependent: FxHashSet<Id>,
     /// What joins tokens, and what depends on it.
@@ -21,8 +26,8 @@ const HELP: &str = "compile without --packing; each sequence then has a row of i
 
 impl<'m> Mixing<'m> {
     pub fn new(model: &'m Graph, batch: Sym, length: Sym) -> Self {
-        let (dependent, behind) = Default::default();
-        let mut mixing = Mixing { model, batch, length, dependent, behind };
+        let (lists, numbers, dependent, behind) = Default::default();
+        let mut mixing = Mixing { model, batch, length, lists, numbers, dependent, behind };
         for id in model.live() {
             let fed = model.as_leaf(id).is_some_and(|leaf| {
                 let leaf = model.leaf(leaf);
@@ -30,6 +35,9 @@ impl<'m> Mixing<'m> {
             });
             if fed || model.node(id).children().iter().any(|c| mixing.depends(*c)) {
                 mixing.dependent.insert(id);
+            }
+            if mixing.depends(id) {
+                mixing.count(id);
             }
             let behind = model.node(id).children().iter().any(|c| mixing.behind.contains(c));
             if behind || mixing.depends(id) && mixing.joins(id).is_some() {
@@ -53,8 +61,13 @@ impl<'m> Mixing<'m> {
     pub fn looks_up(&self, id: Id, k: usize) -> bool {
         let Node::Op(op, children) = self.model.node(id) else { return false };
         // A table that is read at the tokens' places has no place itself; dropout's numbers are the sequences'.
-        let kept = (*op == Op::Gather && k == 0) || *op == Op::Dropout;
+        let kept = (*op == Op::Gather && k == 0) || *op == Op::Dropout || self.fills(children[k]);
         !kept && !self.depends(children[k]) && self.places(children[k])
+    }
+
+    /// Whether a value is one number for all places.
+    pub fn fills(&self, id: Id) -> bool {
+        self.model.node(id).op() == Some(Op::Full) && self.places(id)
     }
 
     /// Whether a value depends on a weight.
@@ -77,7 +90,8 @@ impl<'m> Mixing<'m> {
             let op = self.model.node(*id).op().filter(|_| self.depends(*id))?;
             let why = match self.in_rows(*id) {
                 true => self.misplaced(*id)?,
-                false => self.joins(*id).filter(|_| deep)?,
+                false if deep => self.joins(*id)?,
+                false => self.scattered(*id)?,
             };
             let place = self.model.origin.get(id).map_or_else(|| op.name().to_string(), |o| o.to_string());
             Some(Problem::new(place, format!("`{}` {why}", op.name())).help(HELP))
@@ -92,9 +106,51 @@ impl<'m> Mixing<'m> {
         [&self.batch, &self.length].map(|s| Dim::sym(s.as_str()))
     }
 
-    /// Whether a size counts tokens or sequences.
+    /// Whether a size counts tokens, some of them or sequences.
     fn counts(&self, size: &Dim) -> bool {
-        size.symbols().iter().any(|s| *s == self.batch || *s == self.length)
+        self.chosen(size) || size.symbols().iter().any(|s| *s == self.batch || *s == self.length)
+    }
+
+    /// Whether it counts rows that are chosen.
+    fn chosen(&self, size: &Dim) -> bool {
+        size.symbols().iter().any(|s| self.lists.contains(s))
+    }
+
+    /// Notes what a node counts: how many rows it chooses, or which.
+    fn count(&mut self, id: Id) {
+        if let (Some(Op::TrueRows), [list]) = (self.model.node(id).op(), self.shape(id)) {
+            self.lists.extend(list.symbols());
+        }
+        if let Some(number) = self.number(id) {
+            self.numbers.insert(id, number);
+        }
+    }
+
+    /// The numbers of tokens that a node makes, or others of their digits.
+    fn number(&self, id: Id) -> Option<Number> {
+        let Node::Op(op, children) = self.model.node(id) else { return None };
+        let known = |k: usize| children.get(k).and_then(|c| self.numbers.get(c));
+        let lit = |k: usize| self.model.type_of(*children.get(k)?).lit().and_then(Lit::int);
+        match op {
+            Op::TrueRows if self.in_rows(children[0]) && !self.shape(children[0]).iter().any(|d| self.chosen(d)) => {
+                Number::of(self.shape(children[0]), &self.sizes(), self.shape(id)[0].clone())
+            }
+            Op::Reshape | Op::Transpose | Op::Expand | Op::Cast => {
+                let number = known(0)?;
+                let stays = *op != Op::Reshape || self.keeps_rows(self.shape(children[0]), self.shape(id));
+                let counting: Vec<&Dim> = self.shape(id).iter().filter(|d| self.counts(d)).collect();
+                let whole = self.model.tensor_type(id).is_some_and(|t| !t.dtype.is_float());
+                (stays && whole && counting == [&number.list]).then(|| number.clone())
+            }
+            Op::Mul => {
+                let (number, factor) = known(0).zip(lit(1)).or_else(|| known(1).zip(lit(0)))?;
+                Some(number.times(factor))
+            }
+            Op::Div => known(0)?.over(lit(1)?),
+            Op::Sub => known(0)?.minus(known(1)?),
+            Op::Add => known(0)?.plus(known(1)?),
+            _ => None,
+        }
     }
 
     fn shape(&self, id: Id) -> &[Dim] {
@@ -105,6 +161,9 @@ impl<'m> Mixing<'m> {
     fn joins(&self, id: Id) -> Option<String> {
         let Node::Op(op, children) = self.model.node(id) else { return None };
         let op = *op;
+        if self.numbers.contains_key(&id) {
+            return None;
+        }
         let operands = &children[..op.operands(children.len())];
         let lit = |k: usize| self.model.type_of(*children.get(operands.len() + k)?).lit();
         let axis = |k: usize| resolve_axis(lit(k)?.int()?.known()?, self.shape(operands[0]).len()).ok();
@@ -115,6 +174,24 @@ impl<'m> Mixing<'m> {
             return Some("computes with the number of tokens or of sequences".into());
         }
         let last = self.shape(operands[0]).last();
+        let number = |k: usize| self.numbers.get(&operands[k]).filter(|n| n.tells_tokens());
+        let looks_up = matches!(op, Op::Gather | Op::PutRows | Op::ScatterAdd);
+        if (0..operands.len()).any(|k| number(k).is_some() && !(looks_up && k == 1)) {
+            return Some("computes with the numbers of chosen tokens in a way that weftc does not follow".into());
+        }
+        // Along one axis, which is none of tokens, each token among its own.
+        let alike = |axis: Option<usize>| {
+            let others = |c: &Id| -> Vec<Option<&Dim>> {
+                self.shape(*c).iter().enumerate().map(|(k, d)| (Some(k) != axis).then_some(d)).collect()
+            };
+            !crosses(axis) && operands.iter().all(|c| others(c) == others(&operands[0]))
+        };
+        // Whether rows are looked up along an axis by the numbers of their tokens, and no others.
+        let by_number = |number: &Number, axis: Option<usize>| {
+            let shape = self.shape(operands[0]);
+            let alone = shape.iter().enumerate().all(|(k, d)| Some(k) == axis || !self.counts(d));
+            alone && axis.is_some_and(|k| number.addresses(&shape[k..=k], &self.sizes()))
+        };
         match op {
             // Element by element.
             op if op <= Op::Where => None,
@@ -142,19 +219,49 @@ impl<'m> Mixing<'m> {
             Op::Gather => {
                 let table = operands[0];
                 let elsewhere = |k: usize, d: &Dim| Some(k) != axis(0) && self.counts(d);
-                let fits = if self.depends(table) {
+                let fits = if let Some(number) = number(1) {
+                    self.depends(table) && by_number(number, axis(0))
+                } else if self.depends(table) {
                     !self.depends(operands[1]) && !self.places(operands[1]) && !crosses(axis(0))
                 } else {
                     !self.shape(table).iter().enumerate().any(|(k, d)| elsewhere(k, d))
                 };
                 wrong(!fits, "looks tokens up by their place in a row")
             }
+            Op::TopkValues | Op::TopkIndices => wrong(crosses(axis(1)), "goes over the tokens of a row"),
+            Op::GatherElements => wrong(!alike(axis(0)), "looks tokens up by their place in a row"),
+            Op::ScatterAdd => {
+                let fits = number(1).map_or_else(|| alike(axis(0)), |number| by_number(number, axis(0)));
+                wrong(!fits, "adds to tokens by their place in a row")
+            }
+            Op::PutRows => {
+                let shape = [0, 1].map(|k| lit(k).and_then(Lit::int).cloned().unwrap_or(Dim::Known(0)));
+                let fits = number(1).is_some_and(|number| number.addresses(&shape, &self.sizes()));
+                wrong(!fits, "puts tokens where their numbers do not say")
+            }
+            Op::TrueRows => Some("chooses rows by what weftc cannot tell to be tokens'".into()),
             Op::Attention | Op::AttentionBias => {
                 let heads = |c: &Id| self.depends(*c) && self.shape(*c).len() == 4 && self.is_row(self.shape(*c), 2);
                 wrong(!operands[..3].iter().all(heads), "is not over [batch, heads, tokens, width]")
             }
             _ => Some("may join tokens: weftc cannot tell".into()),
         }
+    }
+
+    /// Why a node that is computed by sequence cannot be: an operand has rows, but not of sequences.
+    fn scattered(&self, id: Id) -> Option<String> {
+        let lost = |c: &&Id| {
+            let shape = self.model.tensor_type(**c).filter(|_| self.in_rows(**c)).map(|t| t.shape.as_slice());
+            shape.is_some_and(|s| !s.starts_with(&self.sizes()) && self.flat(s).is_none())
+        };
+        let child = self.model.node(id).children().iter().find(lost)?;
+        Some(format!("joins tokens, and reads {}, which has no row for each", self.model.type_of(*child)))
+    }
+
+    /// How many elements of the first axis are each token's, where that is all tokens of all sequences.
+    pub fn flat(&self, shape: &[Dim]) -> Option<Dim> {
+        let [batch, length] = self.sizes();
+        shape.first()?.div_exact(&(batch * length)).filter(|each| !self.counts(each))
     }
 
     /// Whether axis 0 counts sequences, axis `k` their tokens, and no other either.
@@ -229,14 +336,17 @@ impl<'m> Mixing<'m> {
         i == from.len() && j == to.len()
     }
 
-    /// Whether the parts of a joined axis stand in the one order that is read back: sequences, their tokens, or
-    /// sequences, their heads.
+    /// Whether the parts of a joined axis stand in the one order that is read back: sequences or chosen tokens, then the
+    /// tokens of a sequence, then what is each one's.
     fn in_order(&self, parts: &[Dim]) -> bool {
         let [batch, length] = self.sizes();
-        match parts {
-            [_] => true,
-            [first, second] => *first == batch && (*second == length || !self.counts(second)),
-            _ => false,
-        }
+        let [first, rest @ ..] = parts else { return false };
+        let each = match rest {
+            [] => return true,
+            [second, each @ ..] if *first == batch && *second == length => each,
+            each if *first == batch || self.chosen(first) || self.flat(parts).is_some() => each,
+            _ => return false,
+        };
+        each.iter().all(|d| !self.counts(d))
     }
 }

@@ -14,6 +14,7 @@
 //!   where a model shifts its own logits, it is computed by sequence; elsewhere it is refused (`packing::mixing`).
 
 mod mixing;
+mod numbers;
 mod places;
 
 use crate::error::{Error, Problem, Result};
@@ -152,6 +153,7 @@ impl<'m> Packer<'m> {
                     let lit = self.resized(lit);
                     self.graph.lit(lit)?
                 }
+                _ if self.mixing.fills(*child) => self.resized_node(*child)?,
                 _ if self.mixing.looks_up(id, k) => self.placed(*child, self.model.type_of(id).shape(), *op)?,
                 _ => self.built[child],
             });
@@ -172,7 +174,13 @@ impl<'m> Packer<'m> {
             return Ok(new);
         }
         let slots = self.slots()?;
-        self.looked_up(new, slots)
+        let shape = self.model.type_of(value).shape();
+        let Some(each) = self.mixing.flat(shape) else { return self.looked_up(new, slots) };
+        // One list of all tokens.
+        let by_row = [&[self.rows.clone(), self.width.clone(), each], &shape[1..]].concat();
+        let new = reshape(&mut self.graph, new, &by_row)?;
+        let new = self.looked_up(new, slots)?;
+        reshape(&mut self.graph, new, shape)
     }
 
     /// [B, L] i64: where in the rows each token of the batch lies; 0 for what lies nowhere.
@@ -187,6 +195,15 @@ impl<'m> Packer<'m> {
         let empty = full(g, 0.0, DType::I64, std::slice::from_ref(&tokens))?;
         let slots = g.op(Op::ScatterAdd, &[empty, at, cell, zero])?;
         reshape(g, slots, &[self.batch.clone(), self.length.clone()])
+    }
+
+    /// The same node with R and W in place of B and L in its literals, where it has nothing else.
+    fn resized_node(&mut self, id: Id) -> Built<Id> {
+        let Node::Op(op, children) = self.model.node(id) else { return Ok(self.built[&id]) };
+        let lits = children.iter().filter_map(|c| self.model.type_of(*c).lit()).map(|lit| self.resized(lit));
+        let lits: Vec<Lit> = lits.collect();
+        let lits = lits.into_iter().map(|lit| self.graph.lit(lit)).collect::<Built<Vec<Id>>>()?;
+        self.graph.op(*op, &lits)
     }
 
     /// The elements of a value [n, m, ..] at places i m + j.
