@@ -78,6 +78,29 @@ class Put(Experts):
         return y.reshape(x.shape) + self.shared(x)
 
 
+class Stacked(nn.Module):
+    """Weights of all experts in two tensors; each token looks up its experts' and multiplies them. `columns`: whether
+    tokens are multiplied as columns, by matrices of [out, in], or as rows by [in, out]."""
+
+    def __init__(self, columns):
+        super().__init__()
+        self.columns, self.router = columns, nn.Linear(WIDTH, EXPERTS, bias=False)
+        turn = (lambda *shape: shape) if columns else (lambda a, b: (b, a))
+        self.gate_up = nn.Parameter(torch.zeros(EXPERTS, *turn(2 * HIDDEN, WIDTH)))
+        self.down = nn.Parameter(torch.zeros(EXPERTS, *turn(WIDTH, HIDDEN)))
+
+    def multiply(self, weight, x):
+        return (weight @ x[..., None])[..., 0] if self.columns else (x[..., None, :] @ weight)[..., 0, :]
+
+    def forward(self, x):
+        tokens = x.reshape(-1, WIDTH)
+        shares, chosen = self.router(tokens).softmax(-1).topk(CHOSEN, dim=-1)
+        repeated, flat = tokens.repeat_interleave(CHOSEN, dim=0), chosen.reshape(-1)
+        gate, up = self.multiply(self.gate_up[flat], repeated).chunk(2, dim=-1)
+        y = self.multiply(self.down[flat], F.silu(gate) * up) * shares.reshape(-1, 1)
+        return y.reshape(-1, CHOSEN, WIDTH).sum(1).reshape(x.shape)
+
+
 class Model(nn.Module):
     """An embedding, its mean over the sequence mixed in, and experts."""
 
@@ -105,12 +128,12 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    """Attention and experts of either spelling."""
+    """Attention and experts, one spelling a block."""
 
-    def __init__(self):
+    def __init__(self, *spellings):
         super().__init__()
         self.embed = nn.Embedding(VOCAB, WIDTH)
-        self.blocks = nn.ModuleList(Block(experts) for experts in (Loop(), Put()))
+        self.blocks = nn.ModuleList(Block(experts) for experts in spellings)
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VOCAB, bias=False)
 
     def forward(self, input_ids):
@@ -121,10 +144,11 @@ class Blocks(nn.Module):
 
 
 MODELS = [
-    ("experts_blocks_dynamo18", Blocks),
+    ("experts_blocks_dynamo18", lambda: Blocks(Loop(), Put())),
     ("experts_loop_dynamo18", lambda: Model(Loop())),
     ("experts_put_dynamo18", lambda: Model(Put())),
     ("experts_put_legacy17", lambda: Model(Put())),
+    ("experts_stacked_dynamo18", lambda: Blocks(Stacked(True), Stacked(False))),
 ]
 
 

@@ -17,7 +17,7 @@ use weftc::train::{Setup, Trainer};
 const OWN: &str = "models";
 const SHARED: &str = "../shared/models";
 
-const OWN_NAMES: [&str; 20] = [
+const OWN_NAMES: [&str; 21] = [
     "attention_einsum_dynamo18",
     "attention_filled_dynamo18",
     "attention_groups_dynamo18",
@@ -29,6 +29,7 @@ const OWN_NAMES: [&str; 20] = [
     "experts_loop_dynamo18",
     "experts_put_dynamo18",
     "experts_put_legacy17",
+    "experts_stacked_dynamo18",
     "llada_micro_dynamo18",
     "llada_micro_legacy17",
     "llada_micro_native23",

@@ -167,6 +167,7 @@ fn nodes((b, l, n): Sizes) -> Vec<(&'static str, Vec<Operand>)> {
     let token_dy = || small("dy", &[b, l, 3, e + 3]);
     let some = b * m * 2 / 3;
     let (rq, row_dy) = (|| small("q", &[some, 3, e]), || small("dy", &[some, 3, e + 3]));
+    let at = || f("at", &[b, l]).drawn(DType::I64, Draw::Below(5));
     let places = || f("i", &[some]).drawn(DType::I64, Draw::Places(b * m));
     vec![
         ("product x y 0 0 1.0", vec![small("x", &[b, l, m]), small("y", &[m, n])]),
@@ -177,6 +178,10 @@ fn nodes((b, l, n): Sizes) -> Vec<(&'static str, Vec<Operand>)> {
         ("product x y 1 0 1.0", vec![small("x", &[b, 1, m, l]), small("y", &[1, 3, m, n])]),
         ("product_add x y c 0 1 0.5", vec![small("x", &[b, l, m]), small("y", &[n, m]), small("c", &[b, l, n])]),
         ("product_add x y c 1 0 1.0", vec![small("x", &[m, l]), small("y", &[m, n]), small("c", &[l, n])]),
+        ("gather_matmul w at x 0", vec![small("w", &[5, n, m]), at(), small("x", &[b, l, m, 1])]),
+        ("gather_matmul w at x 1", vec![small("w", &[5, m, n]), at(), small("x", &[b, l, m, 3])]),
+        ("gather_matmul_grad dy x at 5", vec![small("dy", &[b, l, n, 1]), small("x", &[b, l, m, 1]), at()]),
+        ("gather_matmul_grad dy x at 5", vec![small("dy", &[b, l, n, 2]), small("x", &[b, l, m, 2]), at()]),
         ("attention q k v 0.3", vec![q(), k(), v()]),
         ("attention_bias q k v bias 0.3", vec![q(), k(), v(), mask(&[b, 1, 1, m])]),
         ("attention_bias q k v bias -0.3", vec![q(), k(), v(), mask(&[l, m])]),

@@ -15,9 +15,10 @@ use weftc::train::data::{Packing, Sample};
 use weftc::train::sampler::Sampler;
 use weftc::train::{Setup, Trainer};
 
-const OWN: [&str; 11] = [
+const OWN: [&str; 12] = [
     "dream_micro_dynamo18",
     "experts_blocks_dynamo18",
+    "experts_stacked_dynamo18",
     "llada_micro_dynamo18",
     "llada_micro_legacy17",
     "llada_micro_native23",

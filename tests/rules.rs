@@ -57,7 +57,15 @@ fn heads(rules: &[Rule]) -> Vec<Op> {
 const NO_ROW: &[(&str, &[Op])] = &[
     (
         "made from contractions that have rows, after differentiation",
-        &[Op::Gemm, Op::FusedMatMul, Op::Product, Op::ProductAdd, Op::MatMulNBits],
+        &[
+            Op::Gemm,
+            Op::FusedMatMul,
+            Op::Product,
+            Op::ProductAdd,
+            Op::GatherMatMul,
+            Op::GatherMatMulGrad,
+            Op::MatMulNBits,
+        ],
     ),
     ("made from composites, after differentiation", &[Op::OrtLayerNorm, Op::OrtAttention]),
     ("holds no operand", &[Op::Full, Op::Iota]),

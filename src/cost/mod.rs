@@ -73,6 +73,15 @@ pub fn work(op: Op, children: &[&Type], result: &Type, sizes: Sizes) -> Option<W
             let unit = if matches!(op, Op::Product | Op::ProductAdd) { Unit::Product } else { Unit::MatMul };
             Work { unit, products: multiply_adds(at.elements(result).saturating_mul(inner)), ..all }
         }
+        // x has as many rows as the matrices have columns; every matrix is read, none is copied.
+        Op::GatherMatMul => {
+            let products = multiply_adds(at.elements(result).saturating_mul(at.axis(children.get(2)?, 2)));
+            Work { unit: Unit::Product, products, ..all }
+        }
+        Op::GatherMatMulGrad => {
+            let products = multiply_adds(at.elements(children.first()?).saturating_mul(at.axis(children.get(1)?, 2)));
+            Work { unit: Unit::Product, products, ..all }
+        }
         Op::Attention
         | Op::AttentionBias
         | Op::TokenAttention

@@ -33,6 +33,13 @@ fn product(a: &Args) -> Result<Tensor> {
     l::matmul(&x, &y)?.affine(a.float("alpha")?, 0.0)
 }
 
+/// The matrices that a product reads, transposed if asked for.
+fn looked_up(a: &Args) -> Result<Tensor> {
+    let (w, at) = (a.x(0)?, a.x(1)?);
+    let shape = [at.dims(), &w.dims()[1..]].concat();
+    l::turned(&l::gather(w, at, 0, &shape)?, a.int("trans")?)
+}
+
 fn arm(a: &Args) -> Result<Tensor> {
     let x = || a.x(0);
     match a.op() {
@@ -81,6 +88,11 @@ fn arm(a: &Args) -> Result<Tensor> {
         Op::FusedMatMul => product(a),
         Op::Product => product(a),
         Op::ProductAdd => product(a)?.broadcast_add(a.x(2)?),
+        Op::GatherMatMul => l::matmul(&looked_up(a)?, a.x(2)?),
+        Op::GatherMatMulGrad => {
+            let each = l::matmul(x()?, &l::turned(a.x(1)?, 1)?)?;
+            l::gather_grad(&each, a.x(2)?, a.shape())
+        }
         Op::Dequantize => l::dequantize(x()?, a.x(1)?, a.int("bits")?, a.size("k")?),
         Op::MatMulNBits => l::matmul(x()?, &l::dequantize(a.x(1)?, a.x(2)?, a.int("bits")?, a.size("k")?)?.t()?),
         Op::Transpose => x()?.permute(a.axes("perm", x()?.rank())?)?.contiguous(),

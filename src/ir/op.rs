@@ -211,6 +211,10 @@ ops! {
     // Our own product, and one added to a third operand.
     Product      "product"       Fixed(2), [attr("trans_x", Kind::Int, Attribute("transA")), attr("trans_y", Kind::Int, Attribute("transB")), attr("alpha", Kind::Float, Attribute("alpha"))], i::fused_matmul, Weft("Product"), Matmul;
     ProductAdd   "product_add"   Fixed(3), [attr("trans_x", Kind::Int, Attribute("transA")), attr("trans_y", Kind::Int, Attribute("transB")), attr("alpha", Kind::Float, Attribute("alpha"))], i::product_add, Weft("ProductAdd"), Matmul;
+    // Each x[i] [b, n] times the matrix w[at[i]] [a, b], or its transpose: what mixtures of experts multiply row by row; and
+    // the cotangent of w, the products dy[i] x[i]^T added up at their matrices.
+    GatherMatMul "gather_matmul" Fixed(3), [attr("trans", Kind::Int, Attribute("trans"))], i::gather_matmul, Weft("GatherMatMul"), Matmul;
+    GatherMatMulGrad "gather_matmul_grad" Fixed(3), [attr("rows", Kind::Int, Attribute("rows"))], i::gather_matmul_grad, Weft("GatherMatMulGrad"), Matmul;
     // Weights in `bits` (8 or 4) bits: codes [n, blocks, block], scales [n, blocks], `k` elements a row.
     Dequantize   "dequantize"    Fixed(2), [attr("bits", Kind::Int, Internal), attr("k", Kind::Int, Internal)], i::dequantize, Custom, Move;
     MatMulNBits  "matmul_nbits"  Fixed(3), [attr("bits", Kind::Int, Internal), attr("k", Kind::Int, Internal)], i::matmul_nbits, Custom, Matmul;

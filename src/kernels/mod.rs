@@ -13,6 +13,7 @@ pub mod cuda;
 mod dropout;
 mod gather;
 mod head;
+mod looked_up;
 mod loss;
 mod norm;
 mod operator;
@@ -61,6 +62,8 @@ const KERNELS: &[Entry] = &[
     entry::<dropout::Dropout>(),
     entry::<product::Product>(),
     entry::<product::ProductAdd>(),
+    entry::<looked_up::GatherMatMul>(),
+    entry::<looked_up::GatherMatMulGrad>(),
     entry::<attention::Attention>(),
     entry::<attention::AttentionBias>(),
     entry::<attention::AttentionGrad>(),

@@ -114,7 +114,7 @@ impl Matrix {
     ///
     /// # Safety
     /// There is one.
-    unsafe fn element(self, k: usize) -> Self {
+    pub unsafe fn element(self, k: usize) -> Self {
         // SAFETY: by the caller's promise.
         Matrix { at: unsafe { self.at.add(k) }, ..self }
     }

@@ -1,6 +1,6 @@
 //! Products of matrices, dense and quantised.
 
-use super::{Args, Inferred, broadcast_shapes, tensor};
+use super::{Args, Inferred, broadcast_shapes, indices, tensor};
 use crate::ir::dim::Dim;
 use crate::ir::ty::{DType, TensorType, Type};
 
@@ -52,6 +52,34 @@ pub fn product_add(args: &Args) -> Inferred {
     match product.tensor() {
         Some(t) if t == args.tensor(2)? => Ok(product),
         _ => Err("what is added must be as large as the product".into()),
+    }
+}
+
+/// Matrices of `w` `[n, a, b]` at `at` `[i..]`, transposed if asked for, times `x` `[i.., b, c]`: `[i.., a, c]`.
+pub fn gather_matmul(args: &Args) -> Inferred {
+    let (w, at, x) = (args.tensor(0)?, args.tensor(1)?, args.tensor(2)?);
+    indices(at)?;
+    let ([_, _, _], (leads, ..)) = (w.shape.as_slice(), matrix(x)?) else {
+        return Err("needs a list of matrices".into());
+    };
+    if leads != at.shape {
+        return Err("needs a matrix's number for each matrix".into());
+    }
+    let looked_up = TensorType::new(w.dtype, [leads, &w.shape[1..]].concat());
+    contract(&looked_up, x, args.known(0)? != 0, false)
+}
+
+/// Products of `dy` `[i.., a, c]` and the transposed `x` `[i.., b, c]`, added up at `at` `[i..]`: `[rows, a, b]`.
+pub fn gather_matmul_grad(args: &Args) -> Inferred {
+    let (dy, x, at) = (args.tensor(0)?, args.tensor(1)?, args.tensor(2)?);
+    indices(at)?;
+    let (leads, ..) = matrix(x)?;
+    if leads != at.shape || matrix(dy)?.0 != at.shape {
+        return Err("needs a matrix's number for each matrix".into());
+    }
+    match contract(dy, x, false, true)?.shape() {
+        [.., a, b] => tensor(dy.dtype, vec![args.int(0)?.clone(), a.clone(), b.clone()]),
+        _ => Err("needs matrices".into()),
     }
 }
 

@@ -342,6 +342,8 @@ pub fn fill(graph: &Graph, op: Op, k: usize, children: &[Id]) -> Option<Fill> {
         crate::ir::infer::resolve_axis(attr, shape_of(graph, children[0]).len()).ok()
     };
     match (op, k) {
+        (Op::GatherMatMul, 1) => Some(Fill::Index(size(children[0], 0)?)),
+        (Op::GatherMatMulGrad, 2) => Some(Fill::Index(graph.type_of(*children.last()?).lit()?.int()?.known()?)),
         (Op::Gather | Op::GatherElements | Op::ScatterAdd, 1) => Some(Fill::Index(size(children[0], axis()?)?)),
         (Op::RowAttention | Op::RowAttentionBias, 3) => Some(Fill::Rows(size(children[1], 0)? * size(children[1], 1)?)),
         (Op::RowAttentionGrad | Op::RowAttentionBiasGrad, 4) => {
