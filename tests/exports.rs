@@ -129,6 +129,20 @@ fn own_exports_step_as_the_oracle_does() {
     }
 }
 
+/// `inspect` and `bench` read what was compiled.
+#[test]
+fn what_is_written_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in &exports(OWN) {
+        for target in [Target::Portable, Target::Cpu, Target::Cuda] {
+            let path = folder.path().join("train.onnx");
+            compile(&options(file, target)).unwrap().write(&path).unwrap();
+            let again = read(&path).unwrap_or_else(|e| panic!("{} for {target:?}: {e}", name(file)));
+            assert!(again.is_training_graph);
+        }
+    }
+}
+
 /// ONNX's TopK takes no bf16, which is what is computed in on a GPU.
 #[test]
 fn experts_are_chosen_in_f32() {

@@ -5,7 +5,6 @@ use strsim::levenshtein;
 
 /// Operators that models do have and how they are written in operators that are read.
 const FORMS: &[(&str, &str)] = &[
-    ("ArgMax", "choosing tokens belongs after the model: export up to the logits"),
     ("Bernoulli", "export in evaluation mode: randomness is an input of the training step"),
     ("ConvTranspose", "nothing that language models do; Conv along one axis is read"),
     ("DynamicQuantizeLinear", "export the model before quantization: quantized weights have no gradient"),

@@ -166,6 +166,7 @@ fn indexing() {
         case("ScatterND", &[x(), indices("i", &["2", "1", "2"], &[1, 2, 0, -1]), real("u", &["2", "1", "4"])]),
         case("ScatterND", &[x(), indices("i", &["3", "1"], &[1, 0, 1]), real("u", &["3", "3", "4"])])
             .word("reduction", "add"),
+        case("ScatterND", &[at("x", &["3", "4"]), indices("i", &["2", "1"], &[1, 0]), at("u", &["2", "4"])]).flat(),
         // The repeats of a traced repeat_interleave: 1 and 3.
         case("OneHot", &[])
             .table(ints("i", &[2], &[0, -1]))
@@ -181,8 +182,13 @@ fn indexing() {
         let top = case("TopK", &[x()]).numbers("k", &[2]).results(&["y", "at"]);
         cases.push(top.int("largest", largest).int("axis", axis));
     }
+    for (op, axis) in [("ArgMax", -1), ("ArgMin", 1), ("ArgMax", 0)] {
+        cases.push(case(op, &[x()]).int("axis", axis).flat());
+        cases.push(case(op, &[x()]).int("axis", axis).int("keepdims", 0).flat());
+    }
     // Of equal elements the first is taken.
     let even = fed("x", DType::F32, &["2", "6"], |k| (k % 2) as f64);
+    cases.push(case("ArgMax", std::slice::from_ref(&even)).int("axis", 1).flat());
     cases.push(case("TopK", &[even]).numbers("k", &[4]).results(&["y", "at"]).flat());
     check(cases);
 }

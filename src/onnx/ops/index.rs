@@ -233,12 +233,12 @@ pub fn scattered(b: &mut Build, call: &Call, [x, index, updates]: [Id; 3], axis:
         "add" => b.op(Op::ScatterAdd, &[x, index, updates], &axis),
         "none" => {
             let (ty, shape) = (b.ty(x)?, b.shape(updates));
-            if !ty.dtype.is_float() {
-                return Err("only floating-point numbers can be put into a tensor".into());
+            if ty.dtype == DType::Bool {
+                return Err("only numbers can be put into a tensor".into());
             }
             let (nothing, ones) = (b.full(0.0, ty.dtype, &ty.shape)?, b.full(1.0, ty.dtype, &shape)?);
             let hits = b.op(Op::ScatterAdd, &[nothing, index, ones], &axis)?;
-            let zero = b.float(0.0)?;
+            let zero = if ty.dtype.is_float() { b.float(0.0)? } else { b.lit_int(Dim::Known(0))? };
             let hit = b.op(Op::Greater, &[hits, zero], &[])?;
             let kept = b.op(Op::Where, &[hit, zero, x], &[])?;
             b.op(Op::ScatterAdd, &[kept, index, updates], &axis)

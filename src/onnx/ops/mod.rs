@@ -79,6 +79,8 @@ static STANDARD: &[Row] = &[
     row("Abs", 1, Unary(Op::Abs)),
     row("Add", 1, Binary(Op::Add)),
     row("And", 1, Binary(Op::And)),
+    row("ArgMax", 1, Fn(topk::arg_max)),
+    row("ArgMin", 1, Fn(topk::arg_min)),
     row("Attention", 23, Fn(attention::attention)),
     row("Cast", 1, Fn(elementwise::cast)),
     row("CastLike", 15, Fn(elementwise::cast_like)),
