@@ -144,7 +144,7 @@ impl<'m> Mixing<'m> {
             }
             Op::Mul => {
                 let (number, factor) = known(0).zip(lit(1)).or_else(|| known(1).zip(lit(0)))?;
-                Some(number.times(factor))
+                number.times(factor)
             }
             Op::Div => known(0)?.over(lit(1)?),
             Op::Sub => known(0)?.minus(known(1)?),

@@ -153,7 +153,7 @@ impl<'m> Packer<'m> {
                     let lit = self.resized(lit);
                     self.graph.lit(lit)?
                 }
-                _ if self.mixing.fills(*child) => self.resized_node(*child)?,
+                _ if self.mixing.fills(*child) => self.filled(*child)?,
                 _ if self.mixing.looks_up(id, k) => self.placed(*child, self.model.type_of(id).shape(), *op)?,
                 _ => self.built[child],
             });
@@ -197,8 +197,8 @@ impl<'m> Packer<'m> {
         reshape(g, slots, &[self.batch.clone(), self.length.clone()])
     }
 
-    /// The same node with R and W in place of B and L in its literals, where it has nothing else.
-    fn resized_node(&mut self, id: Id) -> Built<Id> {
+    /// One number for all places of the rows, where `id` is one for all of the sequences.
+    fn filled(&mut self, id: Id) -> Built<Id> {
         let Node::Op(op, children) = self.model.node(id) else { return Ok(self.built[&id]) };
         let lits = children.iter().filter_map(|c| self.model.type_of(*c).lit()).map(|lit| self.resized(lit));
         let lits: Vec<Lit> = lits.collect();

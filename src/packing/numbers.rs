@@ -85,9 +85,9 @@ impl Number {
         own(self) == own(&elements)
     }
 
-    pub fn times(&self, factor: &Dim) -> Number {
+    pub fn times(&self, factor: &Dim) -> Option<Number> {
         let digits = self.digits.iter().map(|d| Digit { weight: d.weight.clone() * factor.clone(), ..d.clone() });
-        Number { digits: digits.collect(), ..self.clone() }
+        is_positive(factor).then(|| Number { digits: digits.collect(), ..self.clone() })
     }
 
     /// The quotient without its fraction: the digits that are worth multiples of the divisor, where the others together
@@ -97,7 +97,7 @@ impl Number {
             self.digits.iter().map_while(|d| Some(Digit { weight: d.weight.div_exact(divisor)?, ..d.clone() }));
         let digits: Vec<Digit> = quotients.collect();
         let rest_fits = self.digits.get(digits.len()).is_none_or(|d| divisor.div_exact(&d.span()).is_some());
-        rest_fits.then_some(Number { digits, ..self.clone() })
+        (is_positive(divisor) && rest_fits).then_some(Number { digits, ..self.clone() })
     }
 
     pub fn minus(&self, other: &Number) -> Option<Number> {
@@ -115,6 +115,12 @@ impl Number {
         let no_carry = sum.digits.windows(2).all(|pair| pair[0].weight.div_exact(&pair[1].span()).is_some());
         no_carry.then_some(sum)
     }
+}
+
+/// Whether a size is positive by its look: a digit of negative weight would take from those above it.
+fn is_positive(size: &Dim) -> bool {
+    let monomials = size.monomials();
+    !monomials.is_empty() && monomials.iter().all(|(_, factor)| *factor > 0)
 }
 
 #[cfg(test)]
@@ -138,15 +144,18 @@ mod tests {
     fn digits_are_told_apart_and_put_together() {
         let flat = number(&["2", "batch*seq"]).unwrap();
         let place = flat.over(&dim("batch*seq")).unwrap();
-        let token = flat.minus(&place.times(&dim("batch*seq"))).unwrap();
+        let token = flat.minus(&place.times(&dim("batch*seq")).unwrap()).unwrap();
         assert!(token.addresses(&[dim("batch*seq")], &sizes()) && !place.tells_tokens());
-        let choice = token.times(&dim("2")).plus(&place).unwrap();
+        let choice = token.times(&dim("2")).unwrap().plus(&place).unwrap();
         assert!(choice.addresses(&[dim("2*batch*seq")], &sizes()));
         assert!(!choice.addresses(&[dim("batch*seq")], &sizes()));
         assert!(flat.addresses(&[dim("2"), dim("batch*seq")], &sizes()));
         // The same sum the other way round carries: tokens' numbers reach beyond the weight of a place.
-        assert_eq!(token.plus(&place.times(&dim("3"))), None);
+        assert_eq!(token.plus(&place.times(&dim("3")).unwrap()), None);
         assert_eq!(token.plus(&token), None);
+        // So does a negative weight, which borrows.
+        assert_eq!(place.times(&dim("-1")), None);
+        assert_eq!(token.over(&dim("1-seq")), None);
         // A quotient that cuts through a digit.
         assert_eq!(flat.over(&dim("2")), None);
         let sequence = token.over(&dim("seq")).unwrap();

@@ -182,6 +182,12 @@ fn indexing() {
         let top = case("TopK", &[x()]).numbers("k", &[2]).results(&["y", "at"]);
         cases.push(top.int("largest", largest).int("axis", axis));
     }
+    // Known rows: the last, one in the middle, all, and some that do not follow one another.
+    for rows in [&[1, 2][..], &[1], &[0, 1, 2], &[2, 0]] {
+        let updates = real("u", &[&rows.len().to_string(), "4"]);
+        let put = case("ScatterND", &[real("x", &["3", "4"]), updates]);
+        cases.push(put.table(ints("i", &[rows.len() as i64, 1], rows)).operands(&["x", "i", "u"]));
+    }
     for (op, axis) in [("ArgMax", -1), ("ArgMin", 1), ("ArgMax", 0)] {
         cases.push(case(op, &[x()]).int("axis", axis).flat());
         cases.push(case(op, &[x()]).int("axis", axis).int("keepdims", 0).flat());

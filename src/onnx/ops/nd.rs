@@ -124,8 +124,29 @@ fn put_rows(b: &mut Build, call: &Call, x: Id, updates: Id) -> Result<Option<Id>
     b.reshape(y, &dims).map(Some)
 }
 
+/// `x[from:to] = updates`, where the rows are known: the others, and these between them.
+fn put_range(b: &mut Build, call: &Call, x: Id, updates: Id) -> Result<Option<Id>, String> {
+    let Some((index, rows)) = call.known(1).and_then(|k| Some((k, k.dims()?))) else { return Ok(None) };
+    let rows: Option<Vec<i64>> = rows.iter().map(Dim::known).collect();
+    let (Some(rows), Some(size)) = (rows, b.shape(x).first().and_then(Dim::known)) else { return Ok(None) };
+    let ([from, ..], Some(to)) = (&rows[..], rows.last().map(|last| last + 1)) else { return Ok(None) };
+    let in_line = rows.windows(2).all(|pair| pair[0] + 1 == pair[1]) && *from >= 0 && to <= size;
+    if !in_line || index.shape != [rows.len(), 1] || call.word("reduction").is_some_and(|r| r != "none") {
+        return Ok(None);
+    }
+    let mut parts = Vec::new();
+    for (start, end) in [(0, *from), (*from, to), (to, size)].into_iter().filter(|(start, end)| start < end) {
+        let own = (start, end) == (*from, to);
+        parts.push(if own { updates } else { b.slice(x, 0, Dim::Known(start), Dim::Known(end), 1)? });
+    }
+    b.concat(&parts, 0).map(Some)
+}
+
 pub fn scatter_nd(b: &mut Build, call: &Call) -> Read {
     let (x, updates) = (call.node(b, 0)?, call.node(b, 2)?);
+    if let Some(put) = put_range(b, call, x, updates)? {
+        return Ok(vec![Value::Node(put)]);
+    }
     let dims = b.shape(x);
     if let Some(put) = put_rows(b, call, x, updates)? {
         return Ok(vec![Value::Node(put)]);

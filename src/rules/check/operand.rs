@@ -67,6 +67,21 @@ pub fn draw(
             }
             tensor(float, mine)
         }
+        // Matrices [n, a, b], a number for each of [i.., b, c].
+        (Op::GatherMatMul, 0, _) => tensor(float, free(random, 3, 3)),
+        (Op::GatherMatMul, 1, _) => tensor(DType::I64, free(random, 0, 2)),
+        (Op::GatherMatMul, _, Some(w)) => {
+            let inner = random.pick(&w[w.len().min(1)..]);
+            tensor(float, [shape(1).unwrap_or_default(), vec![inner, random.size()]].concat())
+        }
+        (Op::GatherMatMulGrad, 0, _) => tensor(float, free(random, 2, 4)),
+        (Op::GatherMatMulGrad, k, Some(mut dy)) if dy.len() > 1 => {
+            let columns = dy.split_off(dy.len() - 2)[1];
+            match k {
+                1 => tensor(float, [dy, vec![random.size(), columns]].concat()),
+                _ => tensor(DType::I64, dy),
+            }
+        }
         // Blocks as long as ONNX Runtime takes them.
         (Op::Dequantize, 0, _) => tensor(DType::U8, vec![random.int(1, 3), random.int(1, 2), 32]),
         (Op::Dequantize, _, Some(q)) => tensor(instance.float, q[..2].to_vec()),
