@@ -146,6 +146,9 @@ fn a_file_for_cuda() {
     assert!(done, "{text}");
     let options = Options { mask_id: Some(31), target: Target::Cuda, ..Options::new(model()) };
     assert_eq!(compile(&options).unwrap().manifest.compute, "bf16");
+    train(folder.path(), Target::Cuda, Compute::Bf16);
+    let (done, text) = run(folder.path(), &["--device", "cpu"]);
+    assert!(!done && text.contains("computes in bf16, which ONNX Runtime does on a GPU alone"), "{text}");
     // Packed, so that attention has a bias; in f16, in which the bodies of what has kernels on a GPU run here.
     let flags = ["--target", "cuda", "--compute", "f16", "--packing", "--mask-id", "31"];
     let out = Command::new(env!("CARGO_BIN_EXE_weftc"))

@@ -157,6 +157,11 @@ impl OnnxRuntime {
         function: &'static Function,
         decay: Decay,
     ) -> Result<Self> {
+        if options.device == Device::Cpu && file.manifest.compute == "bf16" {
+            let message = "this train.onnx computes in bf16, which ONNX Runtime does on a GPU alone".into();
+            let help = "run it where a GPU is (--device cuda), or compile the model with --target cpu".into();
+            return Err(Error::Runtime { message, help: Some(help) });
+        }
         let assignment = options.device != Device::Cpu;
         let profiles = options.profile.clone();
         let profiled = |name: &str, options: &Options| Options {
