@@ -304,6 +304,18 @@ fn logits_are_shifted_within_their_sequence() {
     assert!(alone.iter().zip(&packed).all(|(x, y)| (x - y).abs() < 1e-12));
 }
 
+/// The same of one list of all tokens: rows that weftc takes for joined, and that come apart again.
+#[test]
+fn a_list_of_all_tokens_is_read_by_sequence() {
+    let graph = parsed(&format!(
+        "{HEADS} (let a (attention q q q 0.5)) (let y (matmul (reshape (transpose a [0 2 1 3]) [batch*seq 8]) head))
+         (output logits (reshape (reshape y [batch 13*seq]) [batch seq 13]))"
+    ));
+    let [alone, packed] = logits(&graph, &[5, 2, 7, 3, 4]);
+    let differ = alone.iter().zip(&packed).filter(|(x, y)| (*x - *y).abs() >= 1e-12).count();
+    assert!(alone.len() == packed.len() && differ == 0, "{differ} of {}", alone.len());
+}
+
 /// `weftc` on ragged data: how much padding is left, and a run that goes on from its middle as if it had not stopped.
 #[test]
 fn a_packed_run_resumes_to_the_bit() {

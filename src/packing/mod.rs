@@ -199,11 +199,11 @@ impl<'m> Packer<'m> {
 
     /// One number for all places of the rows, where `id` is one for all of the sequences.
     fn filled(&mut self, id: Id) -> Built<Id> {
-        let Node::Op(op, children) = self.model.node(id) else { return Ok(self.built[&id]) };
-        let lits = children.iter().filter_map(|c| self.model.type_of(*c).lit()).map(|lit| self.resized(lit));
-        let lits: Vec<Lit> = lits.collect();
-        let lits = lits.into_iter().map(|lit| self.graph.lit(lit)).collect::<Built<Vec<Id>>>()?;
-        self.graph.op(*op, &lits)
+        let mut attributes = Vec::new();
+        for lit in self.model.node(id).children().iter().filter_map(|c| self.model.type_of(*c).lit()) {
+            attributes.push(self.graph.lit(self.resized(lit))?);
+        }
+        self.graph.op(Op::Full, &attributes)
     }
 
     /// The elements of a value [n, m, ..] at places i m + j.
