@@ -37,7 +37,7 @@
 //! plans and steps taken apart.
 //! [`cost`] counts what nodes do, for extraction, reports and predictions; [`mod@bench`] measures a step, part by part, and the
 //! machine.
-//! [`tools`] uses the stages for other ends: to show a model, to explain a rule, to write plain gradients.
+//! [`tools`] uses the stages for other ends: to show a model or a training graph, to explain a rule, to write plain gradients.
 //!
 //! # Where to start
 //!
@@ -153,3 +153,4 @@ pub mod sink;
 pub mod stdout;
 pub mod tools;
 pub mod train;
+pub mod units;

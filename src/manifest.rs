@@ -118,6 +118,15 @@ pub enum Setting {
     Word(String),
 }
 
+impl std::fmt::Display for Setting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Setting::Number(x) => write!(f, "{x}"),
+            Setting::Word(word) => f.write_str(word),
+        }
+    }
+}
+
 /// When the entropy pass runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
@@ -132,6 +141,16 @@ pub enum Probe {
 }
 
 impl Manifest {
+    /// What is trained, in a word: `full`, an adapter's name, or how many of the weights.
+    pub fn trained(&self) -> String {
+        let frozen = self.parameters.iter().filter(|p| p.role == Role::Frozen).count();
+        match &self.adapter {
+            Some(adapter) => adapter.name.clone(),
+            None if frozen == 0 => "full".into(),
+            None => format!("{} of {}", self.parameters.len() - frozen, self.parameters.len()),
+        }
+    }
+
     /// Whether its functions may be taken by our kernels for a GPU.
     pub fn has_gpu_kernels(&self) -> bool {
         self.target == Target::Cuda && self.version >= GPU_KERNELS_SINCE

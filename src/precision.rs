@@ -46,7 +46,7 @@ impl Compute {
             Compute::Auto => (DType::F32, None),
             Compute::Bf16 => {
                 let why = "ONNX Runtime has no bf16 kernels (MatMul among them) for the CPU";
-                let target = format!("{target:?}").to_lowercase();
+                let target = target.name();
                 (DType::F32, Some(format!("--compute bf16 with --target {target}: {why}; computing in f32")))
             }
         }

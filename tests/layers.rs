@@ -43,6 +43,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "ir",
             "error",
             "atomic",
+            "units",
         ],
     ),
     ("runtime", &["runtime", "ir", "error", "atomic"]),
@@ -61,9 +62,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         "train",
         &[
             "train", "peft", "profile", "rng", "runtime", "kernels", "manifest", "onnx", "ir", "interp", "error",
-            "atomic", "stdout",
+            "atomic", "stdout", "units",
         ],
     ),
+    ("units.rs", &[]),
 ];
 
 fn sources(path: &Path, out: &mut Vec<PathBuf>) {

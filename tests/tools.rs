@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
-use weftc::compile::{Options, compile};
+use weftc::adapt::Spec;
+use weftc::compile::{Budget, Options, compile};
 use weftc::error::Error;
 use weftc::ir::{DType, Data, Graph, LeafKind, text};
 use weftc::onnx::write::{Parts, encode};
+use weftc::quantize::Quantization;
 use weftc::rules::Target;
 use weftc::runtime::{self, HostTensor, Session};
-use weftc::tools::{check, explain, grad, inspect};
+use weftc::tools::{check, explain, grad, inspect, memory, training};
 
 const MODELS: [&str; 5] = [
     "llada_micro_dynamo18.onnx",
@@ -27,14 +29,68 @@ fn model(file: &str) -> PathBuf {
 fn inspections() {
     let mut out = String::new();
     for file in MODELS {
-        let inspection = inspect::inspect(&model(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+        let inspection = inspect::inspect(&Options::new(model(file))).unwrap_or_else(|e| panic!("{file}: {e}"));
         assert!(inspection.memory.is_some() && inspection.left_over.is_empty(), "{file}");
         out += &format!("# {file}\n{inspection}\n");
     }
     let folder = TempDir::new().unwrap();
-    let inspection = inspect::inspect(&tiny(&folder, None)).unwrap_or_else(|e| panic!("{e}"));
+    let inspection = inspect::inspect(&Options::new(tiny(&folder, None))).unwrap_or_else(|e| panic!("{e}"));
     out += &format!("# no language model\n{inspection}\n");
     insta::assert_snapshot!(out);
+}
+
+/// What a train.onnx was compiled for, and what its step takes; away from its source, the same without the latter.
+#[test]
+fn training_graphs() {
+    let folder = TempDir::new().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::copy(model("sudoku.onnx"), at("model.onnx")).unwrap();
+    let adapted = Options {
+        mask_id: Some(15),
+        trainable: "lora".parse().unwrap(),
+        memory: Some(Budget { bytes: 3_000_000, batch: Some(8), length: Some(33) }),
+        quantize: Some(Quantization::Int8),
+        packing: true,
+        ..Options::new(at("model.onnx"))
+    };
+    let named = Options { trainable: "*norm*".parse().unwrap(), ..Options::new(at("model.onnx")) };
+    let mut out = String::new();
+    for options in [adapted, Options { mask_id: Some(15), method: "papl".into(), ..named }] {
+        compile(&options).and_then(|c| c.write(&at("train.onnx"))).unwrap_or_else(|e| panic!("{e}"));
+        let shown = training::inspect(&at("train.onnx")).unwrap_or_else(|e| panic!("{e}"));
+        assert!(shown.memory.is_some());
+        out += &format!("{shown}\n");
+    }
+    std::fs::remove_file(at("model.onnx")).unwrap();
+    let alone = training::inspect(&at("train.onnx")).unwrap_or_else(|e| panic!("{e}"));
+    assert!(alone.memory.is_none() && alone.to_string().contains("estimated where the model is"), "{alone}");
+    insta::assert_snapshot!(out);
+}
+
+/// The memory that is shown is that of the step that the flags of a compile make.
+#[test]
+fn inspections_take_the_flags_of_a_compile() {
+    let source = model("sudoku.onnx").display().to_string();
+    let weftc = |args: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_weftc")).args(args).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let json = weftc(&["inspect", &source, "--trainable", "lora", "--lora-rank", "4", "--json"]);
+    let compiled = compile(&Options {
+        mask_id: Some(15),
+        trainable: "lora".parse().unwrap(),
+        adapter: Spec { rank: 4, ..Spec::default() },
+        ..Options::new(model("sudoku.onnx"))
+    });
+    let compiled = compiled.unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(json["trained"], "lora");
+    for step in json["memory"]["steps"].as_array().unwrap() {
+        let [batch, length] = ["batch", "length"].map(|name| step[name].as_i64().unwrap());
+        assert_eq!(step["total"].as_u64(), Some(memory::total(&compiled, batch, length).unwrap()));
+    }
+    let full = weftc(&["inspect", &source, "--json"]);
+    assert!(full["memory"]["moments"].as_u64() > json["memory"]["moments"].as_u64());
 }
 
 #[test]

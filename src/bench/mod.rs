@@ -17,11 +17,10 @@ use crate::cost::predict::Load;
 use crate::cost::{Machine, Prediction, predict, product_shapes};
 use crate::error::{Error, Problem, Result};
 use crate::lower;
-use crate::manifest::{Manifest, Role};
+use crate::manifest::Manifest;
 use crate::memory::longest;
 use crate::onnx::read;
 use crate::onnx::train_file::TrainFile;
-use crate::onnx::weights::sha256;
 use crate::rng::SplitMix64;
 use crate::rules::Target;
 use crate::rules::library::library;
@@ -140,7 +139,7 @@ pub fn bench(request: &Request) -> Result<Report> {
         }
         What::Train(path) => {
             let file = TrainFile::read(path, None)?;
-            (path.clone(), None, recompiled(&file.manifest, &file.source()), None, None)
+            (path.clone(), None, plan::recompiled(&file.manifest, &file.source()), None, None)
         }
     };
     let (device, _) = request.device.resolve(0, &mut |line| eprintln!("{line}"))?;
@@ -199,7 +198,7 @@ pub fn bench(request: &Request) -> Result<Report> {
     Ok(Report {
         model,
         method: manifest.method.name.clone(),
-        trainable: trained(&manifest),
+        trainable: manifest.trained(),
         compute: manifest.compute.clone(),
         threads: system::threads(threads),
         batch,
@@ -224,23 +223,6 @@ pub fn bench(request: &Request) -> Result<Report> {
         share: total.zip(ceiling).map(|(t, c)| t.flops as f64 / step_s / c),
         share_unsunk: total.zip(ceiling).map(|(t, c)| t.flops_unsunk as f64 / step_s / c),
     })
-}
-
-/// A train.onnx compiled again from its source, to count its operations; `None` where the source is not there or was
-/// compiled with rules of its own.
-fn recompiled(manifest: &Manifest, source: &Path) -> Option<Compiled> {
-    let same = sha256(source).is_ok_and(|hash| hash == manifest.source.sha256);
-    same.then(|| compile::compile(&plan::options(manifest, source)).ok()).flatten()
-}
-
-/// What is trained, in a word.
-fn trained(manifest: &Manifest) -> String {
-    let frozen = manifest.parameters.iter().filter(|p| p.role == Role::Frozen).count();
-    match &manifest.adapter {
-        Some(adapter) => adapter.name.clone(),
-        None if frozen == 0 => "full".into(),
-        None => format!("{} of {}", manifest.parameters.len() - frozen, manifest.parameters.len()),
-    }
 }
 
 /// Batch and length: those of the model, the user's, or the defaults.

@@ -1,10 +1,11 @@
 //! A step of a run, taken apart.
 
 use super::parts::{Parts, Step, apart};
-use super::{calibrate, profile, recompiled, show, told};
+use super::{calibrate, profile, show, told};
 use crate::cost::predict::Load;
 use crate::cost::{Part, Prediction};
 use crate::error::{Error, Result};
+use crate::tools::plan;
 use crate::train::batch::Batch;
 use crate::train::profiled::{Made, Profiled};
 use serde::Serialize;
@@ -55,7 +56,7 @@ pub fn take(step: &Profiled) -> Result<(String, Value)> {
 
 /// What the cost model tells of the micro-batches and the update behind them.
 fn predicted(step: &Profiled) -> Result<Option<Prediction>> {
-    let Some(compiled) = recompiled(&step.file.manifest, &step.source) else { return Ok(None) };
+    let Some(compiled) = plan::recompiled(&step.file.manifest, &step.source) else { return Ok(None) };
     let (machine, Made { batches, masked, .. }) = (calibrate::machine(None)?, step.made);
     let each = batches.iter().map(|batch| told(&compiled, &machine, load(batch, masked / batches.len())));
     let each = each.collect::<Result<Vec<Prediction>>>()?;

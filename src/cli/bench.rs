@@ -1,9 +1,9 @@
 //! `weftc bench`: the training step and the machine, measured.
 
-use super::How;
+use super::how::How;
 use crate::bench::{self, Request, What, calibrate};
 use crate::error::{Error, Problem, Result};
-use crate::onnx::read;
+use crate::onnx::train_file::is_training_graph;
 use crate::rules::Target;
 use crate::rules::library::library;
 use crate::runtime::device::Choice;
@@ -70,7 +70,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         return Err(Error::usage(Problem::new("--seconds", "must be a number from 0")));
     }
     let machine = calibrate::machine(args.calibration.as_deref())?;
-    let what = if read(model)?.is_training_graph {
+    let what = if is_training_graph(model)? {
         args.how.refuse("it is compiled already")?;
         What::Train(model.clone())
     } else {

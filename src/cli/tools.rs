@@ -1,12 +1,15 @@
 //! `weftc inspect`, `explain`, `grad` and `check-rules`.
 
+use super::how::How;
 use crate::error::{Error, Result};
+use crate::onnx::train_file::is_training_graph;
 use crate::onnx::write::table;
-use crate::precision::Compute;
 use crate::rules::Target;
 use crate::stdout::print;
-use crate::tools::{check, explain, grad, inspect};
+use crate::tools::{check, explain, grad, inspect, training};
 use clap::Args;
+use serde::Serialize;
+use std::fmt::Display;
 use std::path::PathBuf;
 
 /// The user's own rules.
@@ -21,13 +24,13 @@ pub struct RulesArgs {
     pub trust_rules: bool,
 }
 
+/// The flags of `weftc inspect`: those of `weftc compile` too, for the step whose memory is estimated.
 #[derive(Args)]
 pub struct InspectArgs {
-    /// The model: an ONNX file
+    /// A model: an ONNX file; or a train.onnx that `weftc compile` made
     model: PathBuf,
-    /// The type that the step computes in, for the estimate of its memory
-    #[arg(long, value_enum, default_value_t = Compute::Auto)]
-    compute: Compute,
+    #[command(flatten)]
+    how: How,
     /// Print JSON, with every parameter
     #[arg(long)]
     json: bool,
@@ -80,14 +83,24 @@ pub struct CheckRulesArgs {
     files: Vec<PathBuf>,
 }
 
+/// Shows a model, or a training graph.
+///
+/// # Errors
+/// `Io`, and what keeps the file from being read.
 pub fn inspect(args: &InspectArgs) -> Result<()> {
-    let inspection = inspect::inspect_in(&args.model, args.compute)?;
-    if args.json {
-        let json = serde_json::to_string_pretty(&inspection).map_err(|e| Error::internal("inspect", e.to_string()))?;
-        print(&format!("{json}\n"))
-    } else {
-        print(&format!("{}\n{inspection}", args.model.display()))
+    fn shown<T: Serialize + Display>(args: &InspectArgs, what: &T) -> Result<()> {
+        if args.json {
+            let json = serde_json::to_string_pretty(what).map_err(|e| Error::internal("inspect", e.to_string()))?;
+            print(&format!("{json}\n"))
+        } else {
+            print(&format!("{}\n{what}", args.model.display()))
+        }
     }
+    if is_training_graph(&args.model)? {
+        args.how.refuse("it is compiled already")?;
+        return shown(args, &training::inspect(&args.model)?);
+    }
+    shown(args, &inspect::inspect(&args.how.options(&args.model)?.0)?)
 }
 
 pub fn explain(args: &ExplainArgs) -> Result<()> {

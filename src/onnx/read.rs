@@ -3,10 +3,10 @@
 use super::import::Importer;
 use super::proto::ModelProto;
 use super::tensor::Site;
+use super::train_file::has_manifest;
 use super::weights;
 use crate::error::{Error, Problem, Result};
 use crate::ir::Graph;
-use crate::manifest;
 use prost::Message;
 use prost::bytes::Bytes;
 use std::ops::RangeInclusive;
@@ -58,7 +58,7 @@ pub fn read(path: &Path) -> Result<Source> {
         producer: format!("{} {}", model.producer_name, model.producer_version).trim().to_string(),
         sha256: weights::sha256(path)?,
         mended: imported.mended,
-        is_training_graph: model.metadata_props.iter().any(|p| p.key == manifest::KEY),
+        is_training_graph: has_manifest(&model),
     })
 }
 

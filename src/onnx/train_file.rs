@@ -16,6 +16,7 @@ use crate::ir::ty::DType;
 use crate::manifest::{self, Manifest};
 use prost::Message;
 use prost::bytes::Bytes;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The domain of our functions.
@@ -46,6 +47,22 @@ pub struct TrainFile {
     site: Site,
     model: ModelProto,
     pub manifest: Manifest,
+}
+
+/// Whether `path` is an ONNX file that `weftc compile` wrote, of any version.
+///
+/// # Errors
+/// `Io`.
+pub fn is_training_graph(path: &Path) -> Result<bool> {
+    if path.is_dir() {
+        return Ok(false);
+    }
+    let model = ModelProto::decode(Bytes::from_owner(weights::map(path)?));
+    Ok(model.is_ok_and(|m| has_manifest(&m)))
+}
+
+pub(super) fn has_manifest(model: &ModelProto) -> bool {
+    model.metadata_props.iter().any(|p| p.key == manifest::KEY)
 }
 
 impl TrainFile {
@@ -149,6 +166,18 @@ impl TrainFile {
     fn graph(&self) -> &GraphProto {
         static NONE: std::sync::LazyLock<GraphProto> = std::sync::LazyLock::new(GraphProto::default);
         self.model.graph.as_ref().unwrap_or(&NONE)
+    }
+
+    /// How often each operator occurs, functions of our domain under their own names.
+    pub fn operators(&self) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for node in &self.graph().node {
+            // Functions of one name and several forms are numbered.
+            let own = |name: &str| name.trim_end_matches(|c: char| c.is_ascii_digit()).to_string();
+            let name = if node.domain == DOMAIN { own(&node.op_type) } else { node.op_type.clone() };
+            *counts.entry(name).or_default() += 1;
+        }
+        counts
     }
 
     /// The names of the functions of our domain, in the file's order.

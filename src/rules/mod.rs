@@ -43,6 +43,10 @@ pub enum Target {
 }
 
 impl Target {
+    pub fn name(self) -> &'static str {
+        ["portable", "cpu", "cuda"][self as usize]
+    }
+
     /// Whether a rule that is marked for `marked` may be used.
     pub fn takes(self, marked: Option<Target>) -> bool {
         marked.is_none_or(|t| t == self || (t == Target::Cpu && self == Target::Cuda))

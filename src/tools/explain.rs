@@ -63,7 +63,8 @@ pub fn explain(request: &Request) -> Result<Explanation> {
         notes.push("it is a search rule: it may grow the graph and is not used by default".into());
     }
     if let Some(target) = rule.target.filter(|t| !request.target.takes(Some(*t))) {
-        notes.push(format!("it is for the target {target:?} only: ask with --target {target:?}").to_lowercase());
+        let target = target.name();
+        notes.push(format!("it is for the target {target} only: ask with --target {target}"));
     }
     let mut out = Explanation { rule, stages: vec![], notes };
     if !out.notes.is_empty() {

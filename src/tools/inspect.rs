@@ -6,14 +6,12 @@ use crate::compile::{Options, Stage, compile_watched};
 use crate::error::{Error, Problem, Result};
 use crate::ir::{Data, Graph, Leaf, LeafId, LeafKind, TensorType};
 use crate::onnx::{Source, read};
-use crate::precision::Compute;
-use crate::rules::Target;
 use crate::rules::library::library;
+use crate::units::{bytes, thousands};
 use indexmap::IndexMap;
 use rustc_hash::FxHashSet;
 use serde::Serialize;
 use std::fmt;
-use std::path::Path;
 
 /// An input or output.
 #[derive(Clone, Debug, Serialize)]
@@ -55,27 +53,21 @@ pub struct Inspection {
     pub obstacles: Vec<String>,
     pub structure: Vec<Block>,
     pub left_over: Vec<LeftOver>,
-    /// Of a model that can be trained.
+    /// What is trained, as [`crate::manifest::Manifest::trained`] tells it, where the model can be.
+    pub trained: Option<String>,
+    /// What a step of that takes.
     pub memory: Option<Memory>,
 }
 
-/// Reads a model, lifts it, and tries to compile it for a CPU.
+/// Reads a model, lifts it, and tries to compile it as `options` say; without a mask token any will do, since it is one
+/// literal in the graph.
 ///
 /// # Errors
 /// What keeps the file from being read.  What keeps the model from being trained is part of the answer.
-pub fn inspect(model: &Path) -> Result<Inspection> {
-    inspect_in(model, Compute::Auto)
-}
-
-/// The same for a step that computes in another type, which halves activations but not weights.
-///
-/// # Errors
-/// As [`inspect`].
-pub fn inspect_in(model: &Path, compute: Compute) -> Result<Inspection> {
-    let source = read(model)?;
+pub fn inspect(options: &Options) -> Result<Inspection> {
+    let source = read(&options.model)?;
     let rules = library()?;
-    // The mask token is one literal in the graph: which one it is changes nothing that is shown.
-    let options = Options { mask_id: Some(0), target: Target::Cpu, compute, ..Options::new(model) };
+    let options = Options { mask_id: options.mask_id.or(Some(0)), ..options.clone() };
     let mut lifted = None;
     let compiled = compile_watched(&options, &mut |stage, graph| {
         if stage == Stage::Lift {
@@ -84,11 +76,11 @@ pub fn inspect_in(model: &Path, compute: Compute) -> Result<Inspection> {
     });
     let lifted = match lifted {
         Some(graph) => graph,
-        None => crate::compile::lift(&source.graph, &rules, Target::Cpu)?.graph,
+        None => crate::compile::lift(&source.graph, &rules, options.target)?.graph,
     };
-    let (memory, obstacles) = match compiled {
-        Ok(compiled) => (Some(estimate(&compiled, &source.graph, compiled.lower_rules())?), vec![]),
-        Err(Error::Model { problems, .. } | Error::Usage { problems }) => (None, problems),
+    let (trained, memory, obstacles) = match compiled {
+        Ok(compiled) => (Some(compiled.manifest.trained()), Some(estimate(&compiled, &source.graph)?), vec![]),
+        Err(Error::Model { problems, .. } | Error::Usage { problems }) => (None, None, problems),
         Err(other) => return Err(other),
     };
     Ok(Inspection {
@@ -108,6 +100,7 @@ pub fn inspect_in(model: &Path, compute: Compute) -> Result<Inspection> {
         obstacles: obstacles.iter().map(Problem::to_string).collect(),
         structure: blocks(&lifted),
         left_over: left_over(&lifted),
+        trained,
         memory,
     })
 }
@@ -148,7 +141,7 @@ fn parameters(source: &Source, lifted: &Graph, obstructed: bool) -> Vec<Paramete
 }
 
 /// Lines of what was mended that people are shown.
-const MENDED: usize = 6;
+pub const MENDED: usize = 6;
 
 impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -167,7 +160,11 @@ impl fmt::Display for Inspection {
         }
         self.show_structure(f)?;
         match &self.memory {
-            Some(memory) => memory.fmt(f),
+            Some(memory) => {
+                let trained = in_words(self.trained.as_deref().unwrap_or_default());
+                writeln!(f, "memory and operations of a step that trains {trained} with AdamW (estimate)")?;
+                memory.fmt(f)
+            }
             None => {
                 writeln!(f, "weftc cannot train this model")?;
                 self.obstacles.iter().try_for_each(|o| writeln!(f, "    {o}"))
@@ -181,20 +178,10 @@ impl Inspection {
         let total = |p: &mut dyn Iterator<Item = &Parameter>| {
             p.fold((0, 0, 0), |(n, numbers, bytes), p| (n + 1, numbers + p.numbers, bytes + p.bytes))
         };
-        let (tensors, numbers, bytes) = total(&mut self.parameters.iter());
-        writeln!(f, "parameters: {tensors} tensors, {} numbers, {}", thousands(numbers), size(bytes))?;
-        // The blocks' parameters differ in a number; one line stands for all.
-        let mut groups: IndexMap<(String, String), Vec<&Parameter>> = IndexMap::new();
-        for p in &self.parameters {
-            let ty = format!("{}[{}]", p.dtype, p.shape.join(" "));
-            groups.entry((starred(&p.name), ty)).or_default().push(p);
-        }
-        let width = groups.keys().map(|(name, _)| name.len()).max().unwrap_or(0);
-        for ((name, ty), members) in &groups {
-            let name = if let [one] = members.as_slice() { &one.name } else { name };
-            let times = if members.len() > 1 { format!("{} of ", members.len()) } else { String::new() };
-            writeln!(f, "    {name:<width$}  {ty:<18} {times}{}", thousands(members[0].numbers))?;
-        }
+        let (tensors, numbers, size) = total(&mut self.parameters.iter());
+        writeln!(f, "parameters: {tensors} tensors, {} numbers, {}", thousands(numbers), bytes(size))?;
+        let ty = |p: &Parameter| format!("{}[{}]", p.dtype, p.shape.join(" "));
+        write!(f, "{}", Tensors(self.parameters.iter().map(|p| (p.name.as_str(), ty(p), p.numbers)).collect()))?;
         if !self.obstacles.is_empty() {
             return Ok(());
         }
@@ -231,23 +218,51 @@ impl Inspection {
     }
 }
 
+/// Tensors with their types and numbers, one a line; one line stands for those of all blocks, whose names differ in a number.
+pub(super) struct Tensors<'a>(pub Vec<(&'a str, String, u64)>);
+
+impl fmt::Display for Tensors<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut groups: IndexMap<(String, &str), Vec<(&str, u64)>> = IndexMap::new();
+        for (name, ty, numbers) in &self.0 {
+            groups.entry((starred(name), ty)).or_default().push((name, *numbers));
+        }
+        let width = groups.keys().map(|(name, _)| name.len()).max().unwrap_or(0);
+        let types = groups.keys().map(|(_, ty)| ty.len()).max().unwrap_or(0).max(18);
+        groups.iter().try_for_each(|((name, ty), members)| {
+            let name = if let [(one, _)] = members.as_slice() { *one } else { name };
+            let times = if members.len() > 1 { format!("{} of ", members.len()) } else { String::new() };
+            writeln!(f, "    {name:<width$}  {ty:<types$} {times}{}", thousands(members[0].1))
+        })
+    }
+}
+
 impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "memory and operations of a training step with AdamW (estimate)")?;
         let fixed = [("weights and tables", self.parameters), ("gradients", self.gradients), ("moments", self.moments)];
-        fixed.iter().try_for_each(|(name, bytes)| writeln!(f, "    {name:<22} {:>12}", size(*bytes)))?;
+        fixed.iter().try_for_each(|(name, n)| writeln!(f, "    {name:<22} {:>12}", bytes(*n)))?;
         if self.looked_up > 0 {
-            let most = size(self.looked_up);
+            let most = bytes(self.looked_up);
             writeln!(
                 f,
                 "    less for words that do not occur: an embedding's share of both, {most}, is taken row by row"
             )?;
         }
         writeln!(f, "    {:>7} {:>7}    {:>10}  {:>12} {:>12}", "batch", "length", "activations", "total", "GFLOP")?;
-        let row = |s: &Step| (s.batch, s.length, size(s.activations), size(s.total), s.flops as f64 / 1e9);
+        let row = |s: &Step| (s.batch, s.length, bytes(s.activations), bytes(s.total), s.flops as f64 / 1e9);
         self.steps.iter().map(row).try_for_each(|(batch, length, activations, total, gflop)| {
             writeln!(f, "    {batch:>7} {length:>7} {activations:>14}  {total:>12} {gflop:>12.3}")
-        })
+        })?;
+        writeln!(f, "    on a CPU the program and ONNX Runtime take some 50 MB besides")
+    }
+}
+
+/// What [`crate::manifest::Manifest::trained`] tells, in a sentence.
+pub(super) fn in_words(trained: &str) -> String {
+    match trained {
+        "full" => "every weight".into(),
+        some if some.contains(" of ") => format!("{some} weights"),
+        adapter => adapter.into(),
     }
 }
 
@@ -257,33 +272,12 @@ fn starred(name: &str) -> String {
     name.split('.').map(|p| if number(p) { "*" } else { p }).collect::<Vec<_>>().join(".")
 }
 
-/// `8015581184` as `8,015,581,184`.
-fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let first = digits.len() % 3;
-    let groups = digits.as_bytes()[first..].chunks(3).map(|c| String::from_utf8_lossy(c).to_string());
-    let head = (first > 0).then(|| digits[..first].to_string());
-    head.into_iter().chain(groups).collect::<Vec<_>>().join(",")
-}
-
-/// Bytes for people.
-fn size(bytes: u64) -> String {
-    let kb = bytes as f64 / 1e3;
-    match kb {
-        ..1e3 => format!("{kb:.1} kB"),
-        1e3..1e7 => format!("{:.1} MB", kb / 1e3),
-        _ => format!("{:.1} GB", kb / 1e6),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn numbers_for_people() {
-        assert_eq!([0, 999, 1000, 8_015_581_184].map(thousands), ["0", "999", "1,000", "8,015,581,184"]);
-        assert_eq!([31_040, 1_234_567, 32_000_000_000].map(size), ["31.0 kB", "1.2 MB", "32.0 GB"]);
+    fn names_of_blocks() {
         assert_eq!(starred("h.10.ln_1.weight"), "h.*.ln_1.weight");
     }
 }

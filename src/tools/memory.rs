@@ -4,9 +4,8 @@ use crate::compile::Compiled;
 use crate::cost::predict::Load;
 use crate::cost::{Machine, predict};
 use crate::error::{Error, Result};
-use crate::ir::Graph;
+use crate::ir::{Dim, Graph};
 use crate::memory::{Fixed, Values, longest};
-use crate::rules::Rule;
 use serde::Serialize;
 
 /// Batch sizes that are shown.
@@ -48,18 +47,14 @@ pub struct Step {
 /// Fused nodes count with the values inside their bodies.  Activations are what ONNX Runtime's allocator counts as in use
 /// at most (`tests/memory.rs` holds them together); ONNX Runtime itself, the program, and what the allocator holds in
 /// reserve come on top.
-pub fn estimate(compiled: &Compiled, read: &Graph, rules: &[Rule]) -> Result<Memory> {
-    let values = Values::new(&compiled.graph, &compiled.order, rules, compiled.kernels())?;
-    let graph = values.graph();
+pub fn estimate(compiled: &Compiled, read: &Graph) -> Result<Memory> {
+    let values = values(compiled)?;
     let Fixed { parameters, gradients, moments, looked_up } = values.fixed(&compiled.trainable);
-    let tokens = graph.find_leaf(&compiled.manifest.token_input).map(|l| &graph.leaf(l).ty.shape);
-    let Some([batch, length]) = tokens.map(Vec::as_slice) else {
-        return Err(Error::internal("inspect", "the tokens are not [batch, length]"));
-    };
+    let [batch, length] = tokens(compiled, values.graph())?;
     let batches = batch.known().map_or(BATCHES.to_vec(), |b| vec![b]);
-    let lengths = length.known().map_or_else(|| lengths(longest(read, length)), |l| vec![l]);
+    let lengths = length.known().map_or_else(|| lengths(longest(read, &length)), |l| vec![l]);
     let step = |b: i64, l: i64| {
-        let activations = values.peak(batch, b, l);
+        let activations = values.peak(&batch, b, l);
         let total = activations + parameters + gradients + moments;
         let (machine, load) = (Machine::reference(), Load::typical(b, l));
         let told = predict(&compiled.graph, &compiled.manifest.token_input, &compiled.trainable, &machine, load);
@@ -67,6 +62,29 @@ pub fn estimate(compiled: &Compiled, read: &Graph, rules: &[Rule]) -> Result<Mem
     };
     let steps = lengths.iter().flat_map(|l| batches.iter().map(move |b| (*b, *l))).map(|(b, l)| step(b, l)).collect();
     Ok(Memory { parameters, gradients, moments, looked_up, steps })
+}
+
+/// Bytes of one step of `batch` sequences of `length` tokens: weights, gradients, moments and activations, by the same
+/// estimate.
+///
+/// # Errors
+/// Where a fused node has no body.
+pub fn total(compiled: &Compiled, batch: i64, length: i64) -> Result<u64> {
+    let values = values(compiled)?;
+    let [rows, _] = tokens(compiled, values.graph())?;
+    Ok(values.fixed(&compiled.trainable).total() + values.peak(&rows, batch, length))
+}
+
+fn values(compiled: &Compiled) -> Result<Values> {
+    Values::new(&compiled.graph, &compiled.order, compiled.lower_rules(), compiled.kernels())
+}
+
+/// The sizes of the token input.
+fn tokens(compiled: &Compiled, graph: &Graph) -> Result<[Dim; 2]> {
+    let shape = graph.find_leaf(&compiled.manifest.token_input).map(|l| graph.leaf(l).ty.shape.clone());
+    shape
+        .and_then(|s| s.try_into().ok())
+        .ok_or_else(|| Error::internal("inspect", "the tokens are not [batch, length]"))
 }
 
 /// Doubling lengths up to the longest.

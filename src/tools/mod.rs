@@ -7,3 +7,4 @@ pub mod inspect;
 pub mod memory;
 pub mod plan;
 pub mod structure;
+pub mod training;

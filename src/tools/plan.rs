@@ -1,10 +1,11 @@
 //! What a training step will need, for a plan: the activations of a train.onnx that was compiled before.
 
 use super::memory::{Memory, estimate};
-use crate::compile::{Budget, Options, compile};
+use crate::compile::{Budget, Compiled, Options, compile};
 use crate::error::Result;
-use crate::manifest::{Manifest, Recompute, Setting};
+use crate::manifest::{Manifest, Recompute};
 use crate::onnx::read;
+use crate::onnx::weights::sha256;
 use std::path::Path;
 
 /// Bytes of the activations of one micro-batch of `batch` sequences of `length` tokens, by the estimate of `weftc
@@ -15,20 +16,23 @@ use std::path::Path;
 pub fn activations(manifest: &Manifest, source: &Path, batch: usize, length: usize) -> Result<u64> {
     let options = Options { memory: None, ..options(manifest, source) };
     let (compiled, read) = (compile(&options)?, read(source)?);
-    Ok(between(&estimate(&compiled, &read.graph, compiled.lower_rules())?, batch as f64, length as f64))
+    Ok(between(&estimate(&compiled, &read.graph)?, batch as f64, length as f64))
+}
+
+/// A train.onnx compiled again from its source, to count what it does and takes; `None` where the source is not there any
+/// more or not the same, or was compiled with rules of its own.
+pub fn recompiled(manifest: &Manifest, source: &Path) -> Option<Compiled> {
+    let same = sha256(source).is_ok_and(|hash| hash == manifest.source.sha256);
+    same.then(|| compile(&options(manifest, source)).ok()).flatten()
 }
 
 /// The options by which `source` was compiled to a train.onnx with this manifest.
 pub fn options(manifest: &Manifest, source: &Path) -> Options {
-    let value = |setting: &Setting| match setting {
-        Setting::Number(x) => x.to_string(),
-        Setting::Word(word) => word.clone(),
-    };
     let budget = |r: &Recompute| Budget { bytes: r.budget, batch: Some(r.batch), length: Some(r.length) };
     Options {
         method: manifest.method.name.clone(),
         logits_shift: manifest.method.logits_shift,
-        settings: manifest.method.options.iter().map(|(name, setting)| (name.clone(), value(setting))).collect(),
+        settings: manifest.method.options.iter().map(|(name, setting)| (name.clone(), setting.to_string())).collect(),
         probe: manifest.method.probe,
         memory: manifest.recompute.as_ref().map(budget),
         ..Options::of(manifest, source.to_path_buf(), None)

@@ -5,6 +5,7 @@ use super::plan::Plan;
 use crate::ir::DType;
 use crate::manifest::{Manifest, Parameter, Role};
 use crate::runtime::buffer::PAGE;
+use crate::units::{bytes, thousands};
 use std::collections::BTreeSet;
 
 /// The plan of a run, for people; `activations` are the bytes of a micro-batch of so many sequences and tokens, where they
@@ -116,18 +117,4 @@ fn count(p: &Parameter) -> u64 {
 /// Bytes of a number.
 fn size(p: &Parameter) -> u64 {
     DType::parse(&p.dtype).map_or(4, |dtype| dtype.size() as u64)
-}
-
-fn bytes(n: u64) -> String {
-    match n {
-        0..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
-        _ => format!("{:.1} GB", n as f64 / 1e9),
-    }
-}
-
-fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().filter_map(|g| std::str::from_utf8(g).ok()).collect();
-    groups.join(",")
 }
