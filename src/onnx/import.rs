@@ -158,19 +158,28 @@ impl<'m> Importer<'m> {
 
     fn weights(&mut self, graph: &'m GraphProto, env: &mut Env<'m>) -> Vec<String> {
         let mut tensors: Vec<(&'m str, Tensor)> = Vec::new();
+        // A file that is missing is one problem, however many weights lie in it.
+        let mut refused: IndexMap<(String, bool), Vec<&str>> = IndexMap::new();
         for proto in &graph.initializer {
             match self.site.tensor(proto) {
                 Ok(tensor) => tensors.push((&proto.name, tensor)),
                 Err(why) => {
                     let external = proto.data_location == DataLocation::External as i32;
-                    let help = match external {
-                        true => "external data must lie in the model's folder or below, complete",
-                        false => "weights must be dense numbers, complete; export the model again",
-                    };
-                    self.problems.push(Problem::new(&proto.name, why).help(help));
+                    refused.entry((why, external)).or_default().push(&proto.name);
                     env.insert(&proto.name, Value::Refused);
                 }
             }
+        }
+        for ((why, external), names) in refused {
+            let help = match external {
+                true => "external data must lie in the model's folder or below, complete",
+                false => "weights must be dense numbers, complete; export the model again",
+            };
+            let place = match names.as_slice() {
+                [one] => (*one).to_string(),
+                _ => format!("{} and {} more", names[0], names.len() - 1),
+            };
+            self.problems.push(Problem::new(place, why).help(help));
         }
         for sparse in graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref()) {
             env.insert(&sparse.name, Value::Refused);

@@ -22,6 +22,17 @@ fn at(folder: &Path, location: &str) -> Vec<u8> {
     external(folder, &[("location", location)])
 }
 
+/// All its weights in a file that was not copied along.
+fn all_apart() -> Vec<u8> {
+    with(|_, g| {
+        for t in &mut g.initializer {
+            t.raw_data.clear();
+            t.data_location = DataLocation::External.into();
+            t.external_data = vec![StringStringEntryProto { key: "location".into(), value: "model.onnx.data".into() }];
+        }
+    })
+}
+
 fn range(folder: &Path, offset: &str, length: &str) -> Vec<u8> {
     external(folder, &[("location", "weights.bin"), ("offset", offset), ("length", length)])
 }
@@ -37,6 +48,7 @@ refused! {
     parent_folder_inside => |f| at(f, "data/../../weights.bin");
     absolute_path => |f| at(f, "/etc/passwd");
     missing_file => |f| at(f, "gone.bin");
+    missing_file_of_all_weights => |_| all_apart();
     the_folder_itself => |f| at(f, ".");
     empty_location => |f| at(f, "");
     no_location => |f| external(f, &[("offset", "0")]);
