@@ -17,6 +17,7 @@ use crate::error::{Error, Problem, Result};
 use crate::ir::{DType, Graph, Id, LeafId, LeafKind, text};
 use crate::lower;
 use crate::manifest::{self, FED, Input, Manifest, Method, NOT_FED, Parameter, Role};
+use crate::memory::longest;
 use crate::objective::{self, Ports};
 use crate::onnx::write::{Parts, encode};
 use crate::onnx::{Source, read};
@@ -136,6 +137,8 @@ impl<'a> Pipeline<'a> {
             self.options.logits_output.as_deref(),
         )?;
         self.notes.extend(not_fed(&source.graph, &ports.token_input));
+        let tokens = source.graph.find_leaf(&ports.token_input).map(|l| &source.graph.leaf(l).ty.shape);
+        let most_tokens = tokens.and_then(|shape| longest(&source.graph, shape.get(1)?));
         let method = method::chosen(self.options, &self.library, &ports, &mut self.notes)?;
 
         let lifted = self.lift(&source.graph, &ports)?;
@@ -172,7 +175,7 @@ impl<'a> Pipeline<'a> {
         self.done(Stage::Lower, &lowered, on_stage);
 
         let lowered = lower::expand_gradients(&lowered, &self.library.lower, self.options.target)?;
-        let (lowered, recompute) = self.fit(lowered, &source.graph, &ports.token_input, &trainable, compute)?;
+        let (lowered, recompute) = self.fit(lowered, most_tokens, &ports.token_input, &trainable, compute)?;
         let order = schedule::order(&lowered);
         self.done(Stage::Schedule, &lowered, on_stage);
         let mut manifest = self.manifest(&source, &ports, method, &lowered, &trainable, compute);
@@ -194,6 +197,7 @@ impl<'a> Pipeline<'a> {
             stages: std::mem::take(&mut self.stages),
             notes: std::mem::take(&mut self.notes),
             saved,
+            most_tokens,
             inline_limit: INLINE_LIMIT,
             source: self.options.model.clone(),
             lower_rules: self.library.lower.clone(),

@@ -172,20 +172,17 @@ fn lower_one(
 /// The body of a fused node's function: a graph whose leaves are the node's operands, under `names`,
 /// and whose outputs are its results (`y0`, `y1`, ..), those of a list its parts.
 ///
-/// Unknown sizes are renamed `d0`, `d1`, .. in order of appearance, so that calls which differ only in
-/// the names or products behind their sizes share one body.
+/// Calls whose types are the same when [`renamed`] share one body.
 pub fn body(op: Op, types: &[&Type], names: &[String], rules: &[Rule]) -> Result<Graph> {
     let internal = |m: String| Error::internal("lower", m);
     let mut graph = Graph::new(op.name());
-    let mut renamed: BTreeMap<Dim, Dim> = BTreeMap::new();
     let mut children = Vec::new();
     for (k, ty) in types.iter().enumerate() {
         children.push(match ty {
             Type::Tensor(t) => {
-                let shape: Vec<Dim> = t.shape.iter().map(|d| rename(d, &mut renamed)).collect();
                 let leaf = Leaf {
                     name: names.get(k).cloned().unwrap_or_else(|| format!("x{k}")),
-                    ty: TensorType::new(t.dtype, shape),
+                    ty: t.clone(),
                     kind: LeafKind::Input,
                     data: None,
                     transposed: false,
@@ -193,7 +190,7 @@ pub fn body(op: Op, types: &[&Type], names: &[String], rules: &[Rule]) -> Result
                 };
                 graph.add_leaf(leaf)
             }
-            Type::Lit(l) => graph.lit(rename_lit(l, &mut renamed)).map_err(internal)?,
+            Type::Lit(l) => graph.lit(l.clone()).map_err(internal)?,
             Type::Tuple => return Err(internal(format!("{} takes no tuple", op.name()))),
         });
     }
@@ -212,6 +209,21 @@ pub fn body(op: Op, types: &[&Type], names: &[String], rules: &[Rule]) -> Result
         graph.outputs = parts.iter().enumerate().map(|(k, id)| (format!("y{k}"), *id)).collect();
     }
     Ok(graph)
+}
+
+/// The types with unknown sizes renamed `d0`, `d1`, .. in order of appearance, so that those which differ only in the
+/// names or products behind their sizes become the same.
+pub fn renamed(types: &[Type]) -> Vec<Type> {
+    let mut renamed: BTreeMap<Dim, Dim> = BTreeMap::new();
+    let one = |ty: &Type| match ty {
+        Type::Tensor(t) => {
+            let shape: Vec<Dim> = t.shape.iter().map(|d| rename(d, &mut renamed)).collect();
+            Type::Tensor(TensorType::new(t.dtype, shape))
+        }
+        Type::Lit(l) => Type::Lit(rename_lit(l, &mut renamed)),
+        Type::Tuple => Type::Tuple,
+    };
+    types.iter().map(one).collect()
 }
 
 fn rename(dim: &Dim, renamed: &mut BTreeMap<Dim, Dim>) -> Dim {

@@ -1,7 +1,7 @@
 //! What the values of a training step need in memory: the lowered graph as ONNX Runtime will run it.
 
 use crate::error::Result;
-use crate::ir::graph::{PACKED, ROWS};
+use crate::ir::builder::{PACKED, ROWS};
 use crate::ir::infer::resolve_axis;
 use crate::ir::op::Emit;
 use crate::ir::selection::selections;

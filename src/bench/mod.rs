@@ -18,8 +18,6 @@ use crate::cost::{Machine, Prediction, predict, product_shapes};
 use crate::error::{Error, Problem, Result};
 use crate::lower;
 use crate::manifest::Manifest;
-use crate::memory::longest;
-use crate::onnx::read;
 use crate::onnx::train_file::TrainFile;
 use crate::rng::SplitMix64;
 use crate::rules::Target;
@@ -243,25 +241,17 @@ fn sizes(request: &Request, trainer: &Trainer, compiled: Option<&Compiled>) -> R
         }
         own.or(given).unwrap_or(default.min(most.unwrap_or(default)))
     };
-    let most = compiled.map(most_tokens).transpose()?.flatten();
+    let most = compiled.and_then(|c| usize::try_from(c.most_tokens?).ok());
     let batch = choose("--batch", rows, None, request.batch, BATCH);
     let length = choose("--length", length, most, request.length, LENGTH);
     if problems.is_empty() { Ok((batch, length)) } else { Err(Error::Usage { problems }) }
-}
-
-/// The longest sequence that a model takes, where it says so.
-fn most_tokens(compiled: &Compiled) -> Result<Option<usize>> {
-    let source = read(compiled.source())?.graph;
-    let tokens = source.find_leaf(&compiled.manifest.token_input).map(|l| &source.leaf(l).ty.shape);
-    let most = tokens.and_then(|shape| longest(&source, shape.get(1)?));
-    Ok(most.and_then(|n| usize::try_from(n).ok()))
 }
 
 /// What the cost model tells of a compiled step: for `batch` [the model's own, else 8] sequences of `length` [the
 /// model's own, else 256 or as many as it takes] tokens.
 ///
 /// # Errors
-/// `Io` where the source cannot be read again.
+/// Where a fused node has no body.
 pub fn predicted(
     compiled: &Compiled,
     machine: &Machine,
@@ -271,8 +261,8 @@ pub fn predicted(
     let graph = &compiled.graph;
     let tokens = graph.find_leaf(&compiled.manifest.token_input).map(|l| &graph.leaf(l).ty.shape);
     let own = |axis: usize| tokens.and_then(|shape| shape.get(axis)?.known());
-    let longest = || Ok(most_tokens(compiled)?.map_or(LENGTH, |most| most.min(LENGTH)) as i64);
-    let length = own(1).or(length).map_or_else(longest, Ok)?;
+    let longest = compiled.most_tokens.map_or(LENGTH as i64, |most| most.min(LENGTH as i64));
+    let length = own(1).or(length).unwrap_or(longest);
     let load = Load::typical(own(0).or(batch).unwrap_or(8), length);
     told(compiled, machine, load)
 }

@@ -5,7 +5,7 @@ use super::compiled::has_kernels;
 use crate::error::{Error, Problem, Result};
 use crate::ir::{DType, Graph, LeafId};
 use crate::manifest::Recompute;
-use crate::memory::{Values, longest};
+use crate::memory::Values;
 use crate::recompute::Layers;
 use crate::schedule;
 
@@ -52,7 +52,7 @@ impl Pipeline<'_> {
     pub(super) fn fit(
         &mut self,
         graph: Graph,
-        read: &Graph,
+        most_tokens: Option<i64>,
         token_input: &str,
         trainable: &[LeafId],
         compute: DType,
@@ -63,7 +63,7 @@ impl Pipeline<'_> {
             return Err(Error::internal("schedule", "the tokens are not [batch, length]"));
         };
         let batch = fixed("--budget-batch", rows.known(), budget.batch)?.unwrap_or(BATCH);
-        let length = fixed("--budget-length", columns.known(), budget.length)?.or_else(|| longest(read, columns));
+        let length = fixed("--budget-length", columns.known(), budget.length)?.or(most_tokens);
         let Some(length) = length else {
             let problem = Problem::new("--memory-budget", "nothing says how long sequences are")
                 .help("give the longest of your data: --budget-length 1024");

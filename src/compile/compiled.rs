@@ -33,6 +33,8 @@ pub struct Compiled {
     pub notes: Vec<String>,
     /// By rule of rules/sink.egg: the floating-point operations that it saves for each token that a pass does not read.
     pub saved: BTreeMap<String, u64>,
+    /// The longest sequence that the model takes, where it says so.
+    pub most_tokens: Option<i64>,
     /// From so many bytes of weights on they are written to a file of their own beside train.onnx.
     pub inline_limit: u64,
     pub(super) source: PathBuf,

@@ -6,7 +6,7 @@
 pub mod machine;
 pub mod predict;
 
-use crate::ir::graph::ROWS;
+use crate::ir::builder::ROWS;
 use crate::ir::op::Cost;
 use crate::ir::{Dim, Graph, Id, Node, Op, Sym, Type};
 

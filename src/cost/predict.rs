@@ -1,7 +1,7 @@
 //! The time of a training step, part by part, before it has run.
 
 use super::{At, Machine, Sizes, Unit, Work, of, work};
-use crate::ir::graph::{PACKED, ROWS};
+use crate::ir::builder::{PACKED, ROWS};
 use crate::ir::selection::{Selection, selections};
 use crate::ir::{Builder, DType, Graph, Id, LeafId, Node, Op, Sym, TensorType, Type};
 use rustc_hash::FxHashMap;

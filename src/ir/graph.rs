@@ -1,12 +1,13 @@
 //! The graph: an arena of hash-consed, typed, pure nodes.
 
-use super::dim::{Dim, Sym};
+use super::builder::{Builder, RowNames};
+use super::dim::Dim;
 use super::infer::infer;
 use super::op::Op;
 use super::recipe::Recipe;
 use super::ty::{DType, Lit, TensorType, Type};
 
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -91,113 +92,6 @@ pub struct Leaf {
     pub source_name: Option<String>,
 }
 
-/// What the names of sizes begin with that count rows.
-pub const ROWS: &str = "rows.";
-
-/// The sizes of rows that several sequences share: how many there are, and their length.
-pub const PACKED: [&str; 2] = ["packed.rows", "packed.length"];
-
-/// Whatever terms can be built in: the graph, and the e-graph.
-pub trait Builder {
-    /// Adds a node, or returns the one that is there.  `Err` says why it has no type.
-    fn insert(&mut self, node: Node) -> Result<Id, String>;
-    fn type_of(&self, id: Id) -> &Type;
-    /// A node that computes this value; in an e-graph, one of them.
-    fn node_of(&self, id: Id) -> &Node;
-    /// The one name of equal values.
-    fn canonical(&self, id: Id) -> Id;
-    /// Every node that finds rows: its mask and the size that it defines.
-    fn row_counts(&self) -> Vec<(Id, Dim)>;
-
-    /// The places of the true elements of `mask`, whose number is a size of its own: that of the node which finds the
-    /// same rows already, or a new one.
-    fn true_rows(&mut self, mask: Id) -> Result<Id, String> {
-        let (mask, counts) = (self.canonical(mask), self.row_counts());
-        let same = counts.iter().find(|(of, _)| self.canonical(*of) == mask);
-        let fresh = || {
-            let taken: FxHashSet<&Dim> = counts.iter().map(|(_, n)| n).collect();
-            (0..=counts.len()).map(|k| Dim::sym(&format!("{ROWS}{k}"))).find(|d| !taken.contains(d))
-        };
-        let n = same.map(|(_, n)| n.clone()).or_else(fresh).ok_or("no name is left for a number of rows")?;
-        let n = self.lit(Lit::Int(n))?;
-        self.op(Op::TrueRows, &[mask, n])
-    }
-
-    /// `root` with `leaf` replaced by `new`.  Linear in what `root` needs; what does not depend on the
-    /// leaf is shared, not copied.  Rows that are found anew have a new number, also in the shapes that name it.
-    fn substitute(&mut self, root: Id, leaf: Id, new: Id) -> Result<Id, String> {
-        let (root, leaf) = (self.canonical(root), self.canonical(leaf));
-        let found = |node: &Node, id: Id, b: &Self| match node {
-            Node::Op(Op::TrueRows, _) => b.type_of(id).shape().first().map(|n| (n.clone(), id)),
-            _ => None,
-        };
-        let mut counts: FxHashMap<Dim, Id> = FxHashMap::default();
-        let mut seen = FxHashSet::from_iter([leaf]);
-        let mut stack = vec![root];
-        while let Some(id) = stack.pop() {
-            if seen.insert(id) {
-                counts.extend(found(self.node_of(id), id, self));
-                stack.extend(self.node_of(id).children().iter().map(|c| self.canonical(*c)));
-            }
-        }
-        // Where the rows are found whose numbers a literal names.
-        let named = |lit: &Lit| -> Vec<(Sym, Id)> {
-            let sizes = lit.int().into_iter().chain(lit.ints().into_iter().flatten());
-            let symbols = sizes.flat_map(Dim::symbols);
-            symbols.filter_map(|s| Some((s.clone(), *counts.get(&Dim::sym(s.as_str()))?))).collect()
-        };
-        let mut copies: FxHashMap<Id, Id> = FxHashMap::default();
-        copies.insert(leaf, new);
-        stack.push(root);
-        while let Some(&id) = stack.last() {
-            if copies.contains_key(&id) {
-                stack.pop();
-                continue;
-            }
-            let node = self.node_of(id).clone();
-            let children: Vec<Id> = match &node {
-                Node::Op(Op::TrueRows, children) => vec![self.canonical(children[0])],
-                Node::Lit(lit) if !counts.is_empty() => named(lit).into_iter().map(|(_, rows)| rows).collect(),
-                node => node.children().iter().map(|c| self.canonical(*c)).collect(),
-            };
-            let missing = children.iter().filter(|c| !copies.contains_key(c));
-            let before = stack.len();
-            stack.extend(missing);
-            if stack.len() > before {
-                continue;
-            }
-            let copied: Box<[Id]> = children.iter().map(|c| copies[c]).collect();
-            let same = copied.iter().zip(&children).all(|(a, b)| a == b);
-            let copy = match node {
-                _ if same => id,
-                Node::Op(Op::TrueRows, _) => self.true_rows(copied[0])?,
-                Node::Op(op, _) => self.insert(Node::Op(op, copied))?,
-                Node::Lit(lit) => {
-                    let named = named(&lit);
-                    let size = |s: &Sym| {
-                        let (_, rows) = named.iter().find(|(name, _)| name == s)?;
-                        self.type_of(copies[rows]).shape().first().cloned()
-                    };
-                    let lit = lit.replaced(&size);
-                    self.lit(lit)?
-                }
-                _ => id,
-            };
-            copies.insert(id, copy);
-            stack.pop();
-        }
-        Ok(copies[&root])
-    }
-
-    fn lit(&mut self, lit: Lit) -> Result<Id, String> {
-        self.insert(Node::Lit(lit))
-    }
-
-    fn op(&mut self, op: Op, children: &[Id]) -> Result<Id, String> {
-        self.insert(Node::Op(op, children.into()))
-    }
-}
-
 /// A hash-consed graph with named outputs.
 #[derive(Clone, Default, Debug)]
 pub struct Graph {
@@ -205,6 +99,9 @@ pub struct Graph {
     nodes: Vec<Node>,
     types: Vec<Type>,
     memo: FxHashMap<Node, Id>,
+    /// By mask, the size that the node which finds its rows defines.
+    rows: FxHashMap<Id, Dim>,
+    row_names: RowNames,
     pub leaves: Vec<Leaf>,
     pub outputs: Vec<(String, Id)>,
     /// The source node that a node was read from, for messages.
@@ -269,6 +166,10 @@ impl Graph {
 
     fn push(&mut self, node: Node, ty: Type) -> Id {
         let id = Id::from(self.nodes.len());
+        if let (Node::Op(Op::TrueRows, c), Some(n)) = (&node, ty.shape().first()) {
+            self.row_names.take(n);
+            self.rows.entry(c[0]).or_insert_with(|| n.clone());
+        }
         self.memo.insert(node.clone(), id);
         self.nodes.push(node);
         self.types.push(ty);
@@ -400,11 +301,11 @@ impl Builder for Graph {
         id
     }
 
-    fn row_counts(&self) -> Vec<(Id, Dim)> {
-        let count = |node: &Node| match node {
-            Node::Op(Op::TrueRows, c) => Some((c[0], self.type_of(c[1]).lit()?.int()?.clone())),
-            _ => None,
-        };
-        self.nodes.iter().filter_map(count).collect()
+    fn rows_of(&self, mask: Id) -> Option<Dim> {
+        self.rows.get(&mask).cloned()
+    }
+
+    fn row_names(&mut self) -> &mut RowNames {
+        &mut self.row_names
     }
 }

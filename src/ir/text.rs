@@ -8,21 +8,22 @@
 //!   (output hidden h))
 //! ```
 
+use super::builder::Builder;
 use super::dim::Dim;
-use super::graph::{Builder, Data, Graph, Id, Leaf, LeafKind, Node};
+use super::graph::{Data, Graph, Id, Leaf, LeafId, LeafKind, Node};
 use super::op::Op;
 use super::sexpr::{Sexpr, SyntaxError, read};
 use super::ty::{DType, F64, Lit, TensorType, Type};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::fmt::Write;
 
 /// Prints a graph; nodes are numbered in order of use, so equal graphs print equally.
 pub fn print(graph: &Graph) -> String {
     let mut out = format!("(graph {}\n", word(&graph.name));
     let live = graph.live();
-    let used: Vec<_> = live.iter().filter_map(|id| graph.as_leaf(*id)).collect();
+    let used: FxHashSet<LeafId> = live.iter().filter_map(|id| graph.as_leaf(*id)).collect();
     for (k, leaf) in graph.leaves.iter().enumerate() {
-        if used.iter().any(|l| l.0 as usize == k) {
+        if used.contains(&LeafId(k as u32)) {
             let kind = match leaf.kind {
                 LeafKind::Input => "input",
                 LeafKind::Param => "param",
@@ -38,18 +39,20 @@ pub fn print(graph: &Graph) -> String {
         }
     }
     let mut names: FxHashMap<Id, String> = FxHashMap::default();
+    let mut numbered = 0;
     for id in live {
-        match graph.node(id) {
-            Node::Leaf(l) => drop(names.insert(id, word(&graph.leaf(*l).name))),
-            Node::Lit(l) => drop(names.insert(id, l.to_string())),
+        let name = match graph.node(id) {
+            Node::Leaf(l) => word(&graph.leaf(*l).name),
+            Node::Lit(l) => l.to_string(),
             Node::Op(op, children) => {
                 let args: Vec<_> = children.iter().map(|c| names[c].as_str()).collect();
-                let name = format!("%{}", names.values().filter(|n| n.starts_with('%')).count());
                 let call = [&[op.name()], args.as_slice()].concat().join(" ");
-                let _ = writeln!(out, "  (let {name} ({call})) ; {}", graph.type_of(id));
-                names.insert(id, name);
+                let _ = writeln!(out, "  (let %{numbered} ({call})) ; {}", graph.type_of(id));
+                format!("%{numbered}")
             }
-        }
+        };
+        numbered += usize::from(name.starts_with('%'));
+        names.insert(id, name);
     }
     for (name, id) in &graph.outputs {
         let _ = writeln!(out, "  (output {} {})", word(name), names[id]);

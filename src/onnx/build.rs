@@ -2,7 +2,8 @@
 //! turned into tensors where an operator needs one.
 
 use super::known::{Items, Known};
-use crate::ir::graph::{Builder, Data, Graph, Id, Leaf, LeafKind, Node};
+use crate::ir::Builder;
+use crate::ir::graph::{Data, Graph, Id, Leaf, LeafKind, Node};
 use crate::ir::infer::broadcast_shapes;
 use crate::ir::{DType, Dim, F64, Lit, Op, TensorType};
 use std::collections::BTreeMap;

@@ -22,7 +22,8 @@ impl Functions {
         let (Emit::Weft(base) | Emit::Kernel(base)) = op.row().emit else {
             return Err(Error::internal("write", format!("{} is not a fused node", op.name())));
         };
-        let types = with_placeholders(op, types);
+        // Calls that differ in the names of their sizes share a body.
+        let types = lower::renamed(&with_placeholders(op, types));
         let signature = types.iter().map(|t| format!("{t} ")).collect::<String>();
         let signature = format!("{base} {signature}");
         // A node cannot carry a size that is known only when it runs: its function is called otherwise, since a

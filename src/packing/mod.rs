@@ -18,7 +18,7 @@ mod numbers;
 mod places;
 
 use crate::error::{Error, Problem, Result};
-use crate::ir::graph::PACKED;
+use crate::ir::builder::PACKED;
 use crate::ir::{Builder, DType, Dim, F64, Graph, Id, Lit, Node, Op, Sym, Type};
 use crate::manifest::PLACES;
 use mixing::Mixing;

@@ -1,5 +1,6 @@
 //! The IR as egg's language: nodes, their types as analysis, and building inside the e-graph.
 
+use crate::ir::builder::RowNames;
 use crate::ir::infer::infer;
 use crate::ir::{Builder, Dim, Graph, Id, Node, Op, Type};
 use egg::{Analysis, DidMerge, EGraph, Language};
@@ -50,11 +51,16 @@ pub(super) struct Types {
     leaves: Vec<Type>,
     /// The first pair of different types that congruence merged: a mistake in `infer`.
     pub conflict: Option<String>,
+    row_names: RowNames,
 }
 
 impl Types {
     pub fn of(graph: &Graph) -> Self {
-        Types { leaves: graph.leaves.iter().map(|l| Type::Tensor(l.ty.clone())).collect(), conflict: None }
+        Types {
+            leaves: graph.leaves.iter().map(|l| Type::Tensor(l.ty.clone())).collect(),
+            conflict: None,
+            row_names: RowNames::default(),
+        }
     }
 
     fn leaf(&self, node: &Node) -> Option<Type> {
@@ -78,10 +84,14 @@ impl Analysis<Node> for Types {
 
     fn make(classes: &mut Classes, node: &Node, _: Id) -> Type {
         // `insert` lets only typed nodes in.
-        type_of_node(classes, node).unwrap_or_else(|why| {
+        let ty = type_of_node(classes, node).unwrap_or_else(|why| {
             classes.analysis.conflict.get_or_insert(why);
             Type::Tuple
-        })
+        });
+        if let (Node::Op(Op::TrueRows, _), Some(n)) = (node, ty.shape().first()) {
+            classes.analysis.row_names.take(n);
+        }
+        ty
     }
 
     fn merge(&mut self, a: &mut Type, b: Type) -> DidMerge {
@@ -113,12 +123,16 @@ impl Builder for Classes {
         self.find(id)
     }
 
-    fn row_counts(&self) -> Vec<(Id, Dim)> {
-        // The classes' own lists are behind until the next rebuild.
-        let count = |node: &Node| match node {
-            Node::Op(Op::TrueRows, c) => Some((c[0], self[c[1]].data.lit()?.int()?.clone())),
+    fn rows_of(&self, mask: Id) -> Option<Dim> {
+        // Classes know their parents at any time, but of their own nodes only those of the last rebuild.
+        let mut users = self[mask].parents().map(|id| &self.nodes()[usize::from(id)]);
+        users.find_map(|node| match node {
+            Node::Op(Op::TrueRows, c) => self[c[1]].data.lit()?.int().cloned(),
             _ => None,
-        };
-        self.nodes().iter().filter_map(count).collect()
+        })
+    }
+
+    fn row_names(&mut self) -> &mut RowNames {
+        &mut self.analysis.row_names
     }
 }

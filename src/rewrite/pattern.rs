@@ -6,7 +6,8 @@ use crate::ir::Builder;
 use crate::ir::{Id, Node};
 use crate::rules::template::{Subst, bind_lets, holds, instantiate};
 use crate::rules::{Kind, Rule, Term, Var};
-use egg::{ENodeOrVar, Pattern, PatternAst, Searcher};
+use egg::{ENodeOrVar, Language, Pattern, PatternAst, Searcher};
+use rustc_hash::FxHashSet;
 use smallvec::SmallVec;
 
 /// A rule, ready to be searched and applied.
@@ -17,6 +18,8 @@ pub(super) struct Compiled<'r> {
     vars: Vec<Var>,
     /// The left side in every order of its commutative operators.
     patterns: Vec<Pattern<Node>>,
+    /// The operators and literals of the left side: without one of them in the e-graph, nothing fits.
+    needed: FxHashSet<Node>,
 }
 
 /// One place where a left side fits: the class, and what each variable stands for there.
@@ -43,19 +46,28 @@ impl<'r> Compiled<'r> {
             return Err(bad("is a gradient row, not an equality"));
         }
         let [Some(right)] = rule.right.as_slice() else { return Err(bad("has no right side")) };
-        let mut vars = Vec::new();
-        let mut patterns = Vec::new();
+        let (mut vars, mut patterns, mut needed) = (Vec::new(), Vec::new(), FxHashSet::default());
         for left in variants(&rule.left) {
             let mut ast = PatternAst::default();
             add(&left, &mut ast, &mut vars).ok_or_else(|| bad("calls a computed attribute on the left"))?;
+            let nodes =
+                ast.iter().filter_map(|n| if let ENodeOrVar::ENode(node) = n { Some(node.clone()) } else { None });
+            needed.extend(nodes.map(|node| node.op().map_or(node, |op| Node::Op(op, Box::default()))));
             patterns.push(Pattern::new(ast));
         }
-        Ok(Compiled { rule, right, vars, patterns })
+        Ok(Compiled { rule, right, vars, patterns, needed })
     }
 
     /// Every match, in an order that depends only on the e-graph's history.
     pub fn search(&self, classes: &Classes) -> Vec<Match> {
         let mut found = Vec::new();
+        let is_there = |node: &Node| match node {
+            Node::Op(..) => classes.classes_for_op(&node.discriminant()).is_some_and(|ids| ids.len() > 0),
+            literal => classes.lookup(literal.clone()).is_some(),
+        };
+        if !self.needed.iter().all(is_there) {
+            return found;
+        }
         for pattern in &self.patterns {
             for place in pattern.search(classes) {
                 for subst in &place.substs {

@@ -79,7 +79,7 @@ pub fn inspect(options: &Options) -> Result<Inspection> {
         None => crate::compile::lift(&source.graph, &rules, options.target)?.graph,
     };
     let (trained, memory, obstacles) = match compiled {
-        Ok(compiled) => (Some(compiled.manifest.trained()), Some(estimate(&compiled, &source.graph)?), vec![]),
+        Ok(compiled) => (Some(compiled.manifest.trained()), Some(estimate(&compiled)?), vec![]),
         Err(Error::Model { problems, .. } | Error::Usage { problems }) => (None, None, problems),
         Err(other) => return Err(other),
     };

@@ -5,7 +5,7 @@ use crate::cost::predict::Load;
 use crate::cost::{Machine, predict};
 use crate::error::{Error, Result};
 use crate::ir::{Dim, Graph};
-use crate::memory::{Fixed, Values, longest};
+use crate::memory::{Fixed, Values};
 use serde::Serialize;
 
 /// Batch sizes that are shown.
@@ -47,12 +47,12 @@ pub struct Step {
 /// Fused nodes count with the values inside their bodies.  Activations are what ONNX Runtime's allocator counts as in use
 /// at most (`tests/memory.rs` holds them together); ONNX Runtime itself, the program, and what the allocator holds in
 /// reserve come on top.
-pub fn estimate(compiled: &Compiled, read: &Graph) -> Result<Memory> {
+pub fn estimate(compiled: &Compiled) -> Result<Memory> {
     let values = values(compiled)?;
     let Fixed { parameters, gradients, moments, looked_up } = values.fixed(&compiled.trainable);
     let [batch, length] = tokens(compiled, values.graph())?;
     let batches = batch.known().map_or(BATCHES.to_vec(), |b| vec![b]);
-    let lengths = length.known().map_or_else(|| lengths(longest(read, &length)), |l| vec![l]);
+    let lengths = length.known().map_or_else(|| lengths(compiled.most_tokens), |l| vec![l]);
     let step = |b: i64, l: i64| {
         let activations = values.peak(&batch, b, l);
         let total = activations + parameters + gradients + moments;

@@ -4,7 +4,6 @@ use super::memory::{Memory, estimate};
 use crate::compile::{Budget, Compiled, Options, compile};
 use crate::error::Result;
 use crate::manifest::{Manifest, Recompute};
-use crate::onnx::read;
 use crate::onnx::weights::sha256;
 use std::path::Path;
 
@@ -15,8 +14,8 @@ use std::path::Path;
 /// As a compile of `source`, which must be the model that the manifest names.
 pub fn activations(manifest: &Manifest, source: &Path, batch: usize, length: usize) -> Result<u64> {
     let options = Options { memory: None, ..options(manifest, source) };
-    let (compiled, read) = (compile(&options)?, read(source)?);
-    Ok(between(&estimate(&compiled, &read.graph)?, batch as f64, length as f64))
+    let compiled = compile(&options)?;
+    Ok(between(&estimate(&compiled)?, batch as f64, length as f64))
 }
 
 /// A train.onnx compiled again from its source, to count what it does and takes; `None` where the source is not there any

@@ -5,7 +5,6 @@ use super::memory::{Memory, estimate};
 use super::plan::recompiled;
 use crate::error::Result;
 use crate::manifest::{Manifest, PROBE, Parameter, Role};
-use crate::onnx::read;
 use crate::onnx::train_file::{Port, TrainFile};
 use crate::units::{bytes, thousands};
 use serde::Serialize;
@@ -38,7 +37,7 @@ pub fn inspect(path: &Path) -> Result<Training> {
     let file = TrainFile::read(path, None)?;
     let source = file.source();
     let memory = match recompiled(&file.manifest, &source) {
-        Some(compiled) => Some(estimate(&compiled, &read(&source)?.graph)?),
+        Some(compiled) => Some(estimate(&compiled)?),
         None => None,
     };
     let (inputs, outputs, operators) = (file.inputs(), file.outputs(), file.operators());

@@ -1,8 +1,9 @@
 //! Slices, gathers and masks by position.
 
 use super::layout::shape_of;
+use crate::ir::Builder;
 use crate::ir::dim::numel;
-use crate::ir::graph::{Builder, Id};
+use crate::ir::graph::Id;
 use crate::ir::infer::resolve_axis;
 use crate::ir::{DType, Dim, Lit, Node, Op};
 use crate::onnx::build::{Build, RowMask, Value};

@@ -60,8 +60,8 @@ pub fn reduce(b: &mut Build, call: &Call, kind: Kind) -> Read {
 fn counted(b: &Build, x: Id) -> Option<Known> {
     let Node::Op(Op::Cast, children) = b.graph.node(x) else { return None };
     let (from, to) = (b.ty(children[0]).ok()?.dtype, b.ty(x).ok()?.dtype);
-    let mut counts = b.graph.row_counts().into_iter().filter(|_| from == DType::Bool && to.is_int());
-    counts.find(|(mask, _)| *mask == children[0]).map(|(_, n)| Known::scalar(n))
+    let n = b.graph.rows_of(children[0]).filter(|_| from == DType::Bool && to.is_int())?;
+    Some(Known::scalar(n))
 }
 
 /// All elements of a known tensor, reduced to a scalar.
