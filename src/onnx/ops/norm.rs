@@ -46,8 +46,19 @@ fn scaled(b: &mut Build, x: Id, w: Id, bias: Option<Id>, eps: Lit) -> Result<Id,
     }
 }
 
-/// Operands with the normalised axes joined into one, and the shape to go back to.
-fn joined(b: &mut Build, call: &Call) -> Result<(Id, Vec<Id>, Vec<Dim>), String> {
+/// What is normalised, with the axes joined into one.
+struct Joined {
+    rows: Id,
+    /// The scale and the shift, of the joined axis; of the whole operand where one `is_outer`.
+    weights: Vec<Id>,
+    /// Whether a scale or shift differs along axes before the normalised ones, as that of a norm with numbers of its own
+    /// for each head: more than ONNX says, and what exporters write and ONNX Runtime takes.
+    is_outer: bool,
+    /// The shape to go back to.
+    dims: Vec<Dim>,
+}
+
+fn joined(b: &mut Build, call: &Call) -> Result<Joined, String> {
     let x = call.node(b, 0)?;
     let dims = b.shape(x);
     let axis = call.axis(-1, dims.len())?;
@@ -55,35 +66,58 @@ fn joined(b: &mut Build, call: &Call) -> Result<(Id, Vec<Id>, Vec<Dim>), String>
     let rows = b.reshape(x, &[&dims[..axis], std::slice::from_ref(&width)].concat())?;
     let mut weights = Vec::new();
     for k in 1..call.inputs.len() {
-        if let Some(w) = call.optional(b, k)? {
-            let own = b.shape(w);
-            let w = if numel(&own) == width { w } else { b.expand(w, &dims[axis..])? };
-            weights.push(b.reshape(w, std::slice::from_ref(&width))?);
+        weights.extend(call.optional(b, k)?);
+    }
+    let leads = |shape: &[Dim]| shape.len().saturating_sub(dims.len() - axis);
+    let is_outer = weights.iter().map(|w| b.shape(*w)).any(|s| s[..leads(&s)].iter().any(|d| !d.is(1)));
+    for w in &mut weights {
+        if !is_outer {
+            let own = b.shape(*w);
+            let whole = if numel(&own) == width { *w } else { b.expand(*w, &dims[axis..])? };
+            *w = b.reshape(whole, std::slice::from_ref(&width))?;
         }
     }
-    Ok((rows, weights, dims))
+    Ok(Joined { rows, weights, is_outer, dims })
 }
 
 /// RMSNormalization, and ONNX Runtime's SimplifiedLayerNormalization.
 pub fn rms(b: &mut Build, call: &Call) -> Read {
-    let (x, weights, dims) = joined(b, call)?;
+    let Joined { rows, weights, is_outer, dims } = joined(b, call)?;
     let [w] = weights.as_slice() else { return Err("the scale is missing".into()) };
     let eps = Lit::Float(F64(call.float_or("epsilon", f64::from(1e-5f32))));
-    let id = b.op(Op::RmsNorm, &[x, *w], &[eps])?;
     if call.outputs > 1 {
         return Err("the statistics (results after the first) are not supported".into());
     }
-    Ok(vec![Value::Node(b.reshape(id, &dims)?)])
+    if !is_outer {
+        let id = b.op(Op::RmsNorm, &[rows, *w], &[eps])?;
+        return Ok(vec![Value::Node(b.reshape(id, &dims)?)]);
+    }
+    let width = b.shape(rows).last().cloned().unwrap_or(Dim::Known(1));
+    let one = b.full(1.0, b.ty(rows)?.dtype, &[width])?;
+    let normal = b.op(Op::RmsNorm, &[rows, one], &[eps])?;
+    let normal = b.reshape(normal, &dims)?;
+    Ok(vec![Value::Node(b.op(Op::Mul, &[normal, *w], &[])?)])
 }
 
 pub fn layer(b: &mut Build, call: &Call) -> Read {
-    let (x, weights, dims) = joined(b, call)?;
+    let Joined { rows, weights, is_outer, dims } = joined(b, call)?;
     let eps = Lit::Float(F64(call.float_or("epsilon", f64::from(1e-5f32))));
     let (Some(w), bias) = (weights.first(), weights.get(1)) else { return Err("the scale is missing".into()) };
-    let id = scaled(b, x, *w, bias.copied(), eps)?;
-    let mut results = vec![b.reshape(id, &dims)?];
+    let mut results = Vec::new();
+    if is_outer {
+        let normal = b.op(Op::Normalize, &[rows], &[eps])?;
+        let normal = b.reshape(normal, &dims)?;
+        let mut id = b.op(Op::Mul, &[normal, *w], &[])?;
+        if let Some(bias) = bias {
+            id = b.op(Op::Add, &[id, *bias], &[])?;
+        }
+        results.push(id);
+    } else {
+        let id = scaled(b, rows, *w, bias.copied(), eps)?;
+        results.push(b.reshape(id, &dims)?);
+    }
     if call.outputs > 1 {
-        results.extend(statistics(b, call, x, &dims)?);
+        results.extend(statistics(b, call, rows, &dims)?);
     }
     Ok(results.into_iter().map(Value::Node).collect())
 }
