@@ -64,6 +64,8 @@ fn convolutions_along_tokens() {
         case("Conv", &[x(), w("3")]).list("pads", &[1, 1]),
         case("Conv", &[x(), w("2"), bias()]).list("pads", &[2, 0]).list("dilations", &[2]),
         case("Conv", &[x(), real("each", &["4", "1", "3"])]).int("group", 4),
+        case("Conv", &[x(), real("pairs", &["6", "2", "3"]), real("b", &["6"])]).list("pads", &[1, 1]).int("group", 2),
+        case("Conv", &[x(), real("twice", &["8", "1", "1"])]).int("group", 4),
     ]);
 }
 
@@ -212,6 +214,11 @@ fn normalisations() {
         case("LayerNormalization", &[x(), w(), c()]).results(&["y", "mean", "deviation"]),
         case("LayerNormalization", &[x(), real("w", &["3", "4"]), real("c", &["3", "4"])]).int("axis", 1),
         case("RMSNormalization", &[x(), w()]).float("epsilon", 0.1),
+        // One scale for each head.
+        case("RMSNormalization", &[x(), real("w", &["3", "4"])]),
+        case("RMSNormalization", &[x(), real("w", &["1", "4"])]),
+        case("LayerNormalization", &[x(), real("w", &["3", "4"]), real("c", &["3", "4"])]).float("epsilon", 0.1),
+        case("LayerNormalization", &[x(), real("w", &["3", "1"])]),
         case("SimplifiedLayerNormalization", &[x(), w()]),
         case("LpNormalization", &[x()]).int("axis", 1),
         case("LpNormalization", &[x()]).int("p", 1),

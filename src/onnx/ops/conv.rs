@@ -4,7 +4,7 @@ use crate::ir::{Dim, Op};
 use crate::onnx::build::{Build, Value};
 use crate::onnx::call::{Call, Read};
 
-/// `Conv` of x [B, C, L] with w [O, C / groups, K]: y_l = sum_k w_k x_(l + k d), of all channels or each channel by itself.
+/// `Conv` of x [B, C, L] with w [O, C / groups, K]: y_l = sum_k w_k x_(l + k d), of the channels of each group.
 pub fn conv(b: &mut Build, call: &Call) -> Read {
     let (x, w) = (call.node(b, 0)?, call.node(b, 1)?);
     let (of_x, of_w) = (b.shape(x), b.shape(w));
@@ -17,8 +17,8 @@ pub fn conv(b: &mut Build, call: &Call) -> Read {
     let of = |name: &str, default: i64| call.ints(name).map_or(vec![default; 2], <[i64]>::to_vec);
     let (group, dilation) = (call.int_or("group", 1), of("dilations", 1)[0]);
     let each = group == c && o == c && group > 1;
-    if group != 1 && !each {
-        return Err(format!("{group} groups of {c} channels: 1 or as many as channels are read").into());
+    if group < 1 || c % group != 0 || o % group != 0 {
+        return Err(format!("{c} channels to {o} are not {group} groups").into());
     }
     if of("strides", 1)[0] != 1 || call.word("auto_pad").is_some_and(|w| w != "NOTSET" && w != "VALID") {
         return Err("strides and auto_pad are not read: a language model has as many tokens behind it".into());
@@ -48,10 +48,19 @@ pub fn conv(b: &mut Build, call: &Call) -> Read {
         let term = if each {
             let part = b.reshape(part, std::slice::from_ref(channels))?;
             b.op(Op::Mul, &[taken, part], &[])?
-        } else {
+        } else if group == 1 {
             let part = b.reshape(part, &[outer.clone(), channels.clone()])?;
             let part = b.transpose(part, &[1, 0])?;
             b.op(Op::MatMul, &[taken, part], &[])?
+        } else {
+            let [from, to] = [c, o].map(|n| Dim::from(n / group));
+            let taken = b.reshape(taken, &[batch.clone(), result.clone(), group.into(), from.clone()])?;
+            let taken = b.transpose(taken, &[0, 2, 1, 3])?;
+            let part = b.reshape(part, &[group.into(), to, from])?;
+            let part = b.transpose(part, &[0, 2, 1])?;
+            let product = b.op(Op::MatMul, &[taken, part], &[])?;
+            let product = b.transpose(product, &[0, 2, 1, 3])?;
+            b.reshape(product, &[batch.clone(), result.clone(), outer.clone()])?
         };
         sum = Some(match sum {
             Some(sum) => b.op(Op::Add, &[sum, term], &[])?,
