@@ -5,7 +5,8 @@
 
 use super::tensor::Tensor;
 use super::weights;
-use crate::ir::dim::Dim;
+use crate::ir::builder::ROWS;
+use crate::ir::dim::{Dim, Sym};
 use crate::ir::{DType, Op};
 use half::{bf16, f16};
 use std::cmp::Ordering;
@@ -293,18 +294,26 @@ fn common_shape(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
         .collect()
 }
 
-/// The sign of a dimension, where it is the same for all sizes from 1 up.
-pub fn sign(d: &Dim) -> Option<Ordering> {
+/// The least and the greatest value of a dimension for all sizes from 1 up, where there are such.
+fn bounds(d: &Dim) -> (Option<i64>, Option<i64>) {
     if let Some(n) = d.known() {
-        return Some(n.cmp(&0));
+        return (Some(n), Some(n));
     }
     let terms = d.monomials();
-    // With every symbol at 1 a polynomial with coefficients of one sign is at its least magnitude.
-    let at_one = terms.iter().fold(0i64, |sum, (_, c)| sum.saturating_add(*c));
+    // With every symbol at its least a polynomial whose symbols have coefficients of one sign is nearest to its constant.
+    // Numbers of rows that are found may be 0.
+    let at_least = |symbols: &[Sym], c: i64| if symbols.iter().any(|s| s.as_str().starts_with(ROWS)) { 0 } else { c };
+    let nearest = terms.iter().fold(0i64, |sum, (symbols, c)| sum.saturating_add(at_least(symbols, *c)));
     let symbolic = |positive: bool| terms.iter().filter(|(s, _)| !s.is_empty()).all(|(_, c)| (*c > 0) == positive);
-    match at_one.cmp(&0) {
-        Ordering::Greater if symbolic(true) => Some(Ordering::Greater),
-        Ordering::Less if symbolic(false) => Some(Ordering::Less),
+    (symbolic(true).then_some(nearest), symbolic(false).then_some(nearest))
+}
+
+/// The sign of a dimension, where it is the same for all sizes from 1 up.
+pub fn sign(d: &Dim) -> Option<Ordering> {
+    match bounds(d) {
+        (Some(least), _) if least > 0 => Some(Ordering::Greater),
+        (_, Some(most)) if most < 0 => Some(Ordering::Less),
+        (Some(0), Some(0)) => Some(Ordering::Equal),
         _ => None,
     }
 }
@@ -318,8 +327,15 @@ fn int_binary(op: Op, x: &Dim, y: &Dim) -> Option<Dim> {
     if terms_x * terms_y > MAX_TERMS || degree_x + degree_y > MAX_DEGREE {
         return None;
     }
-    let order = || sign(&(x.clone() - y.clone()));
     let truth = |holds: bool| Some(Dim::Known(holds.into()));
+    // Whether `a` is below `b` for all sizes, or, where `or_equal`, never above.
+    let below =
+        |a: &Dim, b: &Dim, or_equal: bool| bounds(&(a.clone() - b.clone())).1.is_some_and(|n| n < i64::from(or_equal));
+    // `a < b`, or `a <= b`, where that holds for all sizes or for none.
+    let ordered = |a: &Dim, b: &Dim, or_equal: bool| {
+        let (holds, fails) = (below(a, b, or_equal), below(b, a, !or_equal));
+        (holds || fails).then_some(Dim::Known(holds.into()))
+    };
     match op {
         Op::Add => Some(x.clone() + y.clone()),
         Op::Sub => Some(x.clone() - y.clone()),
@@ -332,13 +348,15 @@ fn int_binary(op: Op, x: &Dim, y: &Dim) -> Option<Dim> {
             let (base, power) = (x.known()?, u32::try_from(y.known()?).ok()?);
             base.checked_pow(power).map(Dim::Known)
         }
-        Op::Max => order().map(|o| if o == Ordering::Less { y.clone() } else { x.clone() }),
-        Op::Min => order().map(|o| if o == Ordering::Less { x.clone() } else { y.clone() }),
-        Op::Equal => truth(order()? == Ordering::Equal),
-        Op::Less => truth(order()? == Ordering::Less),
-        Op::LessEqual => truth(order()? != Ordering::Greater),
-        Op::Greater => truth(order()? == Ordering::Greater),
-        Op::GreaterEqual => truth(order()? != Ordering::Less),
+        Op::Max if below(x, y, true) => Some(y.clone()),
+        Op::Max if below(y, x, true) => Some(x.clone()),
+        Op::Min if below(x, y, true) => Some(x.clone()),
+        Op::Min if below(y, x, true) => Some(y.clone()),
+        Op::Equal => truth(sign(&(x.clone() - y.clone()))? == Ordering::Equal),
+        Op::Less => ordered(x, y, false),
+        Op::LessEqual => ordered(x, y, true),
+        Op::Greater => ordered(y, x, false),
+        Op::GreaterEqual => ordered(y, x, true),
         Op::And => truth(x.known()? != 0 && y.known()? != 0),
         Op::Or => truth(x.known()? != 0 || y.known()? != 0),
         _ => None,
@@ -405,6 +423,12 @@ mod tests {
         assert_eq!(Known::binary(Op::Div, &v("seq"), &v("2")), None);
         assert_eq!(Known::binary(Op::Equal, &v("seq 3"), &v("-1 3")).unwrap().dims(), v("0 1").dims());
         assert_eq!(Known::binary(Op::Equal, &v("seq"), &v("1")), None);
+        assert_eq!(Known::binary(Op::Max, &v("1-seq seq"), &v("0 1")), Some(v("0 seq")));
+        assert_eq!(Known::binary(Op::Min, &v("seq 3+seq"), &v("1 2*batch")), None);
+        assert_eq!(Known::binary(Op::GreaterEqual, &v("seq 2"), &v("1 2+seq")).unwrap().dims(), v("1 0").dims());
+        assert_eq!(Known::binary(Op::Greater, &v("seq"), &v("1")), None);
+        assert_eq!(Known::binary(Op::Greater, &v("1+rows.0"), &v("0")).unwrap().dims(), v("1").dims());
+        assert_eq!(Known::binary(Op::Greater, &v("rows.0"), &v("0")), None);
         assert_eq!(Known::select(&v("0 1"), &v("5 seq"), &v("6 7")), Some(v("6 seq")));
     }
 
