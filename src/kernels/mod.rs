@@ -22,6 +22,7 @@ mod product;
 mod rope;
 mod rows;
 mod softmax;
+mod squares;
 mod tile;
 mod vector;
 
@@ -82,11 +83,12 @@ fn refused(e: ort::Error) -> Error {
     Error::runtime(format!("ONNX Runtime takes no kernels: {}", e.message()))
 }
 
-/// The kernels that take gradients, AdamW's update and `Accumulate`, to be given to a session.  ONNX Runtime must be loaded.
+/// The kernels that take gradients, AdamW's update, `Accumulate` and `SquareSums`, to be given to a session.  ONNX Runtime must be loaded.
 pub fn optimizer() -> Result<Arc<OperatorDomain>> {
-    let sum = entry::<accumulate::Accumulate>();
-    let domain = OperatorDomain::new("ai.weft").and_then(|d| d.add(adamw::AdamW));
-    let domain = domain.and_then(|d| (sum.add)(d, sum.name, 0));
+    let mut domain = OperatorDomain::new("ai.weft").and_then(|d| d.add(adamw::AdamW));
+    for own in [entry::<accumulate::Accumulate>(), entry::<squares::SquareSums>()] {
+        domain = domain.and_then(|d| (own.add)(d, own.name, 0));
+    }
     domain.map(Arc::new).map_err(refused)
 }
 

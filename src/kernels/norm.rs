@@ -31,7 +31,7 @@ macro_rules! map {
 macro_rules! terms {
     ($name:ident($($field:ident),*), [$($x:ident),*] => [$($y:expr),*]) => {
         #[derive(Clone, Copy)]
-        struct $name { $($field: f32),* }
+        pub(super) struct $name { $($field: f32),* }
         impl Terms<{ [$(stringify!($x)),*].len() }, { [$(stringify!($y)),*].len() }> for $name {
             #[inline(always)]
             fn at(self, [$($x),*]: [f32; [$(stringify!($x)),*].len()]) -> [f32; [$(stringify!($y)),*].len()] {

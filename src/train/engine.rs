@@ -234,7 +234,7 @@ impl OnnxRuntime {
         let together = if options.device == Device::Cpu { 0 } else { TOGETHER };
         let sum = accumulate.then(|| open("sum", &file.sum_model(trainable, has_kernels), &with_kernels));
         let mut sum = sum.transpose()?;
-        let mut norm = open("norm", &file.norm_model(trainable, together), &plain)?;
+        let mut norm = open("norm", &file.norm_model(trainable, together, has_kernels), &with_kernels)?;
         let at_once = if for_update.operators.is_empty() { together } else { 0 };
         let update = file.update_model(function, trainable, &|p| decay.includes(&p.shape), at_once)?;
         let mut update = open("update", &update, &for_update)?;

@@ -89,8 +89,9 @@ impl TrainFile {
     /// The graph of the Euclidean norm over all gradients: `g/N` to `norm` (f64).
     ///
     /// Rows are summed in f32 and rows of rows in f64: as exact as needed, and in an order that depends
-    /// neither on the number of threads nor on anything else.  Up to `most` elements are read together.
-    pub fn norm_model(&self, parameters: &[Port], most: usize) -> Vec<u8> {
+    /// neither on the number of threads nor on anything else.  Up to `most` elements are read together.  With `kernels`
+    /// our own operator sums the squares up, which the session must have.
+    pub fn norm_model(&self, parameters: &[Port], most: usize, kernels: bool) -> Vec<u8> {
         let mut b = Standard::new("grad_norm");
         let mut sums = Vec::new();
         for group in together(parameters, most, &|_| true) {
@@ -102,7 +103,13 @@ impl TrainFile {
             if matches!(parameter.dtype, DType::F16 | DType::BF16) {
                 value = b.cast(&value, DType::F32);
             }
-            let squares = if parameter.shape.len() > 1 {
+            let squares = if kernels {
+                value = b.node("SquareSums", &[&value], &[]);
+                if let Some(node) = b.graph.node.last_mut() {
+                    node.domain = DOMAIN.into();
+                }
+                b.cast(&value, DType::F64)
+            } else if parameter.shape.len() > 1 {
                 value = b.node("ReduceSumSquare", &[&value, "last_axis"], &[("keepdims", 0)]);
                 b.cast(&value, DType::F64)
             } else {
