@@ -34,7 +34,7 @@ pub struct CompileArgs {
     /// Print the graph after this stage as text and write no file
     #[arg(long, value_enum, value_name = "STAGE")]
     emit_ir: Option<Stage>,
-    /// Print an object: stages, notes, how often each rule fired, the operators, the predicted time of a step,
+    /// Print an object: stages, notes, how often each rule fired, the operators, the predicted time and memory of a step,
     /// the file and its size
     #[arg(long, conflicts_with = "quiet")]
     json: bool,
@@ -55,11 +55,14 @@ pub fn compile(args: &CompileArgs) -> Result<()> {
     let machine = calibrate::machine(args.calibration.as_deref())?;
     let compiled = compile::compile(&options)?;
     let bytes = compiled.write(&args.output)?;
+    if args.quiet {
+        return Ok(());
+    }
     let told = predicted(&compiled, &machine, args.how.budget_batch, args.how.budget_length)?;
     let memory = memory::total(&compiled, told.load.batch, told.load.length)?;
     if args.json {
         print(&format!("{}\n", object(&compiled, &told, memory, note.as_deref(), &args.output, bytes)))?;
-    } else if !args.quiet {
+    } else {
         let (report, told, path) = (summary(&compiled), show::line(&told), args.output.display());
         let note = note.map(|n| format!("note: {n}\n")).unwrap_or_default();
         print(&format!(

@@ -173,6 +173,7 @@ impl How {
             ("--target", self.target != Target::Cpu),
             ("--compute", self.compute != Compute::Auto),
             ("--quantize-base", self.quantize_base.is_some()),
+            ("--packing", self.packing),
             ("--memory-budget", self.memory_budget.is_some()),
         ];
         let problems: Vec<Problem> =
