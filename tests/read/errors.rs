@@ -37,6 +37,18 @@ fn all_problems_are_listed() {
     insta::assert_snapshot!(refusal(&model(&[x()], &weights, &nodes)));
 }
 
+/// A scale may differ from head to head, but makes no more heads.
+#[test]
+fn scales_are_no_larger_than_what_they_scale() {
+    for (op, opset) in [("RMSNormalization", 23), ("LayerNormalization", 17)] {
+        let scale = floats("w", &[7, 1, 1, 1], &[1.0; 7]);
+        let mut m = model(&[x()], &[scale], &[node(op, &["x", "w"], &["y"])]);
+        m.opset_import[0].version = opset;
+        let message = refusal(&m);
+        assert!(message.contains("larger than what is normalised"), "{message}");
+    }
+}
+
 #[test]
 fn opsets_are_checked() {
     let with = |version: i64, op: &str| {

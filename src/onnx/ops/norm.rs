@@ -80,6 +80,16 @@ fn joined(b: &mut Build, call: &Call) -> Result<Joined, String> {
     Ok(Joined { rows, weights, is_outer, dims })
 }
 
+/// What is normalised, as `dims`, times a scale and plus a shift that broadcast to it.
+fn weighted(b: &mut Build, normal: Id, w: Id, bias: Option<Id>, dims: &[Dim]) -> Result<Id, String> {
+    let normal = b.reshape(normal, dims)?;
+    let mut id = b.op(Op::Mul, &[normal, w], &[])?;
+    if let Some(bias) = bias {
+        id = b.op(Op::Add, &[id, bias], &[])?;
+    }
+    if b.shape(id) == dims { Ok(id) } else { Err("the scale or shift is larger than what is normalised".into()) }
+}
+
 /// RMSNormalization, and ONNX Runtime's SimplifiedLayerNormalization.
 pub fn rms(b: &mut Build, call: &Call) -> Read {
     let Joined { rows, weights, is_outer, dims } = joined(b, call)?;
@@ -95,8 +105,7 @@ pub fn rms(b: &mut Build, call: &Call) -> Read {
     let width = b.shape(rows).last().cloned().unwrap_or(Dim::Known(1));
     let one = b.full(1.0, b.ty(rows)?.dtype, &[width])?;
     let normal = b.op(Op::RmsNorm, &[rows, one], &[eps])?;
-    let normal = b.reshape(normal, &dims)?;
-    Ok(vec![Value::Node(b.op(Op::Mul, &[normal, *w], &[])?)])
+    Ok(vec![Value::Node(weighted(b, normal, *w, None, &dims)?)])
 }
 
 pub fn layer(b: &mut Build, call: &Call) -> Read {
@@ -106,12 +115,7 @@ pub fn layer(b: &mut Build, call: &Call) -> Read {
     let mut results = Vec::new();
     if is_outer {
         let normal = b.op(Op::Normalize, &[rows], &[eps])?;
-        let normal = b.reshape(normal, &dims)?;
-        let mut id = b.op(Op::Mul, &[normal, *w], &[])?;
-        if let Some(bias) = bias {
-            id = b.op(Op::Add, &[id, *bias], &[])?;
-        }
-        results.push(id);
+        results.push(weighted(b, normal, *w, bias.copied(), &dims)?);
     } else {
         let id = scaled(b, rows, *w, bias.copied(), eps)?;
         results.push(b.reshape(id, &dims)?);
