@@ -18,10 +18,11 @@ use crate::ir::{DType, Graph, Id, LeafId, LeafKind, text};
 use crate::lower;
 use crate::manifest::{self, FED, Input, Manifest, Method, NOT_FED, Parameter, Role};
 use crate::memory::longest;
-use crate::objective::{self, Ports};
+use crate::objective;
 use crate::onnx::write::{Parts, encode};
 use crate::onnx::{Source, read};
 use crate::packing;
+use crate::ports::{self, Ports};
 use crate::precision;
 use crate::quantize::{self, Quantized};
 use crate::rewrite::{self, Saturated};
@@ -124,18 +125,16 @@ impl<'a> Pipeline<'a> {
     }
 
     fn run(&mut self, on_stage: &mut dyn FnMut(Stage, &Graph)) -> Result<Compiled> {
-        let source = read(&self.options.model)?;
+        let mut source = read(&self.options.model)?;
         if source.is_training_graph {
             let problem = Problem::new("", "is a training graph that weftc wrote, not a model")
                 .help("compile its source model; train with weftc run");
             return Err(Error::Model { model: self.options.model.clone(), problems: vec![problem] });
         }
         self.done(Stage::Read, &source.graph, on_stage);
-        let ports = objective::find_ports(
-            &source.graph,
-            self.options.token_input.as_deref(),
-            self.options.logits_output.as_deref(),
-        )?;
+        let ports =
+            ports::find(&source.graph, self.options.token_input.as_deref(), self.options.logits_output.as_deref())?;
+        source.graph = ports::widened(source.graph, &ports.token_input)?;
         self.notes.extend(not_fed(&source.graph, &ports.token_input));
         let tokens = source.graph.find_leaf(&ports.token_input).map(|l| &source.graph.leaf(l).ty.shape);
         let most_tokens = tokens.and_then(|shape| longest(&source.graph, shape.get(1)?));
@@ -223,7 +222,7 @@ impl<'a> Pipeline<'a> {
     fn inference(&mut self) -> Result<(Graph, Vec<LeafId>)> {
         let source = read(&self.options.model)?;
         let (tokens, logits) = (&self.options.token_input, &self.options.logits_output);
-        let ports = objective::find_ports(&source.graph, tokens.as_deref(), logits.as_deref())?;
+        let ports = ports::find(&source.graph, tokens.as_deref(), logits.as_deref())?;
         let lifted = self.lift(&source.graph, &ports)?;
         let (adapted, trainable, _) = self.adapt(lifted, &ports)?;
         let typed = self.typed(&adapted, &trainable)?.0;

@@ -138,6 +138,7 @@ pub mod objective;
 pub mod onnx;
 pub mod packing;
 pub mod peft;
+pub mod ports;
 pub mod precision;
 pub mod profile;
 pub mod quantize;

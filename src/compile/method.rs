@@ -4,7 +4,7 @@ use super::Options;
 use crate::error::{Error, Problem, Result};
 use crate::manifest::{Method, Probe};
 use crate::method;
-use crate::objective::Ports;
+use crate::ports::Ports;
 use crate::rules::library::Library;
 use std::collections::BTreeMap;
 

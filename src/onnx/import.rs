@@ -6,6 +6,7 @@ mod order;
 
 use super::build::{Build, Value};
 use super::call::Call;
+use super::held;
 use super::hints;
 use super::known::Known;
 use super::names::{self, Entry};
@@ -78,8 +79,8 @@ pub struct Importer<'m> {
     /// Nodes read so far, and elements of known values.
     read: usize,
     elements: usize,
-    /// Names that weights have taken over from the nodes that copy them.
-    copies: FxHashSet<&'m str>,
+    /// Names that weights have taken over from the nodes that copy or hold them.
+    leaves: FxHashSet<&'m str>,
 }
 
 impl<'m> Importer<'m> {
@@ -96,7 +97,7 @@ impl<'m> Importer<'m> {
             groups: IndexMap::new(),
             read: 0,
             elements: 0,
-            copies: FxHashSet::default(),
+            leaves: FxHashSet::default(),
         }
     }
 
@@ -160,13 +161,14 @@ impl<'m> Importer<'m> {
         let mut tensors: Vec<(&'m str, Tensor)> = Vec::new();
         // A file that is missing is one problem, however many weights lie in it.
         let mut refused: IndexMap<(String, bool), Vec<&str>> = IndexMap::new();
-        for proto in &graph.initializer {
+        let initializers = graph.initializer.iter().map(|t| (t.name.as_str(), t));
+        for (name, proto) in initializers.chain(held::weights(graph)) {
             match self.site.tensor(proto) {
-                Ok(tensor) => tensors.push((&proto.name, tensor)),
+                Ok(tensor) => tensors.push((name, tensor)),
                 Err(why) => {
                     let external = proto.data_location == DataLocation::External as i32;
-                    refused.entry((why, external)).or_default().push(&proto.name);
-                    env.insert(&proto.name, Value::Refused);
+                    refused.entry((why, external)).or_default().push(name);
+                    env.insert(name, Value::Refused);
                 }
             }
         }
@@ -218,8 +220,8 @@ impl<'m> Importer<'m> {
                 env.insert(name, value);
             }
         }
-        let copies = plan.entries.iter().filter_map(|(name, _)| names.get(name.as_str()).copied());
-        self.copies = copies.filter(|n| !own.contains(n)).collect();
+        let taken = plan.entries.iter().filter_map(|(name, _)| names.get(name.as_str()).copied());
+        self.leaves = taken.filter(|n| !own.contains(n)).collect();
         plan.mended
     }
 
@@ -228,10 +230,10 @@ impl<'m> Importer<'m> {
         let mut early = Early::default();
         for node in nodes {
             let place = place(node, &scope.inside);
-            // Parameters that TorchScript copied are leaves already.
-            if let ("Identity", [copy]) = (node.op_type.as_str(), node.output.as_slice())
+            // Parameters that TorchScript copied are leaves already, and so are weights that nodes hold.
+            if let ("Identity" | "Constant", [copy]) = (node.op_type.as_str(), node.output.as_slice())
                 && scope.depth == 0
-                && self.copies.remove(copy.as_str())
+                && self.leaves.remove(copy.as_str())
             {
                 continue;
             }

@@ -7,6 +7,7 @@ mod custom;
 pub mod data_file;
 pub mod emit;
 mod functions;
+mod held;
 mod hints;
 mod import;
 mod known;

@@ -173,7 +173,12 @@ pub struct Use<'m> {
 impl Use<'_> {
     /// A factor of a matrix product.
     pub fn is_factor(&self) -> bool {
-        matches!(self.node.op_type.as_str(), "MatMul" | "Gemm" | "FusedMatMul")
+        match self.node.op_type.as_str() {
+            "MatMul" | "Gemm" | "FusedMatMul" | "FusedGemm" | "TransposeMatMul" => true,
+            // That of ONNX Runtime's domain projects by itself.
+            "Attention" => self.node.domain == "com.microsoft" && self.operand == 1,
+            _ => false,
+        }
     }
 
     /// Whether rows of the first axis are looked up in it, as in `w[experts]`: the exporter brings the axes that are
@@ -188,10 +193,15 @@ impl Use<'_> {
     /// A place where only learned tensors stand.
     fn is_weight(&self) -> bool {
         match self.node.op_type.as_str() {
-            "MatMul" | "Gemm" | "FusedMatMul" => true,
             "Gather" | "GatherND" => self.operand == 0,
             "LayerNormalization" | "RMSNormalization" | "SimplifiedLayerNormalization" | "PRelu" => self.operand > 0,
-            _ => false,
+            // What ONNX Runtime's optimisers fuse.
+            "BiasGelu" | "FastGelu" => true,
+            "Attention" => self.node.domain == "com.microsoft" && self.operand == 2,
+            "MultiHeadAttention" => self.operand == 3,
+            "SkipLayerNormalization" | "SkipSimplifiedLayerNormalization" => self.operand > 1,
+            "EmbedLayerNormalization" => matches!(self.operand, 2..=6),
+            _ => self.is_factor(),
         }
     }
 }

@@ -1,18 +1,20 @@
 //! Writes a model again with other weights: the trained ones.
 //!
-//! Everything but the initializers is copied as it stands in the file.  To decode and encode it would lose
+//! Everything but the weights is copied as it stands in the file.  To decode and encode it would lose
 //! what our messages do not say: whether an attribute is 0 or absent, and fields of newer versions.
 
 use super::data_file::{DataFile, SMALLEST_EXTERNAL};
-use super::proto::{GraphProto, TensorProto, tensor_proto};
+use super::held;
+use super::proto::{GraphProto, NodeProto, TensorProto, tensor_proto};
 use super::tensor::Site;
 use super::train_file::{Weight, weight};
 use super::weights;
-use super::wire::{GRAPH, INITIALIZER, fields, others, with_graph};
+use super::wire::{Field, GRAPH, INITIALIZER, NODE, fields, others, with_graph};
 use crate::atomic;
 use crate::error::{Error, Problem, Result};
 use prost::Message;
 use prost::bytes::Bytes;
+use rustc_hash::FxHashSet;
 use std::path::Path;
 
 /// From this size on weights are written beside the model: protobuf ends at 2 GiB.
@@ -35,10 +37,13 @@ pub fn replace(source: &Path, out: &Path, new: Change<'_>) -> Result<usize> {
     let bad = |e: String| refuse("", format!("this is no ONNX file: {e}"));
     let parts = fields(&file).map_err(bad)?;
     let graph = parts.iter().find(|f| f.tag == GRAPH).ok_or_else(|| refuse("", "it has no graph".into()))?;
-    let graph_parts = fields(&graph.content).map_err(bad)?;
-    let tensors = graph_parts.iter().filter(|f| f.tag == INITIALIZER);
-    let tensors: std::result::Result<Vec<_>, _> = tensors.map(|f| TensorProto::decode(f.content.clone())).collect();
-    let mut tensors = tensors.map_err(|e| bad(e.to_string()))?;
+    let mut graph_parts = fields(&graph.content).map_err(bad)?;
+    let old = GraphProto::decode(graph.content.clone()).map_err(|e| bad(e.to_string()))?;
+    // Weights that nodes hold become initializers.
+    let held: FxHashSet<&str> = held::weights(&old).into_iter().map(|(name, _)| name).collect();
+    let named = |(name, t): (&str, &TensorProto)| TensorProto { name: name.into(), ..t.clone() };
+    let mut tensors: Vec<TensorProto> = held::weights(&old).into_iter().map(named).collect();
+    tensors.extend(old.initializer.iter().cloned());
     let site = Site::new(source, file.clone()).map_err(|e| Error::io("find", source, e))?;
     let external = |t: &TensorProto| t.data_location == i32::from(tensor_proto::DataLocation::External);
     let inline: usize = tensors.iter().map(|t| t.raw_data.len() + 4 * t.float_data.len()).sum();
@@ -81,6 +86,11 @@ pub fn replace(source: &Path, out: &Path, new: Change<'_>) -> Result<usize> {
             _ => tensor.raw_data = bytes.into(),
         }
     }
+    let is_held = |f: &Field| {
+        let node = (f.tag == NODE && !held.is_empty()).then(|| NodeProto::decode(f.content.clone()).ok()).flatten();
+        node.as_ref().and_then(held::constant).is_some_and(|(name, _)| held.contains(name))
+    };
+    graph_parts.retain(|f| !is_held(f));
     let mut new_graph = others(&graph_parts, INITIALIZER);
     GraphProto { initializer: tensors, ..GraphProto::default() }.encode_raw(&mut new_graph);
     let model = with_graph(&parts, &new_graph);

@@ -3,8 +3,9 @@
 use prost::bytes::Bytes;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field};
 
-/// The numbers of `ModelProto.graph` and `GraphProto.initializer`.
+/// The numbers of `ModelProto.graph`, `GraphProto.node` and `GraphProto.initializer`.
 pub const GRAPH: u32 = 7;
+pub const NODE: u32 = 1;
 pub const INITIALIZER: u32 = 5;
 
 /// One field of a message as it lies in the file.

@@ -61,8 +61,8 @@ const STANDARD: &str = "Add Attention Cast CastLike Clip Concat ConstantOfShape 
     LpNormalization MatMul Max Mean Min Neg OneHot PRelu Pad Pow RMSNormalization Range ReduceL2 ReduceLogSumExp \
     ReduceMean ReduceProd ReduceSum Reshape RotaryEmbedding ScatterElements ScatterND SequenceAt SequenceConstruct \
     Shape Size Slice Softmax Split SplitToSequence Squeeze Sum Swish Tile TopK Transpose Trilu Unsqueeze Where Xor";
-const CONTRIB: &str = "BiasGelu FastGelu FusedMatMul GroupQueryAttention MultiHeadAttention QuickGelu \
-    RotaryEmbedding SimplifiedLayerNormalization SkipLayerNormalization SkipSimplifiedLayerNormalization";
+const CONTRIB: &str = "Attention BiasGelu EmbedLayerNormalization FastGelu FusedGemm FusedMatMul GroupQueryAttention \
+    MultiHeadAttention QuickGelu RotaryEmbedding SimplifiedLayerNormalization SkipLayerNormalization SkipSimplifiedLayerNormalization";
 
 const INTEGERS: [i64; 12] = [0, 1, 2, 3, 4, -1, -2, -5, 7, i64::MAX, i64::MIN, 1 << 32];
 

@@ -16,7 +16,7 @@ use weftc::rules::Target;
 use weftc::rules::library::library;
 use weftc::runtime::HostTensor;
 use weftc::train::{Optimizer, Outcome, Setup, Trainer};
-use weftc::{interp, objective};
+use weftc::{interp, objective, ports};
 
 const MODELS: [&str; 5] =
     ["dream_micro_dynamo18", "llada_micro_dynamo18", "llada_micro_legacy17", "llada_micro_native23", "sudoku"];
@@ -190,7 +190,7 @@ fn gradients_in_f16_are_those_in_f32() {
 fn graph(file: &Path, compute: DType) -> (Graph, i64) {
     let library = library().unwrap();
     let source = read(file).unwrap();
-    let ports = objective::find_ports(&source.graph, None, None).unwrap();
+    let ports = ports::find(&source.graph, None, None).unwrap();
     let mut model = source.graph.clone();
     model.outputs.retain(|(n, _)| *n == ports.logits_output);
     let lifted = compile::lift(&model, &library, Target::Cpu).unwrap().graph;

@@ -17,7 +17,7 @@ use weftc::rules::Target;
 use weftc::rules::library::library;
 use weftc::runtime::{HostTensor, Options as Runtime, Session};
 use weftc::train::{Optimizer, Setup, Trainer};
-use weftc::{interp, objective, precision};
+use weftc::{interp, objective, ports, precision};
 
 const BOTH: [Quantization; 2] = [Quantization::Int8, Quantization::Int4];
 const TARGETS: [Target; 2] = [Target::Cpu, Target::Portable];
@@ -26,14 +26,14 @@ const TARGETS: [Target; 2] = [Target::Cpu, Target::Portable];
 struct Typed {
     graph: Graph,
     trained: Vec<LeafId>,
-    ports: objective::Ports,
+    ports: ports::Ports,
     method: weftc::manifest::Method,
 }
 
 fn typed(file: &Path, compute: DType) -> Typed {
     let library = library().unwrap();
     let source = read(file).unwrap();
-    let ports = objective::find_ports(&source.graph, None, None).unwrap();
+    let ports = ports::find(&source.graph, None, None).unwrap();
     let mut model = source.graph.clone();
     model.outputs.retain(|(n, _)| *n == ports.logits_output);
     let lifted = compile::lift(&model, &library, Target::Cpu).unwrap().graph;

@@ -52,6 +52,22 @@ fn shape_arithmetic_disappears() {
     ");
 }
 
+/// ONNX Runtime's optimiser splits a shape where the exporter gathered from it.
+#[test]
+fn sizes_are_split() {
+    let x = input("x", Float, &["batch", "seq", "4"]);
+    let weights = [ints("ones", &[3], &[1, 1, 1]), ints("axis0", &[1], &[0]), ints("two", &[1], &[2])];
+    let nodes = [
+        node("Shape", &["x"], &["shape"]),
+        node("Split", &["shape", "ones"], &["a", "b", "c"]).int("axis", 0),
+        node("Squeeze", &["a", "axis0"], &["batch"]),
+        node("Unsqueeze", &["batch", "axis0"], &["batch1"]),
+        node("Concat", &["batch1", "b", "two", "two"], &["to"]).int("axis", 0),
+        node("Reshape", &["x", "to"], &["y"]),
+    ];
+    insta::assert_snapshot!(text(&model(&[x], &weights, &nodes)));
+}
+
 #[test]
 fn slices_and_splits() {
     let x = input("x", Float, &["batch", "seq", "10"]);

@@ -293,6 +293,38 @@ fn rotary_embeddings() {
 }
 
 #[test]
+fn fused_embeddings_and_products_of_onnx_runtime() {
+    let tables = || [real("words", &["6", "8"]), real("places", &["4", "8"]), real("parts", &["2", "8"])];
+    let norm = || [real("w", &["8"]), real("b", &["8"])];
+    let index = |name: &str, dims: &[&str], most: usize| fed(name, DType::I32, dims, |k| (k % most) as f64);
+    let (ids, kinds) = (index("ids", &["batch=2", "3"], 6), index("kinds", &["batch=2", "3"], 2));
+    let mask = || fed("mask", DType::I32, &["batch=2", "3"], |k| f64::from(k < 3));
+    let embedded = |more: &[Fed]| {
+        let fed = [&[ids.clone(), kinds.clone()], &tables()[..], &norm()[..], more].concat();
+        contrib("EmbedLayerNormalization", &fed).results(&["y", "lengths", "sum"])
+    };
+    let gemm = |activation: &str| {
+        let fed = [real("x", &["batch=2", "3"]), real("w", &["3", "4"]), real("b", &["4"])];
+        contrib("FusedGemm", &fed).word("activation", activation)
+    };
+    check(vec![
+        embedded(&[mask()]),
+        embedded(&[]),
+        embedded(&[index("where", &["batch=2", "3"], 4)])
+            .operands(&["ids", "kinds", "words", "places", "parts", "w", "b", "", "where"]),
+        contrib("EmbedLayerNormalization", &[&[ids.clone()], &tables()[..2], &norm()[..]].concat())
+            .operands(&["ids", "", "words", "places", "", "w", "b"])
+            .results(&["y", "lengths"])
+            .float("epsilon", 0.1),
+        gemm("Relu"),
+        gemm("Tanh"),
+        gemm("Sigmoid"),
+        gemm("LeakyRelu").float("activation_alpha", 0.2),
+        gemm("HardSigmoid").float("activation_alpha", 0.1).float("activation_beta", 0.4),
+    ]);
+}
+
+#[test]
 fn fused_attention_of_onnx_runtime() {
     let part = |name: &str, seq: &str, width: &str| real(name, &["batch=2", seq, width]);
     let many = |more: &[Fed]| {
@@ -301,6 +333,10 @@ fn fused_attention_of_onnx_runtime() {
             &[&[part("q", "3", "8"), part("k", "5", "8"), part("v", "5", "8")], more].concat(),
         )
         .int("num_heads", 2)
+    };
+    let own = |more: &[Fed]| {
+        let operands = [&[part("x", "3", "8"), real("w", &["8", "24"])], more].concat();
+        contrib("Attention", &operands).int("num_heads", 2)
     };
     let padding =
         |dims: &[&str]| fed("pad", DType::I32, dims, |k| if dims.len() == 1 { 3.0 } else { f64::from(k % 4 != 3) });
@@ -332,6 +368,14 @@ fn fused_attention_of_onnx_runtime() {
         contrib("MultiHeadAttention", &[part("q", "3", "8"), part("k", "3", "8"), part("v", "3", "8")])
             .int("num_heads", 2)
             .int("unidirectional", 1),
+        own(&[]),
+        own(&[real("own", &["24"])]).float("scale", 0.3),
+        own(&[padding(&["batch=2", "3"])]).operands(&["x", "w", "", "pad"]),
+        own(&[lengths()]).operands(&["x", "w", "", "lengths"]),
+        own(&[real("more", &["1", "2", "3", "3"])]).operands(&["x", "w", "", "", "", "more"]).int("unidirectional", 1),
+        contrib("Attention", &[part("x", "3", "8"), real("w", &["8", "20"]), real("own", &["20"])])
+            .int("num_heads", 2)
+            .list("qkv_hidden_sizes", &[8, 8, 4]),
         shared(&[]).operands(&plain),
         shared(&[]).operands(&plain).float("softcap", 1.5).float("scale", 0.3),
         shared(&[]).operands(&plain).int("local_window_size", 2),

@@ -59,6 +59,28 @@ pub fn gemm(b: &mut Build, call: &Call) -> Read {
     one(id)
 }
 
+/// Gemm with an activation behind it, whose attributes are its own with a prefix.
+pub fn fused_gemm(b: &mut Build, call: &Call) -> Read {
+    let Some(name) = call.word("activation") else { return gemm(b, call) };
+    let x = match gemm(b, call)?.as_slice() {
+        [Value::Node(x)] => *x,
+        _ => return Err("its product is no tensor".into()),
+    };
+    let alpha = |default: f32| call.float_or("activation_alpha", f64::from(default));
+    one(match name {
+        "Relu" => with(b, Op::Max, x, 0.0)?,
+        "Sigmoid" => b.op(Op::Sigmoid, &[x], &[])?,
+        "Softplus" => b.op(Op::Softplus, &[x], &[])?,
+        "Tanh" => b.op(Op::Tanh, &[x], &[])?,
+        "HardSigmoid" => hard(b, x, alpha(0.2), call.float_or("activation_beta", 0.5))?,
+        "LeakyRelu" => {
+            let slope = b.float(alpha(0.01))?;
+            leaky(b, x, slope)?
+        }
+        other => return Err(format!("the activation {other} is not supported").into()),
+    })
+}
+
 pub fn fused_matmul(b: &mut Build, call: &Call) -> Read {
     if call.int_or("transBatchA", 0) != 0 || call.int_or("transBatchB", 0) != 0 {
         return Err("transposed batch axes are not supported".into());

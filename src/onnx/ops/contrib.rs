@@ -49,6 +49,47 @@ pub fn multi_head(b: &mut Build, call: &Call) -> Read {
             start = end;
         }
     }
+    attention_of(b, call, parts, n, [4, 5])
+}
+
+/// Attention with a projection of its own: `x w + bias` holds queries, keys and values side by side.
+pub fn attention(b: &mut Build, call: &Call) -> Read {
+    if (6..call.inputs.len()).chain([4]).any(|k| call.get(k).is_some())
+        || call.int_or("past_present_share_buffer", 0) != 0
+    {
+        return Err(cached());
+    }
+    if call.int_or("do_rotary", 0) != 0 {
+        return Err("rotary positions inside it are not supported".into());
+    }
+    let n = count(call, "num_heads")?;
+    let (x, w) = (call.node(b, 0)?, call.node(b, 1)?);
+    let mut y = b.op(Op::MatMul, &[x, w], &[])?;
+    if let Some(bias) = call.optional(b, 2)? {
+        y = b.op(Op::Add, &[y, bias], &[])?;
+    }
+    let shape = b.shape(y);
+    let [_, _, all] = shape.as_slice() else { return Err("its input needs rank 3".into()) };
+    let third = all.div_exact(&Dim::Known(3));
+    let widths = match (call.ints("qkv_hidden_sizes"), third) {
+        (Some(&[q, k, v]), _) => [q, k, v].map(Dim::Known),
+        (None, Some(third)) => [third.clone(), third.clone(), third],
+        _ => return Err(format!("width {all} does not divide into queries, keys and values").into()),
+    };
+    let mut start = Dim::Known(0);
+    let parts = widths.map(|width| {
+        let end = start.clone() + width;
+        b.slice(y, 2, std::mem::replace(&mut start, end.clone()), end, 1)
+    });
+    let [q, k, v] = parts;
+    let mut results = attention_of(b, call, [q?, k?, v?], n, [3, 5])?;
+    // The cache that it would write is one tensor.
+    results.truncate(1);
+    Ok(results)
+}
+
+/// Attention of queries, keys and values `[B, L, n width]`; the operands that hide keys and that are added to scores.
+fn attention_of(b: &mut Build, call: &Call, parts: [Id; 3], n: i64, [hides, adds]: [usize; 2]) -> Read {
     let [q, k, v] = parts.map(|x| heads(b, x, Ok(n)));
     let (q, k, v) = (q?, k?, v?);
     let (rows, columns) = (b.shape(q)[2].clone(), b.shape(k)[2].clone());
@@ -58,16 +99,17 @@ pub fn multi_head(b: &mut Build, call: &Call) -> Read {
         return Err("causal attention needs as many keys as queries".into());
     }
     let causal = banded(b, dtype, [&rows, &columns], [None, high], masked(dtype, 0.0))?;
-    let padding = padding(b, call, dtype, &columns)?;
-    let bias = call.optional(b, 5)?;
+    let padding = padding(b, call, hides, dtype, &columns)?;
+    let bias = call.optional(b, adds)?;
     let bias = summed(b, bias, padding)?;
     let scores = Scores { scale: scale(call), bias: summed(b, bias, causal)?, softcap: 0.0 };
     results(b, [q, k, v], scores)
 }
 
-/// The bias of operand 4: keys that count, `[B, Lk]` or `[B, Lq, Lk]`, or how many of each sequence do, `[B]`.
-fn padding(b: &mut Build, call: &Call, dtype: DType, columns: &Dim) -> Result<Option<Id>, String> {
-    let Some(mask) = call.optional(b, 4)? else { return Ok(None) };
+/// The bias of an operand that hides keys: those that count, `[B, Lk]` or `[B, Lq, Lk]`, or how many of each sequence do,
+/// `[B]`.
+fn padding(b: &mut Build, call: &Call, operand: usize, dtype: DType, columns: &Dim) -> Result<Option<Id>, String> {
+    let Some(mask) = call.optional(b, operand)? else { return Ok(None) };
     let shape = b.shape(mask);
     let one = Dim::Known(1);
     let allowed = match shape.as_slice() {

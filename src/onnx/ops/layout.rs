@@ -155,7 +155,7 @@ pub fn concat(b: &mut Build, call: &Call) -> Read {
 
 /// The pieces of `split`: bounds along an axis of size `whole`.
 fn pieces(call: &Call, whole: &Dim, count: usize) -> Result<Vec<Dim>, String> {
-    let sizes = match (call.ints("split"), call.dims(1, "split")?) {
+    let sizes: Vec<Dim> = match (call.ints("split"), call.dims(1, "split")?) {
         (Some(sizes), _) => sizes.iter().map(|n| Dim::Known(*n)).collect(),
         (None, Some(sizes)) => sizes,
         (None, None) => {
@@ -175,6 +175,9 @@ fn pieces(call: &Call, whole: &Dim, count: usize) -> Result<Vec<Dim>, String> {
             }
         }
     };
+    if let Some(bad) = sizes.iter().find(|d| d.known().is_some_and(|n| n < 0)) {
+        return Err(format!("a piece cannot have {bad} rows"));
+    }
     let total = sizes.iter().cloned().fold(Dim::Known(0), |a, b| a + b);
     if total != *whole {
         return Err(format!("pieces of {total} do not make up {whole}"));
@@ -183,12 +186,12 @@ fn pieces(call: &Call, whole: &Dim, count: usize) -> Result<Vec<Dim>, String> {
 }
 
 fn split_at(b: &mut Build, call: &Call, axis: usize, sizes: &[Dim]) -> Result<Vec<Value>, String> {
-    let x = call.node(b, 0)?;
+    let x = call.value(0)?;
     let mut start = Dim::Known(0);
     let mut parts = Vec::new();
     for size in sizes {
         let end = start.clone() + size.clone();
-        parts.push(Value::Node(b.slice(x, axis, start, end.clone(), 1)?));
+        parts.push(super::index::forward(b, x, axis, start, end.clone(), 1)?);
         start = end;
     }
     Ok(parts)

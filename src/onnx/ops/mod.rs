@@ -188,8 +188,11 @@ static STANDARD: &[Row] = &[
 /// Operators of ONNX Runtime's domain that its graph optimisers put into saved models.
 #[rustfmt::skip]
 static CONTRIB: &[Row] = &[
+    row("Attention", 1, Fn(contrib::attention)),
     row("BiasGelu", 1, Fn(compose::bias_gelu)),
+    row("EmbedLayerNormalization", 1, Fn(norm::embed_layer)),
     row("FastGelu", 1, Fn(compose::fast_gelu)),
+    row("FusedGemm", 1, Fn(compose::fused_gemm)),
     row("FusedMatMul", 1, Fn(compose::fused_matmul)),
     row("Gelu", 1, Fn(compose::gelu)),
     row("GroupQueryAttention", 1, Fn(contrib::group_query)),
@@ -200,4 +203,6 @@ static CONTRIB: &[Row] = &[
     row("SimplifiedLayerNormalization", 1, Fn(norm::rms)),
     row("SkipLayerNormalization", 1, Fn(norm::skip_layer)),
     row("SkipSimplifiedLayerNormalization", 1, Fn(norm::skip_rms)),
+    // FusedMatMul's former name.
+    row("TransposeMatMul", 1, Fn(compose::fused_matmul)),
 ];

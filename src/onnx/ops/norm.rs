@@ -2,7 +2,7 @@
 
 use crate::ir::dim::numel;
 use crate::ir::graph::Id;
-use crate::ir::{Dim, F64, Lit, Op};
+use crate::ir::{DType, Dim, F64, Lit, Op};
 use crate::onnx::build::{Build, Value, ints};
 use crate::onnx::call::{Call, Read};
 
@@ -33,6 +33,41 @@ pub fn skip_rms(b: &mut Build, call: &Call) -> Read {
 pub fn skip_layer(b: &mut Build, call: &Call) -> Read {
     let (w, shift) = (call.node(b, 2)?, call.optional(b, 3)?);
     skipped(b, call, 4, |b, x, eps| scaled(b, x, w, shift, eps))
+}
+
+/// The sum of a token's, its place's and its segment's rows of their tables, normalised; the lengths that the mask tells; and
+/// the sum itself.
+pub fn embed_layer(b: &mut Build, call: &Call) -> Read {
+    let (ids, words, places) = (call.node(b, 0)?, call.node(b, 2)?, call.node(b, 3)?);
+    let (w, shift) = (call.node(b, 5)?, call.optional(b, 6)?);
+    let row = |b: &mut Build, table: Id, index: Id| {
+        let index = b.cast(index, DType::I64)?;
+        b.op(Op::Gather, &[table, index], &[Lit::Int(Dim::Known(0))])
+    };
+    let shape = b.shape(ids);
+    let [batch, length] = shape.as_slice() else { return Err("tokens need rank 2".into()) };
+    let mut sum = row(b, words, ids)?;
+    let of_place = match call.optional(b, 8)? {
+        Some(positions) => row(b, places, positions)?,
+        None => b.slice(places, 0, Dim::Known(0), length.clone(), 1)?,
+    };
+    sum = b.op(Op::Add, &[sum, of_place], &[])?;
+    if let (Some(segments), Some(table)) = (call.optional(b, 1)?, call.optional(b, 4)?) {
+        let of_segment = row(b, table, segments)?;
+        sum = b.op(Op::Add, &[sum, of_segment], &[])?;
+    }
+    let eps = Lit::Float(F64(call.float_or("epsilon", f64::from(1e-12f32))));
+    let y = scaled(b, sum, w, shift, eps)?;
+    let lengths = match call.optional(b, 7)? {
+        Some(mask) => {
+            let mask = b.cast(mask, DType::I64)?;
+            let count = b.op(Op::Sum, &[mask], &[ints([-1])])?;
+            let count = b.reshape(count, std::slice::from_ref(batch))?;
+            b.cast(count, DType::I32)?
+        }
+        None => b.full(0.0, DType::I32, std::slice::from_ref(batch))?,
+    };
+    Ok([y, lengths, sum].map(Value::Node).into())
 }
 
 /// Layer normalisation with or without a bias.

@@ -1,0 +1,251 @@
+//! A model's ports: the input that is its tokens, and the output that is its logits.
+
+use crate::error::{Error, Problem, Result};
+use crate::ir::{Builder, DType, Dim, Graph, Id, Leaf, LeafKind, Lit, Node, Op};
+use crate::manifest;
+use crate::objective::{DIAGNOSTICS, INPUTS, OUTPUTS};
+use std::collections::BTreeMap;
+
+/// The model's token input, `[B, L]` of integers, its logits, `[B, L, V]`, and the vocabulary size V.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ports {
+    pub token_input: String,
+    pub logits_output: String,
+    pub vocab_size: i64,
+}
+
+/// What tokens may be in a model; training steps take them in the first of these.
+const TOKENS: [DType; 2] = [DType::I64, DType::I32];
+
+/// The model with its input `tokens` in int64, where it is narrower.
+///
+/// # Errors
+/// A model that no longer types, which would be a mistake here.
+pub fn widened(model: Graph, tokens: &str) -> Result<Graph> {
+    let internal = |m: String| Error::internal("read", m);
+    let narrow = model.leaves.iter().position(|l| l.name == tokens && l.ty.dtype != TOKENS[0]);
+    let Some(narrow) = narrow else { return Ok(model) };
+    let own = model.leaves[narrow].ty.dtype;
+    let mut wide = Graph::with_leaves_of(&model);
+    wide.leaves[narrow].ty.dtype = TOKENS[0];
+    let roots: Vec<Id> = model.outputs.iter().map(|(_, id)| *id).collect();
+    let roots = wide.copy_from(&model, &roots, |g, old, node| {
+        let id = g.insert(node)?;
+        if model.as_leaf(old).is_none_or(|l| l.0 as usize != narrow) {
+            return Ok(id);
+        }
+        let to = g.lit(Lit::DType(own))?;
+        g.op(Op::Cast, &[id, to])
+    });
+    wide.outputs = model.outputs.iter().map(|(name, _)| name.clone()).zip(roots.map_err(internal)?).collect();
+    Ok(wide)
+}
+
+/// Finds the token input and the logits; the names, where given, must exist.
+pub fn find(graph: &Graph, token_input: Option<&str>, logits_output: Option<&str>) -> Result<Ports> {
+    let mut problems = Vec::new();
+    let logits = find_logits(graph, logits_output, &mut problems);
+    let vocab = logits.as_ref().map(|(_, v)| *v);
+    let tokens = find_tokens(graph, token_input, vocab, &mut problems);
+    check_names(graph, &mut problems);
+    if let (Some((logits, _)), Some(tokens)) = (&logits, &tokens) {
+        check_positions(graph, logits, tokens, &mut problems);
+    }
+    match (logits, tokens) {
+        (Some((logits_output, vocab_size)), Some(token_input)) if problems.is_empty() => {
+            Ok(Ports { token_input, logits_output, vocab_size })
+        }
+        _ => Err(Error::Model { model: graph.name.clone().into(), problems }),
+    }
+}
+
+/// Names of leaves that the training step gives to values of its own.
+fn check_names(graph: &Graph, problems: &mut Vec<Problem>) {
+    let mut own: BTreeMap<String, &str> = BTreeMap::new();
+    own.extend(
+        INPUTS.into_iter().chain(manifest::DROPOUT).map(|n| (n.to_string(), "one of the training step's own inputs")),
+    );
+    own.extend(OUTPUTS.iter().chain(&DIAGNOSTICS).map(|n| (n.to_string(), "one of the training step's own outputs")));
+    for leaf in graph.leaves.iter().filter(|l| l.kind == LeafKind::Param) {
+        own.insert(format!("grad/{}", leaf.name), "the gradient of another weight");
+    }
+    for leaf in &graph.leaves {
+        if let Some(what) = own.get(&leaf.name) {
+            problems.push(
+                Problem::new(&leaf.name, format!("is the name of {what}"))
+                    .help("rename this input or weight in the source model"),
+            );
+        }
+    }
+}
+
+/// Logits must have a row for every token and come from the tokens through weights.
+fn check_positions(graph: &Graph, logits: &str, tokens: &str, problems: &mut Vec<Problem>) {
+    let Some((_, root)) = graph.outputs.iter().find(|(n, _)| n == logits) else { return };
+    let Some(leaf) = graph.leaves.iter().find(|l| l.name == tokens) else { return };
+    let rows = graph.type_of(*root);
+    if !rows.shape().starts_with(&leaf.ty.shape) {
+        let message = format!("logits {rows} do not have one row for each of the tokens `{tokens}` {}", leaf.ty);
+        problems.push(
+            Problem::new(logits, message)
+                .help("export the model with logits at every position; shifted logits keep all rows (--logits-shift)"),
+        );
+    }
+    let needed = graph.reachable([*root]);
+    let needed: Vec<&Leaf> = needed.into_iter().filter_map(|id| graph.as_leaf(id)).map(|l| graph.leaf(l)).collect();
+    if !needed.iter().any(|l| l.name == tokens) {
+        problems.push(
+            Problem::new(logits, format!("the logits do not depend on the tokens `{tokens}`"))
+                .help("name the model's own with --token-input and --logits-output"),
+        );
+    }
+    if !needed.iter().any(|l| l.kind == LeafKind::Param && l.ty.dtype.is_float()) {
+        problems.push(
+            Problem::new(logits, "the logits depend on no weight that could be trained")
+                .help("export the model with its weights as initializers, in floating point"),
+        );
+    }
+}
+
+/// Outputs of floating-point type and shape `[B, L, V]` with a known V.
+fn find_logits(graph: &Graph, name: Option<&str>, problems: &mut Vec<Problem>) -> Option<(String, i64)> {
+    let vocab = |id: &Id| {
+        let t = graph.tensor_type(*id)?;
+        (t.dtype.is_float() && t.rank() == 3).then(|| t.shape[2].known())?
+    };
+    let shaped: Vec<(&String, i64)> = graph.outputs.iter().filter_map(|(n, id)| Some((n, vocab(id)?))).collect();
+    let list = || {
+        let all = graph.outputs.iter().map(|(n, id)| format!("{n}: {}", graph.type_of(*id)));
+        all.collect::<Vec<_>>().join(", ")
+    };
+    let help = "a diffusion language model has an output of shape [batch, length, vocabulary] and known vocabulary; export it with its head";
+    match (name, shaped.as_slice()) {
+        (Some(name), _) => match shaped.iter().find(|(n, _)| *n == name) {
+            Some((n, v)) => return Some((n.to_string(), *v)),
+            None => problems.push(
+                Problem::new(name, "is not an output with the shape of logits")
+                    .help(format!("the outputs are {}", list())),
+            ),
+        },
+        (None, [(n, v)]) => return Some((n.to_string(), *v)),
+        (None, []) if graph.outputs.is_empty() => {
+            problems.push(Problem::new("outputs", "the model has none").help(help));
+        }
+        (None, []) => {
+            problems.push(Problem::new("outputs", format!("none has the shape of logits: {}", list())).help(help))
+        }
+        (None, several) => match several.iter().find(|(n, _)| *n == "logits") {
+            Some((n, v)) => return Some((n.to_string(), *v)),
+            None => {
+                let names: Vec<&str> = several.iter().map(|(n, _)| n.as_str()).collect();
+                problems.push(
+                    Problem::new("outputs", format!("several could be the logits: {}", names.join(", ")))
+                        .help("name one with --logits-output"),
+                );
+            }
+        },
+    }
+    None
+}
+
+/// Integer inputs `[B, L]` that index rows of a table; with the vocabulary's number of rows if one has it.
+fn find_tokens(graph: &Graph, name: Option<&str>, vocab: Option<i64>, problems: &mut Vec<Problem>) -> Option<String> {
+    let is_tokens = |n: &str| {
+        graph
+            .leaves
+            .iter()
+            .any(|l| l.name == n && l.kind == LeafKind::Input && TOKENS.contains(&l.ty.dtype) && l.ty.rank() == 2)
+    };
+    let inputs: Vec<&str> = graph.leaves.iter().filter(|l| is_tokens(&l.name)).map(|l| l.name.as_str()).collect();
+    let list = || {
+        let all = graph.leaves.iter().filter(|l| l.kind == LeafKind::Input);
+        all.map(|l| format!("{}: {}", l.name, l.ty)).collect::<Vec<_>>().join(", ")
+    };
+    if let Some(name) = name {
+        if is_tokens(name) {
+            return Some(name.into());
+        }
+        problems.push(
+            Problem::new(name, "is no input of int64 or int32 and shape [batch, length]")
+                .help(format!("the inputs are {}", list())),
+        );
+        return None;
+    }
+    // Which tables does each input index, and how many rows do they have?
+    let mut rows: BTreeMap<&str, Vec<i64>> = BTreeMap::new();
+    for id in graph.live() {
+        let Node::Op(Op::Gather, c) = graph.node(id) else { continue };
+        let index = match graph.node(c[1]) {
+            Node::Op(Op::Cast, cast) => cast[0],
+            _ => c[1],
+        };
+        let (Some(table), Some(index)) = (graph.tensor_type(c[0]), graph.as_leaf(index)) else { continue };
+        if let Some(n) = table.shape.first().and_then(Dim::known) {
+            rows.entry(graph.leaf(index).name.as_str()).or_default().push(n);
+        }
+    }
+    let mut candidates: Vec<&str> = inputs.iter().copied().filter(|n| rows.contains_key(n)).collect();
+    if candidates.is_empty() {
+        candidates = inputs.clone();
+    }
+    let of_vocab = |n: &&str| rows.get(n).is_some_and(|r| r.iter().any(|r| vocab.is_some_and(|v| *r >= v)));
+    if candidates.len() > 1 && candidates.iter().filter(|n| of_vocab(n)).count() == 1 {
+        candidates.retain(|n| of_vocab(n));
+    }
+    match candidates.as_slice() {
+        [one] => return Some(one.to_string()),
+        [] => problems.push(
+            Problem::new("inputs", format!("none is token ids, int64 or int32 of shape [batch, length]: {}", list()))
+                .help("export the model with token ids as input, not embeddings"),
+        ),
+        several => problems.push(
+            Problem::new("inputs", format!("several could be the token ids: {}", several.join(", ")))
+                .help("name one with --token-input"),
+        ),
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::text;
+
+    fn ports(text: &str, token_input: Option<&str>) -> std::result::Result<Ports, String> {
+        find(&text::parse(text).unwrap(), token_input, None).map_err(|e| e.to_string())
+    }
+
+    const TWO_TABLES: &str = "(graph m
+      (input input_ids i64 [batch seq]) (input other_ids i64 [batch seq]) (input padding f32 [batch seq])
+      (param a f32 [32 8]) (param b f32 [ROWS 8]) (param head f32 [8 32])
+      (output logits (matmul (add (gather a input_ids 0) (gather b other_ids 0)) head)))";
+
+    #[test]
+    fn the_vocabulary_tells_tokens_from_segments() {
+        let ports = ports(&TWO_TABLES.replace("ROWS", "2"), None).unwrap();
+        assert_eq!(ports, Ports { token_input: "input_ids".into(), logits_output: "logits".into(), vocab_size: 32 });
+    }
+
+    #[test]
+    fn several_candidates_are_named() {
+        let text = TWO_TABLES.replace("ROWS", "32");
+        assert_eq!(
+            ports(&text, None).unwrap_err(),
+            "m: cannot use this model\n  inputs: several could be the token ids: input_ids, other_ids\n    \
+             help: name one with --token-input"
+        );
+        assert_eq!(ports(&text, Some("other_ids")).unwrap().token_input, "other_ids");
+    }
+
+    #[test]
+    fn a_model_without_logits_or_tokens_is_refused_for_both() {
+        let text = "(graph m (input x f32 [batch 8]) (param w f32 [8 4]) (output y (matmul x w)))";
+        assert_eq!(
+            ports(text, None).unwrap_err(),
+            "m: cannot use this model\n  outputs: none has the shape of logits: y: f32[batch 4]\n    \
+             help: a diffusion language model has an output of shape [batch, length, vocabulary] and known vocabulary; export it with its head\n  \
+             inputs: none is token ids, int64 or int32 of shape [batch, length]: x: f32[batch 8]\n    \
+             help: export the model with token ids as input, not embeddings"
+        );
+    }
+}

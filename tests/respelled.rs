@@ -1,0 +1,107 @@
+//! One model as other exporters and tools would write it: it trains alike, and its trained model is written whole.
+
+use prost::Message;
+use std::path::{Path, PathBuf};
+use weftc::compile::{Options, compile};
+use weftc::onnx::proto::attribute_proto::AttributeType;
+use weftc::onnx::proto::tensor_proto::DataType;
+use weftc::onnx::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, type_proto};
+use weftc::runtime::{self, HostTensor, Session};
+use weftc::train::RunArgs;
+
+/// The model, written otherwise by `change`.
+fn respelled(folder: &Path, change: impl Fn(&mut GraphProto)) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/llada_micro_dynamo18.onnx");
+    let mut model = ModelProto::decode(std::fs::read(source).unwrap().as_slice()).unwrap();
+    change(model.graph.as_mut().unwrap());
+    let path = folder.join("model.onnx");
+    std::fs::write(&path, model.encode_to_vec()).unwrap();
+    path
+}
+
+/// Compiles and trains a few steps; the run's folder.
+fn trained(model: &Path) -> PathBuf {
+    let (train, data, out) =
+        (model.with_file_name("train.onnx"), model.with_file_name("data.jsonl"), model.with_file_name("out"));
+    compile(&Options { mask_id: Some(31), ..Options::new(model) }).unwrap().write(&train).unwrap();
+    std::fs::write(&data, "{\"input_ids\": [1,2,3,4,5,6,7,8], \"prompt_len\": 2}\n".repeat(4)).unwrap();
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+    let paths = [&train, &data, &out].map(|p| p.display().to_string());
+    let flags = ["--steps", "3", "--batch-size", "2", "--quiet", "--lr", "0.02"];
+    let line = ["weftc", &paths[0], "--data", &paths[1], "--out", &paths[2]].into_iter().chain(flags);
+    weftc::train::run(&<Cli as clap::Parser>::parse_from(line).run).unwrap();
+    out
+}
+
+/// The logits of a model for tokens of a type.
+fn logits(path: &Path, tokens: &HostTensor) -> Vec<f64> {
+    let mut session = Session::open(path, &runtime::Options::default()).unwrap();
+    session.run([("input_ids", tokens)]).unwrap()["logits"].to_f64()
+}
+
+fn attribute(name: &str, r#type: AttributeType, fill: impl FnOnce(&mut AttributeProto)) -> AttributeProto {
+    let mut attribute = AttributeProto { name: name.into(), r#type: r#type.into(), ..Default::default() };
+    fill(&mut attribute);
+    attribute
+}
+
+fn node(op: &str, inputs: &[&str], output: &str, attribute: AttributeProto) -> NodeProto {
+    NodeProto {
+        op_type: op.into(),
+        input: inputs.iter().map(|n| n.to_string()).collect(),
+        output: vec![output.into()],
+        attribute: vec![attribute],
+        ..Default::default()
+    }
+}
+
+/// No initializers: every tensor is a Constant node.
+fn hold_weights(graph: &mut GraphProto) {
+    let constant = |t| node("Constant", &[], "", attribute("value", AttributeType::Tensor, |a| a.t = Some(t)));
+    let mut nodes: Vec<NodeProto> = std::mem::take(&mut graph.initializer)
+        .into_iter()
+        .map(|mut t| {
+            let output = vec![std::mem::take(&mut t.name)];
+            NodeProto { output, ..constant(t) }
+        })
+        .collect();
+    nodes.append(&mut graph.node);
+    graph.node = nodes;
+}
+
+/// Tokens of int32, which the model casts.
+fn narrow_tokens(graph: &mut GraphProto) {
+    for node in &mut graph.node {
+        node.input.iter_mut().filter(|n| *n == "input_ids").for_each(|n| *n = "wide".into());
+    }
+    let to = attribute("to", AttributeType::Int, |a| a.i = Some(DataType::Int64 as i64));
+    graph.node.insert(0, node("Cast", &["input_ids"], "wide", to));
+    let tokens = graph.input.iter_mut().find(|i| i.name == "input_ids").unwrap();
+    let Some(type_proto::Value::TensorType(t)) = &mut tokens.r#type.as_mut().unwrap().value else { panic!() };
+    t.elem_type = DataType::Int32 as i32;
+}
+
+#[test]
+fn weights_in_nodes_and_tokens_of_32_bits() {
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let plain = trained(&respelled(folders[0].path(), |_| {}));
+    let other = respelled(folders[1].path(), |graph| {
+        hold_weights(graph);
+        narrow_tokens(graph);
+    });
+    let other = trained(&other);
+    let [a, b] = [&plain, &other].map(|folder| std::fs::read(folder.join("model.safetensors")).unwrap());
+    assert!(a == b, "other weights");
+    let wide = HostTensor::new(&[1, 4], &[3i64, 31, 2, 31]).unwrap();
+    let narrow = HostTensor::new(&[1, 4], &[3i32, 31, 2, 31]).unwrap();
+    let [a, b] =
+        [(&plain, &wide), (&other, &narrow)].map(|(folder, tokens)| logits(&folder.join("model.onnx"), tokens));
+    assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-5), "another model");
+    // What is trained are initializers now; tables stay where they were.
+    let written = ModelProto::decode(std::fs::read(other.join("model.onnx")).unwrap().as_slice()).unwrap();
+    assert!(!written.graph.unwrap().initializer.is_empty());
+}
