@@ -312,7 +312,7 @@ fn fused_embeddings_and_products_of_onnx_runtime() {
         embedded(&[]),
         embedded(&[index("where", &["batch=2", "3"], 4)])
             .operands(&["ids", "kinds", "words", "places", "parts", "w", "b", "", "where"]),
-        contrib("EmbedLayerNormalization", &[&[ids.clone()], &tables()[..2], &norm()[..]].concat())
+        contrib("EmbedLayerNormalization", &[std::slice::from_ref(&ids), &tables()[..2], &norm()[..]].concat())
             .operands(&["ids", "", "words", "places", "", "w", "b"])
             .results(&["y", "lengths"])
             .float("epsilon", 0.1),
