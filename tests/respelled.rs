@@ -19,11 +19,15 @@ fn respelled(folder: &Path, change: impl Fn(&mut GraphProto)) -> PathBuf {
     path
 }
 
-/// Compiles and trains a few steps; the run's folder.
+/// Trains every weight a few steps; the run's folder.
 fn trained(model: &Path) -> PathBuf {
+    run(&Options { mask_id: Some(31), ..Options::new(model) }, model)
+}
+
+fn run(options: &Options, model: &Path) -> PathBuf {
     let (train, data, out) =
         (model.with_file_name("train.onnx"), model.with_file_name("data.jsonl"), model.with_file_name("out"));
-    compile(&Options { mask_id: Some(31), ..Options::new(model) }).unwrap().write(&train).unwrap();
+    compile(options).unwrap().write(&train).unwrap();
     std::fs::write(&data, "{\"input_ids\": [1,2,3,4,5,6,7,8], \"prompt_len\": 2}\n".repeat(4)).unwrap();
     #[derive(clap::Parser)]
     struct Cli {
@@ -102,6 +106,62 @@ fn weights_in_nodes_and_tokens_of_32_bits() {
         [(&plain, &wide), (&other, &narrow)].map(|(folder, tokens)| logits(&folder.join("model.onnx"), tokens));
     assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-5), "another model");
     // What is trained are initializers now; tables stay where they were.
-    let written = ModelProto::decode(std::fs::read(other.join("model.onnx")).unwrap().as_slice()).unwrap();
-    assert!(!written.graph.unwrap().initializer.is_empty());
+    assert!(!graph_of(&other).initializer.is_empty());
+}
+
+/// The graph of the model that a run left.
+fn graph_of(run: &Path) -> GraphProto {
+    ModelProto::decode(std::fs::read(run.join("model.onnx")).unwrap().as_slice()).unwrap().graph.unwrap()
+}
+
+/// The values of an initializer.
+fn values(graph: &GraphProto, name: &str) -> Vec<u8> {
+    graph.initializer.iter().find(|t| t.name == name).unwrap().raw_data.to_vec()
+}
+
+/// TorchScript keeps norms of ones once and copies them; trained, each is its own, in both files that a run leaves.
+#[test]
+fn weights_that_are_equal_at_first_part() {
+    let norms = ["blocks.0.attn_norm", "blocks.0.ff_norm", "blocks.1.attn_norm", "blocks.1.ff_norm", "ln_f"];
+    let names = norms.map(|n| format!("transformer.{n}.weight"));
+    let ones: Vec<u8> = std::iter::repeat_n(1f32.to_le_bytes(), 16).flatten().collect();
+    let fill = |graph: &mut GraphProto| {
+        for t in graph.initializer.iter_mut().filter(|t| names.contains(&t.name)) {
+            t.raw_data = ones.clone().into();
+        }
+    };
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let plain = trained(&respelled(folders[0].path(), fill));
+    let copied = trained(&respelled(folders[1].path(), |graph| {
+        fill(graph);
+        graph.initializer.retain(|t| !names[1..].contains(&t.name));
+        for name in &names[1..] {
+            let copy = NodeProto { attribute: vec![], ..node("Identity", &[&names[0]], name, Default::default()) };
+            graph.node.insert(0, copy);
+        }
+    }));
+    let [a, b] = [&plain, &copied].map(|folder| std::fs::read(folder.join("model.safetensors")).unwrap());
+    assert!(a == b, "other weights");
+    let (plain, copied) = (graph_of(&plain), graph_of(&copied));
+    for name in &names {
+        assert_eq!(values(&plain, name), values(&copied, name), "{name}");
+        assert_ne!(values(&plain, name), ones, "{name}");
+    }
+}
+
+/// An exporter that lays out a weight for each of its uses writes it twice: an adapter is merged into both.
+#[test]
+fn a_weight_that_is_written_twice_is_merged_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    // Queries of the first and the second layer.
+    let (first, second) = ("val_25", "val_95");
+    let model = respelled(folder.path(), |graph| {
+        let data = values(graph, first);
+        graph.initializer.iter_mut().find(|t| t.name == second).unwrap().raw_data = data.into();
+    });
+    let before = values(&ModelProto::decode(std::fs::read(&model).unwrap().as_slice()).unwrap().graph.unwrap(), first);
+    let options = Options { mask_id: Some(31), trainable: "lora".parse().unwrap(), ..Options::new(model.clone()) };
+    let graph = graph_of(&run(&options, &model));
+    assert_ne!(values(&graph, first), before);
+    assert_eq!(values(&graph, first), values(&graph, second));
 }

@@ -1,7 +1,8 @@
 //! What exporters break, mended: the names of weights, ties between them, weights apart from tables.
 
+use super::held;
 use super::known::Known;
-use super::origin::{Origins, Use, has_table_word, is_module_path};
+use super::origin::{Origins, Use};
 use super::proto::GraphProto;
 use super::scope::Scopes;
 use super::tensor::Tensor;
@@ -192,24 +193,21 @@ fn tie(weights: &mut Weights, mut params: Vec<Candidate>) {
     }
 }
 
-/// TorchScript stores parameters of equal value once (all-zero biases, all-one norms) and copies them by
-/// `Identity`: each is a parameter of its own.  Equal values that are not constant are real ties.
+/// Parameters that TorchScript copies from others that are equal to them.
 fn untie(graph: &GraphProto, tensors: &[(&str, Tensor)], weights: &mut Weights) {
     let floats: BTreeMap<&str, &Tensor> =
         tensors.iter().filter(|(_, t)| t.dtype.is_float()).map(|(n, t)| (*n, t)).collect();
     let places: BTreeMap<String, usize> =
         weights.entries.iter().enumerate().map(|(k, (n, _))| (n.clone(), k)).collect();
-    for node in graph.node.iter().filter(|n| n.op_type == "Identity") {
-        let ([input], [output]) = (node.input.as_slice(), node.output.as_slice()) else { continue };
-        let Some(tensor) = floats.get(input.as_str()) else { continue };
-        if !is_module_path(output) || has_table_word(output) || tensor.numel() < 2 {
+    for (input, output) in graph.node.iter().filter_map(held::copy) {
+        if !floats.get(input).is_some_and(|t| held::is_own(t)) {
             continue;
         }
         let Some((_, Entry::Leaf(leaf))) = places.get(input).and_then(|k| weights.entries.get(*k)) else { continue };
-        if leaf.kind == LeafKind::Param && super::tie::is_uniform(leaf) {
+        if leaf.kind == LeafKind::Param {
             weights.mended.push(format!("weight `{output}` is its own, not a copy of `{input}`"));
-            let leaf = Leaf { name: output.clone(), source_name: Some(input.clone()), ..leaf.clone() };
-            weights.entries.push((output.clone(), Entry::Leaf(leaf)));
+            let leaf = Leaf { name: output.to_string(), source_name: None, ..leaf.clone() };
+            weights.entries.push((output.to_string(), Entry::Leaf(leaf)));
         }
     }
 }

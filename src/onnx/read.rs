@@ -1,14 +1,17 @@
 //! Reads a model file.
 
+use super::held;
 use super::import::Importer;
+use super::names::{self, Entry};
 use super::proto::ModelProto;
-use super::tensor::Site;
+use super::tensor::{Site, Tensor};
 use super::train_file::has_manifest;
 use super::weights;
 use crate::error::{Error, Problem, Result};
 use crate::ir::Graph;
 use prost::Message;
 use prost::bytes::Bytes;
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
@@ -60,6 +63,32 @@ pub fn read(path: &Path) -> Result<Source> {
         mended: imported.mended,
         is_training_graph: has_manifest(&model),
     })
+}
+
+/// A tensor of a model's file that holds the numbers of another.
+pub struct Tie {
+    pub to: String,
+    pub transposed: bool,
+}
+
+/// The ties between a model's weights, by the name of the tensor that is no weight of its own.
+///
+/// # Errors
+/// `Io` where the file cannot be read; `Model` where it is none.
+pub fn ties(path: &Path) -> Result<BTreeMap<String, Tie>> {
+    let file = Bytes::from_owner(weights::map(path)?);
+    let undecoded = |e: prost::DecodeError| undecodable(&file, &e.to_string());
+    let model = ModelProto::decode(file.clone())
+        .map_err(|e| Error::Model { model: path.to_path_buf(), problems: vec![undecoded(e)] })?;
+    let site = Site::new(path, file.clone()).map_err(|e| Error::io("open", path, e))?;
+    let graph = model.graph.unwrap_or_default();
+    let named = graph.initializer.iter().map(|t| (t.name.as_str(), t)).chain(held::weights(&graph));
+    let tensors: Vec<(&str, Tensor)> = named.filter_map(|(name, t)| Some((name, site.tensor(t).ok()?))).collect();
+    let tied = names::plan(&graph, &tensors).entries.into_iter().filter_map(|(name, entry)| match entry {
+        Entry::Tied { to, transposed } => Some((name, Tie { to, transposed })),
+        _ => None,
+    });
+    Ok(tied.collect())
 }
 
 const EXPORT: &str = "weftc reads .onnx files (protobuf), as torch.onnx.export writes them";

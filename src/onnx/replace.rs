@@ -5,16 +5,16 @@
 
 use super::data_file::{DataFile, SMALLEST_EXTERNAL};
 use super::held;
-use super::proto::{GraphProto, NodeProto, TensorProto, tensor_proto};
+use super::proto::{GraphProto, TensorProto, tensor_proto};
 use super::tensor::Site;
 use super::train_file::{Weight, weight};
 use super::weights;
-use super::wire::{Field, GRAPH, INITIALIZER, NODE, fields, others, with_graph};
+use super::wire::{GRAPH, INITIALIZER, NODE, fields, others, with_graph};
 use crate::atomic;
 use crate::error::{Error, Problem, Result};
 use prost::Message;
 use prost::bytes::Bytes;
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::path::Path;
 
 /// From this size on weights are written beside the model: protobuf ends at 2 GiB.
@@ -39,12 +39,16 @@ pub fn replace(source: &Path, out: &Path, new: Change<'_>) -> Result<usize> {
     let graph = parts.iter().find(|f| f.tag == GRAPH).ok_or_else(|| refuse("", "it has no graph".into()))?;
     let mut graph_parts = fields(&graph.content).map_err(bad)?;
     let old = GraphProto::decode(graph.content.clone()).map_err(|e| bad(e.to_string()))?;
-    // Weights that nodes hold become initializers.
-    let held: FxHashSet<&str> = held::weights(&old).into_iter().map(|(name, _)| name).collect();
-    let named = |(name, t): (&str, &TensorProto)| TensorProto { name: name.into(), ..t.clone() };
-    let mut tensors: Vec<TensorProto> = held::weights(&old).into_iter().map(named).collect();
-    tensors.extend(old.initializer.iter().cloned());
     let site = Site::new(source, file.clone()).map_err(|e| Error::io("find", source, e))?;
+    // Weights that nodes hold become initializers.
+    let by_name: FxHashMap<&str, &TensorProto> = old.initializer.iter().map(|t| (t.name.as_str(), t)).collect();
+    let is_own = |t: &TensorProto| site.tensor(t).is_ok_and(|t| held::is_own(&t));
+    let copies = old.node.iter().filter_map(held::copy).filter_map(|(from, name)| Some((name, *by_name.get(from)?)));
+    let held: Vec<(&str, &TensorProto)> =
+        held::weights(&old).into_iter().chain(copies.filter(|(_, t)| is_own(t))).collect();
+    let named = |(name, t): &(&str, &TensorProto)| TensorProto { name: name.to_string(), ..(*t).clone() };
+    let mut tensors: Vec<TensorProto> = old.initializer.iter().cloned().chain(held.iter().map(named)).collect();
+    let held: FxHashSet<&str> = held.iter().map(|(name, _)| *name).collect();
     let external = |t: &TensorProto| t.data_location == i32::from(tensor_proto::DataLocation::External);
     let inline: usize = tensors.iter().map(|t| t.raw_data.len() + 4 * t.float_data.len()).sum();
     let split = inline > INLINE_LIMIT || tensors.iter().any(external);
@@ -86,11 +90,9 @@ pub fn replace(source: &Path, out: &Path, new: Change<'_>) -> Result<usize> {
             _ => tensor.raw_data = bytes.into(),
         }
     }
-    let is_held = |f: &Field| {
-        let node = (f.tag == NODE && !held.is_empty()).then(|| NodeProto::decode(f.content.clone()).ok()).flatten();
-        node.as_ref().and_then(held::constant).is_some_and(|(name, _)| held.contains(name))
-    };
-    graph_parts.retain(|f| !is_held(f));
+    // Nodes are decoded in the order in which they lie.
+    let mut stay = old.node.iter().map(|n| !n.output.first().is_some_and(|name| held.contains(name.as_str())));
+    graph_parts.retain(|f| f.tag != NODE || stay.next().unwrap_or(true));
     let mut new_graph = others(&graph_parts, INITIALIZER);
     GraphProto { initializer: tensors, ..GraphProto::default() }.encode_raw(&mut new_graph);
     let model = with_graph(&parts, &new_graph);

@@ -3,9 +3,10 @@
 //! Shapes decide first: a shape that occurs once is never read.  Then one short piece of each tensor
 //! does, and whole tensors are compared only where that piece is the same and not of one number.
 
+use super::tensor::Tensor;
 use super::weights;
-use crate::ir::Dim;
-use crate::ir::graph::{Data, Leaf};
+use crate::ir::graph::{Data, Leaf, LeafKind};
+use crate::ir::{Dim, TensorType};
 use rustc_hash::FxHashMap;
 
 /// Bytes in the middle of a tensor that are compared before whole tensors are.
@@ -120,8 +121,17 @@ impl Matrix {
 }
 
 /// Whether all elements are the same, as far as a few thousand of them show.
-pub fn is_uniform(leaf: &Leaf) -> bool {
-    Matrix::new("", leaf, true).is_some_and(|m| m.is_constant())
+pub fn is_uniform(tensor: &Tensor) -> bool {
+    let dims: Vec<Dim> = tensor.dims.iter().map(|n| Dim::Known(*n as i64)).collect();
+    let leaf = Leaf {
+        name: String::new(),
+        ty: TensorType::new(tensor.dtype, dims),
+        kind: LeafKind::Const,
+        data: Some(tensor.data.clone()),
+        transposed: false,
+        source_name: None,
+    };
+    Matrix::new("", &leaf, true).is_some_and(|m| m.is_constant())
 }
 
 fn uniform(bytes: &[u8], size: usize) -> bool {

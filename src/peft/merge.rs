@@ -3,7 +3,8 @@
 use super::{Module, find};
 use crate::error::{Error, Problem, Result};
 use crate::ir::{DType, Graph, Leaf, LeafKind, Node, Op};
-use crate::onnx::{read, replace::replace};
+use crate::onnx::read::{read, ties};
+use crate::onnx::replace::replace;
 use crate::runtime::HostTensor;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -39,12 +40,17 @@ pub fn merge(args: &MergeArgs) -> Result<usize> {
     }
     let source = read(&args.model)?;
     let chosen = assign(&source.graph, &adapter.modules, &args.model)?;
+    // A weight that the file holds twice is merged twice.
+    let ties = ties(&args.model)?;
     let merged = RefCell::new(Vec::new());
     replace(&args.model, &args.output, &mut |name, old| {
-        let Some((module, turned)) = chosen.get(name) else { return Ok(None) };
+        let tie = ties.get(name);
+        let Some((module, turned)) = chosen.get(tie.map_or(name, |t| &t.to)) else { return Ok(None) };
         let old = HostTensor::from_bytes(old.dtype, &old.shape, old.bytes.clone())?;
-        merged.borrow_mut().push(name.to_string());
-        Ok(Some(module.merge(&old, *turned)?.bytes().to_vec()))
+        if tie.is_none() {
+            merged.borrow_mut().push(name.to_string());
+        }
+        Ok(Some(module.merge(&old, turned ^ tie.is_some_and(|t| t.transposed))?.bytes().to_vec()))
     })?;
     let merged = merged.into_inner();
     if merged.len() < chosen.len() {

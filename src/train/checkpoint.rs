@@ -7,6 +7,7 @@ use crate::atomic;
 use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
 use crate::manifest::{Parameter, Role};
+use crate::onnx::read;
 use crate::onnx::replace::replace;
 use crate::onnx::train_file::{TrainFile, Weight};
 use crate::onnx::weights;
@@ -57,6 +58,7 @@ pub fn save_model(trainer: &dyn Weights, source: &Path, path: &Path) -> Result<u
     let parameters = &trainer.file().manifest.parameters;
     let by_source = |name: &str| parameters.iter().find(|p| p.source_name.as_deref().unwrap_or(&p.name) == name);
     let by_name = |name: &str| parameters.iter().find(|p| p.name == name);
+    let ties = read::ties(source)?;
     replace(source, path, &mut |name, old| {
         if let Some(p) = by_source(name) {
             return new_bytes(trainer, p, false, old);
@@ -65,19 +67,10 @@ pub fn save_model(trainer: &dyn Weights, source: &Path, path: &Path) -> Result<u
             return new_bytes(trainer, p, p.transposed, old);
         }
         // Exporters write tied weights twice, once transposed; only one of the two is a parameter.
-        for p in parameters.iter().filter(|p| p.role == Role::Trainable && p.shape.len() == 2) {
-            let same = old.shape == p.shape;
-            let turned = old.shape.iter().rev().eq(&p.shape);
-            if !(same || turned) || old.shape.len() != 2 {
-                continue;
-            }
-            let initial = of_type(host(trainer.file().initial(&p.name)?)?, old.dtype)?;
-            if same && initial.bytes() == old.bytes {
-                return new_bytes(trainer, p, false, old);
-            }
-            if turned && initial.transposed()?.bytes() == old.bytes {
-                return new_bytes(trainer, p, true, old);
-            }
+        if let Some(tie) = ties.get(name)
+            && let Some(p) = by_source(&tie.to)
+        {
+            return new_bytes(trainer, p, tie.transposed, old);
         }
         Ok(None)
     })
