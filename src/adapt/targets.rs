@@ -110,7 +110,7 @@ pub fn linears(graph: &Graph, logits: Id) -> Vec<Linear> {
             _ => {}
         }
     }
-    marks.extend(back(logits, Kind::Head));
+    marks.extend(back(uncapped(graph, logits), Kind::Head));
     // Attention in a form that is not known at all: what its layers are called.
     let told: BTreeSet<Kind> = marks.iter().map(|(_, kind)| *kind).collect();
     let by_name = NAMES.iter().flat_map(|(kinds, names)| kinds.iter().map(move |kind| (*kind, names)));
@@ -128,6 +128,19 @@ pub fn linears(graph: &Graph, logits: Id) -> Vec<Linear> {
         }
     }
     order.into_iter().filter_map(|id| found.remove(&id)).collect()
+}
+
+/// What is under caps and scales of logits, `cap tanh(x / cap)`.
+fn uncapped(graph: &Graph, mut id: Id) -> Id {
+    let is_number = |id: Id| graph.tensor_type(id).is_none_or(|ty| ty.rank() == 0);
+    loop {
+        id = match graph.node(id) {
+            Node::Op(Op::Tanh | Op::Cast, c) => c[0],
+            Node::Op(Op::Mul | Op::Div, c) if is_number(c[1]) => c[0],
+            Node::Op(Op::Mul, c) if is_number(c[0]) => c[1],
+            _ => return id,
+        }
+    }
 }
 
 /// `x w` with `w` a matrix of the model's, or its transpose.
@@ -263,7 +276,7 @@ mod tests {
             (param d f32 [4 4]) (param e f32 [4 4]) (param z f32 [4 8])
             (let q (concat (matmul x a) (matmul x b2) -1)) (let s (matmul q (transpose (matmul x c) [0 2 1])))
             (let p (softmax (mul (tanh (mul s 0.1)) 10.0) -1)) (let y (matmul (matmul p (matmul x d)) e))
-            (output logits (matmul y z)))";
+            (output logits (mul (tanh (div (matmul y z) 30.0)) 30.0)))";
         assert_eq!(kinds(model), ["a: q", "b2: q", "c: k", "d: v", "e: o", "z: head"]);
     }
 
