@@ -229,6 +229,9 @@ pub struct Part {
     /// The model uses the weight elsewhere too (a tied embedding), so the adapter cannot be merged into it.
     #[serde(default)]
     pub shared: bool,
+    /// The source has the weight as codes: the adapter stands beside its product.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_few_bits: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -350,6 +350,7 @@ const CASES: &[(&str, &str)] = &[
     ("take-gelu-tanh", "(take_rows (gelu_tanh h) i)"),
     ("take-layer-norm", "(take_rows (layer_norm h w b 0.1) i)"),
     ("take-normalize", "(take_rows (normalize h 0.1) i)"),
+    ("take-sum", "(take_rows (sum h [-1]) i)"),
     ("take-rms-norm-heads", "(take_rows (transpose (rms_norm q c4 0.1) [0 2 1 3]) i)"),
     ("take-shifted", "(take_rows (shift_logits h 1) (true_rows mask rows.7))"),
     ("take-shifted-matmul-nbits", "(take_rows (shift_logits (matmul_nbits h codes scales 8 8) 1) i)"),

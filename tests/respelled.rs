@@ -2,10 +2,13 @@
 
 use prost::Message;
 use std::path::{Path, PathBuf};
+use weftc::adapt::Spec;
 use weftc::compile::{Options, compile};
 use weftc::onnx::proto::attribute_proto::AttributeType;
 use weftc::onnx::proto::tensor_proto::DataType;
-use weftc::onnx::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, type_proto};
+use weftc::onnx::proto::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, type_proto,
+};
 use weftc::runtime::{self, HostTensor, Session};
 use weftc::train::RunArgs;
 
@@ -14,6 +17,7 @@ fn respelled(folder: &Path, change: impl Fn(&mut GraphProto)) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/llada_micro_dynamo18.onnx");
     let mut model = ModelProto::decode(std::fs::read(source).unwrap().as_slice()).unwrap();
     change(model.graph.as_mut().unwrap());
+    model.opset_import.push(OperatorSetIdProto { domain: "com.microsoft".into(), version: 1 });
     let path = folder.join("model.onnx");
     std::fs::write(&path, model.encode_to_vec()).unwrap();
     path
@@ -164,4 +168,98 @@ fn a_weight_that_is_written_twice_is_merged_twice() {
     let graph = graph_of(&run(&options, &model));
     assert_ne!(values(&graph, first), before);
     assert_eq!(values(&graph, first), values(&graph, second));
+}
+
+/// Matrices of linear layers in blocks of 16 with zero points, as codes of `bits` bits for `MatMulNBits`, or as the dense
+/// numbers that those stand for.
+fn quantise(graph: &mut GraphProto, bits: u32, dense: bool) {
+    const BLOCK: usize = 16;
+    let most = ((1u32 << bits) - 1) as f32;
+    let tensor = |name: String, dims: &[usize], data_type: DataType, data: Vec<u8>| TensorProto {
+        name,
+        dims: dims.iter().map(|n| *n as i64).collect(),
+        data_type: data_type as i32,
+        raw_data: data.into(),
+        ..Default::default()
+    };
+    let packed = |codes: &[u8]| match bits {
+        4 => codes.chunks(2).map(|pair| pair[0] | pair.get(1).unwrap_or(&0) << 4).collect(),
+        _ => codes.to_vec(),
+    };
+    for node in graph.node.iter_mut().filter(|n| n.op_type == "MatMul") {
+        let Some(place) = graph.initializer.iter().position(|t| t.name == node.input[1]) else { continue };
+        let weight = &mut graph.initializer[place];
+        let [inner, outer] = [0, 1].map(|k| weight.dims[k] as usize);
+        let mut w: Vec<f32> = weight.raw_data.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let (mut codes, mut scales, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
+        for column in 0..outer {
+            let mut of_row = Vec::new();
+            for first in (0..inner).step_by(BLOCK) {
+                let at = |k: usize| (first + k) * outer + column;
+                let low = (0..BLOCK).map(|k| w[at(k)]).fold(0.0, f32::min);
+                let high = (0..BLOCK).map(|k| w[at(k)]).fold(0.0, f32::max);
+                let scale = (high - low) / most;
+                let zero = (-low / scale).round();
+                let block: Vec<u8> =
+                    (0..BLOCK).map(|k| ((w[at(k)] / scale).round() + zero).clamp(0.0, most) as u8).collect();
+                (0..BLOCK).for_each(|k| w[at(k)] = (f32::from(block[k]) - zero) * scale);
+                codes.extend(packed(&block));
+                scales.extend(scale.to_le_bytes());
+                of_row.push(zero as u8);
+            }
+            zeros.extend(packed(&of_row));
+        }
+        if dense {
+            weight.raw_data = w.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>().into();
+            continue;
+        }
+        let (name, blocks) = (format!("{}_Q{bits}", weight.name), inner / BLOCK);
+        let shapes = [vec![outer, blocks, BLOCK * bits as usize / 8], vec![outer * blocks], vec![zeros.len()]];
+        let (scale, zero) = (format!("{name}_scales"), format!("{name}_zero_points"));
+        *weight = tensor(name.clone(), &shapes[0], DataType::Uint8, codes);
+        graph.initializer.push(tensor(scale.clone(), &shapes[1], DataType::Float, scales));
+        graph.initializer.push(tensor(zero.clone(), &shapes[2], DataType::Uint8, zeros));
+        (node.op_type, node.domain) = ("MatMulNBits".into(), "com.microsoft".into());
+        node.input = vec![node.input[0].clone(), name, scale, zero];
+        let sizes = [("K", inner), ("N", outer), ("bits", bits as usize), ("block_size", BLOCK)];
+        node.attribute.extend(sizes.map(|(n, v)| attribute(n, AttributeType::Int, |a| a.i = Some(v as i64))));
+    }
+}
+
+/// An adapter of a model in few bits is that of the dense model with the same numbers, and the trained model has it beside
+/// the codes, which stay as they are.
+#[test]
+fn a_model_in_few_bits_is_adapted() {
+    for bits in [4, 8] {
+        let [dense, few] = [true, false].map(|dense| {
+            let folder = tempfile::tempdir().unwrap();
+            let model = respelled(folder.path(), |graph| quantise(graph, bits, dense));
+            let adapter = Spec { targets: vec!["all-linear".into()], ..Spec::default() };
+            let trainable = "lora".parse().unwrap();
+            let out = run(&Options { mask_id: Some(31), trainable, adapter, ..Options::new(model.clone()) }, &model);
+            let bytes = std::fs::read(out.join("adapter_model.safetensors")).unwrap();
+            let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            let mut factors: Vec<(String, Vec<f32>)> = tensors
+                .iter()
+                .map(|(name, t)| {
+                    let numbers = t.data().chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+                    (name.to_string(), numbers.collect())
+                })
+                .collect();
+            factors.sort_by(|a, b| a.0.cmp(&b.0));
+            let tokens = HostTensor::new(&[1, 4], &[3i64, 31, 2, 31]).unwrap();
+            let before = logits(&model, &tokens);
+            (factors, before, logits(&out.join("model.onnx"), &tokens), graph_of(&out))
+        });
+        let far = |a: &[f64], b: &[f64]| a.iter().zip(b).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
+        assert!(far(&few.1, &dense.1) < 1e-5, "{bits}: another source");
+        assert_eq!(few.0.len(), dense.0.len());
+        for ((name, a), (other, b)) in few.0.iter().zip(&dense.0) {
+            assert_eq!(name, other, "{bits}");
+            assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4), "{bits}: {name}");
+        }
+        let moved = far(&few.2, &few.1);
+        assert!(moved > 0.1 && far(&few.2, &dense.2) < 1e-3 * moved, "{bits}: {moved}, {}", far(&few.2, &dense.2));
+        assert!(few.3.node.iter().any(|n| n.op_type == "MatMulNBits"), "{bits}");
+    }
 }

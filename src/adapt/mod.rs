@@ -67,7 +67,16 @@ pub fn apply(
     let internal = |m: String| Error::internal("adapt", m);
     let logits = model.outputs.first().map(|(_, id)| *id).ok_or_else(|| internal("the logits are gone".into()))?;
     let linears = targets::linears(model, logits);
-    let chosen = choose(model, &linears, spec)?;
+    let chosen = choose(&linears, spec)?;
+    if let Some(linear) = chosen.iter().find(|l| l.in_few_bits).filter(|_| has_magnitude(definition)) {
+        let problem = Problem::new(
+            "--trainable",
+            format!("{name} needs the lengths of a weight's columns, and `{}` is in few bits", linear.name),
+        );
+        return Err(Error::usage(
+            problem.help("train with lora or rslora, or compile the model that is not quantised"),
+        ));
+    }
     let mut graph = Graph::with_leaves_of(model);
     let mut parts = BTreeMap::new();
     let mut trainable = Vec::new();
@@ -79,14 +88,17 @@ pub fn apply(
         let weight = model.leaf(linear.weight).clone();
         let shape = model.tensor_type(linear.w).map(|t| t.shape.clone()).unwrap_or_default();
         let [Some(inner), Some(outer)] = [0, 1].map(|k| shape.get(k).and_then(|d| d.known())) else {
-            return Err(internal(format!("{} has no known shape", weight.name)));
+            return Err(internal(format!("{} has no known shape", linear.name)));
         };
-        let module = module(&weight.name);
-        let turned = model.as_leaf(linear.w).is_none();
+        let module = module(&linear.name);
+        let (turned, in_few_bits) = (model.as_leaf(linear.w).is_none(), linear.in_few_bits);
         let shared = is_used_elsewhere(model, logits, linear.weight, &chosen);
         let mut add = |part: &str, shape: &[i64], data: Option<Data>| {
             let leaf_name = format!("{module}.{part}");
-            parts.insert(leaf_name.clone(), Part { base: weight.name.clone(), part: part.into(), turned, shared });
+            parts.insert(
+                leaf_name.clone(),
+                Part { base: linear.name.clone(), part: part.into(), turned, shared, in_few_bits },
+            );
             let id = graph.add_leaf(Leaf {
                 name: leaf_name,
                 ty: TensorType::new(DType::F32, shape.iter().map(|n| Dim::from(*n)).collect::<Vec<_>>()),
@@ -136,7 +148,7 @@ pub fn apply(
     saturated.graph = factored(&saturated.graph, factor, &mut saturated.fired).map_err(internal)?;
     let place = || format!("rules/adapters/{name}.egg");
     let scale = scale(definition, spec).map_err(|why| Error::usage(Problem::new(place(), why)))?;
-    let mut modules: Vec<String> = chosen.iter().map(|l| module(&model.leaf(l.weight).name).to_string()).collect();
+    let mut modules: Vec<String> = chosen.iter().map(|l| module(&l.name).to_string()).collect();
     modules.dedup();
     let parameters: i64 =
         trainable.iter().map(|l| graph.leaf(*l).ty.shape.iter().filter_map(|d| d.known()).product::<i64>()).sum();
@@ -241,7 +253,7 @@ fn scale(definition: &[Rule], spec: &Spec) -> std::result::Result<f64, String> {
 }
 
 /// The linear layers that the targets name.
-fn choose<'l>(model: &Graph, linears: &'l [Linear], spec: &Spec) -> Result<Vec<&'l Linear>> {
+fn choose<'l>(linears: &'l [Linear], spec: &Spec) -> Result<Vec<&'l Linear>> {
     let mut problems = Vec::new();
     if spec.rank < 1 {
         problems.push(Problem::new("--lora-rank", format!("{} is no rank; from 1", spec.rank)));
@@ -255,16 +267,18 @@ fn choose<'l>(model: &Graph, linears: &'l [Linear], spec: &Spec) -> Result<Vec<&
     let fits = |target: &str, linear: &Linear| match (Kind::parse(target), target) {
         (Some(kind), _) => linear.kinds.contains(&kind),
         (_, "all-linear") => !linear.kinds.contains(&Kind::Head),
-        _ => matches(target, &model.leaf(linear.weight).name),
+        _ => matches(target, &linear.name),
     };
     for target in &spec.targets {
         if !linears.iter().any(|l| fits(target, l)) {
             let mut kinds: BTreeMap<Kind, usize> = BTreeMap::new();
             linears.iter().flat_map(|l| &l.kinds).for_each(|k| *kinds.entry(*k).or_default() += 1);
             let kinds: Vec<String> = kinds.iter().map(|(k, n)| format!("{} ({n})", k.name())).collect();
-            let names: Vec<&str> = linears.iter().take(8).map(|l| model.leaf(l.weight).name.as_str()).collect();
+            let names: Vec<&str> = linears.iter().take(8).map(|l| l.name.as_str()).collect();
             let kinds = if kinds.is_empty() { "no layers of a known kind".into() } else { kinds.join(", ") };
-            let help = format!("this model has {kinds}; names such as {}", names.join(", "));
+            let names =
+                if names.is_empty() { "and no other".into() } else { format!("names such as {}", names.join(", ")) };
+            let help = format!("this model has {kinds}; {names}");
             problems.push(Problem::new("--lora-targets", format!("`{target}` is no linear layer")).help(help));
         }
     }

@@ -36,7 +36,11 @@ pub struct Linear {
     pub x: Id,
     /// `[in out]`: the weight, or its transpose.
     pub w: Id,
+    /// The leaf of the weight, of its codes where it is in few bits.
     pub weight: LeafId,
+    /// What the weight is called.
+    pub name: String,
+    pub in_few_bits: bool,
     pub kinds: BTreeSet<Kind>,
 }
 
@@ -117,7 +121,7 @@ pub fn linears(graph: &Graph, logits: Id) -> Vec<Linear> {
     let named: Vec<(Id, Kind)> = by_name
         .filter(|(kind, _)| !told.contains(kind))
         .flat_map(|(kind, names)| {
-            let fits = |l: &&Linear| names.iter().any(|name| super::matches(name, &graph.leaf(l.weight).name));
+            let fits = |l: &&Linear| names.iter().any(|name| super::matches(name, &l.name));
             found.values().filter(fits).map(move |l| (l.node, kind))
         })
         .collect();
@@ -143,16 +147,23 @@ fn uncapped(graph: &Graph, mut id: Id) -> Id {
     }
 }
 
-/// `x w` with `w` a matrix of the model's, or its transpose.
+/// `x w` with `w` a matrix of the model's, its transpose, or the transpose of one in few bits.
 fn linear(graph: &Graph, id: Id) -> Option<Linear> {
     let Node::Op(Op::MatMul, c) = graph.node(id) else { return None };
-    let weight = match graph.node(c[1]) {
-        Node::Op(Op::Transpose, t) => graph.as_leaf(t[0]),
-        _ => graph.as_leaf(c[1]),
-    }?;
+    let matrix = match graph.node(c[1]) {
+        Node::Op(Op::Transpose, t) => t[0],
+        _ => c[1],
+    };
+    let (weight, in_few_bits) = match graph.node(matrix) {
+        Node::Op(Op::Dequantize, q) => (graph.as_leaf(q[0])?, true),
+        _ => (graph.as_leaf(matrix)?, false),
+    };
     let leaf = graph.leaf(weight);
     let is_weight = leaf.kind == LeafKind::Param && leaf.ty.dtype.is_float() && leaf.ty.rank() == 2;
-    is_weight.then(|| Linear { node: id, x: c[0], w: c[1], weight, kinds: BTreeSet::new() })
+    let name = if in_few_bits { leaf.name.trim_end_matches(".codes") } else { &leaf.name };
+    let found =
+        || Linear { node: id, x: c[0], w: c[1], weight, name: name.into(), in_few_bits, kinds: BTreeSet::new() };
+    (is_weight || in_few_bits).then(found)
 }
 
 /// The linear layer that each value comes from, through what only reshapes, rotates, scales, normalises or repeats; several
@@ -264,7 +275,7 @@ mod tests {
         let found = linears(&graph, graph.outputs[0].1);
         let told = |l: &Linear| {
             let kinds: Vec<&str> = l.kinds.iter().map(|k| k.name()).collect();
-            format!("{}: {}", graph.leaf(l.weight).name, kinds.join(" "))
+            format!("{}: {}", l.name, kinds.join(" "))
         };
         found.iter().map(told).collect()
     }

@@ -37,19 +37,21 @@ pub fn plan(graph: &GraphProto, tensors: &[(&str, Tensor)]) -> Weights {
     let names: BTreeSet<&str> = tensors.iter().map(|(n, _)| *n).collect();
     let origins = Origins::new(graph);
     let recovered = recovered_names(graph, tensors, &uses, &names, &origins);
+    let coded = coded_names(graph, &uses, &names, &origins);
     let mut weights = Weights::default();
     let (mut params, mut computed) = (Vec::new(), Vec::new());
     for (source, tensor) in tensors {
         let Some(users) = uses.get(source) else { continue };
         let is_learned = tensor.dtype.is_float() && origins.is_learned(source, tensor, users);
         let new = recovered.get(source).filter(|_| is_learned);
+        let codes = coded.get(source);
         let leaf = Leaf {
-            name: new.map_or(source.to_string(), |r| r.name.clone()),
+            name: codes.or(new.map(|r| &r.name)).cloned().unwrap_or_else(|| source.to_string()),
             ty: TensorType::new(tensor.dtype, tensor.dims.iter().map(|n| Dim::Known(*n as i64)).collect::<Vec<_>>()),
             kind: LeafKind::Const,
             data: Some(tensor.data.clone()),
             transposed: new.is_some_and(|r| r.transposed),
-            source_name: new.map(|_| source.to_string()),
+            source_name: codes.or(new.map(|r| &r.name)).map(|_| source.to_string()),
         };
         let is_choice = users.iter().all(|u| u.node.op_type == "OneHot");
         let is_known = !tensor.dtype.is_float() || tensor.numel() == 1 && !is_learned || is_choice;
@@ -148,6 +150,34 @@ fn recovered_names<'m>(
     }
     // Two tensors of one module (experts, say): neither can claim the module's weight.
     found.retain(|_, r| claims.get(&r.name) == Some(&1));
+    found
+}
+
+/// What is behind the names of weights that quantisers made codes of.
+const CODED: &[&str] = &["_Q4", "_Q8", "_Q2", ".qweight", "_quantized", "_quant"];
+
+/// Names for the codes of weights, `WEIGHT.codes`: of the weight that they are of, or of the module of their node.
+fn coded_names<'m>(
+    graph: &'m GraphProto,
+    uses: &BTreeMap<&'m str, Vec<Use<'m>>>,
+    names: &BTreeSet<&'m str>,
+    origins: &Origins,
+) -> BTreeMap<&'m str, String> {
+    let scopes = Scopes::new(graph, names);
+    let of = |source: &str, users: &[Use]| {
+        let user = users.iter().find(|u| u.is_codes())?;
+        let base = CODED.iter().find_map(|end| source.strip_suffix(end)).unwrap_or(source);
+        let of_module = || Some(format!("{}.weight", scopes.module(user.node)?));
+        let made_up = || if origins.is_made_up(base) { of_module() } else { None };
+        let weight = origins.original(base).map(String::from).or_else(made_up).unwrap_or_else(|| base.to_string());
+        Some(format!("{weight}.codes"))
+    };
+    let mut found: BTreeMap<&str, String> =
+        uses.iter().filter_map(|(source, users)| Some((*source, of(source, users)?))).collect();
+    // Two of one name keep those of the file.
+    let mut claims: BTreeMap<String, usize> = BTreeMap::new();
+    found.values().for_each(|name| *claims.entry(name.clone()).or_default() += 1);
+    found.retain(|_, name| claims.get(name) == Some(&1));
     found
 }
 

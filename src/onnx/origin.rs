@@ -119,6 +119,9 @@ impl<'m> Origins<'m> {
     /// Whether a float tensor is learned, by its name, what is noted of it and where it is used.
     pub fn is_learned(&self, name: &str, tensor: &Tensor, users: &[Use]) -> bool {
         let is_matrix = || tensor.dims.len() > 1 && users.iter().any(Use::is_factor);
+        if !users.is_empty() && users.iter().all(Use::is_of_codes) {
+            return false;
+        }
         match self.noted.get(name) {
             Some(Origin::Parameter) => return true,
             Some(Origin::Buffer) => return false,
@@ -177,6 +180,20 @@ impl Use<'_> {
             "MatMul" | "Gemm" | "FusedMatMul" | "FusedGemm" | "TransposeMatMul" => true,
             // That of ONNX Runtime's domain projects by itself.
             "Attention" => self.node.domain == "com.microsoft" && self.operand == 1,
+            _ => false,
+        }
+    }
+
+    /// The codes of a weight in few bits.
+    pub fn is_codes(&self) -> bool {
+        self.node.op_type == "MatMulNBits" && self.operand == 1
+    }
+
+    /// Codes, their scales or their zero points: none of them is learned.
+    fn is_of_codes(&self) -> bool {
+        match self.node.op_type.as_str() {
+            "MatMulNBits" => matches!(self.operand, 1..=4),
+            "DequantizeLinear" => true,
             _ => false,
         }
     }

@@ -4,12 +4,13 @@
 //! what our messages do not say: whether an attribute is 0 or absent, and fields of newer versions.
 
 use super::data_file::{DataFile, SMALLEST_EXTERNAL};
+use super::emit::data_type;
 use super::held;
-use super::proto::{GraphProto, TensorProto, tensor_proto};
+use super::proto::{GraphProto, NodeProto, TensorProto, tensor_proto};
 use super::tensor::Site;
 use super::train_file::{Weight, weight};
 use super::weights;
-use super::wire::{GRAPH, INITIALIZER, NODE, fields, others, with_graph};
+use super::wire::{GRAPH, INITIALIZER, NODE, fields, put, with_graph};
 use crate::atomic;
 use crate::error::{Error, Problem, Result};
 use prost::Message;
@@ -23,14 +24,32 @@ const INLINE_LIMIT: usize = 1 << 30;
 /// Gives the new bytes of an initializer, or `None` to keep it.
 pub type Change<'a> = &'a mut dyn FnMut(&str, &Weight) -> Result<Option<Vec<u8>>>;
 
+/// An adapter that stands beside a product with a weight in few bits, since it cannot be merged into the codes.
+pub struct Beside {
+    /// The initializer that holds the codes.
+    pub codes: String,
+    /// `[in r]` and `[r out]`, in the type of the product.
+    pub factors: [Weight; 2],
+}
+
+/// [`replace_beside`] without adapters.
+///
+/// # Errors
+/// As there.
+pub fn replace(source: &Path, out: &Path, new: Change<'_>) -> Result<usize> {
+    replace_beside(source, out, &[], new)
+}
+
 /// Copies `source` to `out`, asking `new` for every initializer's bytes (`None` keeps them).  Weights that
 /// were external, or are too large, go to a file beside it.  Returns how many were replaced.
+///
+/// Products with the codes of an adapter of `beside` get its own added.
 ///
 /// Nothing is visible under `out` until it is complete.
 ///
 /// # Errors
 /// Where a file cannot be read or written, `source` is no model, or a replacement has another size.
-pub fn replace(source: &Path, out: &Path, new: Change<'_>) -> Result<usize> {
+pub fn replace_beside(source: &Path, out: &Path, beside: &[Beside], new: Change<'_>) -> Result<usize> {
     let file = Bytes::from_owner(weights::map(source)?);
     let refuse =
         |place: &str, why: String| Error::Model { model: source.into(), problems: vec![Problem::new(place, why)] };
@@ -93,7 +112,30 @@ pub fn replace(source: &Path, out: &Path, new: Change<'_>) -> Result<usize> {
     // Nodes are decoded in the order in which they lie.
     let mut stay = old.node.iter().map(|n| !n.output.first().is_some_and(|name| held.contains(name.as_str())));
     graph_parts.retain(|f| f.tag != NODE || stay.next().unwrap_or(true));
-    let mut new_graph = others(&graph_parts, INITIALIZER);
+    let by_codes: FxHashMap<&str, &Beside> = beside.iter().map(|b| (b.codes.as_str(), b)).collect();
+    let mut new_graph = Vec::new();
+    for part in graph_parts.iter().filter(|f| f.tag != INITIALIZER) {
+        let node = (part.tag == NODE && !beside.is_empty()).then(|| NodeProto::decode(part.content.clone()).ok());
+        let adapted = node.flatten().filter(|n| n.op_type == "MatMulNBits").and_then(|node| {
+            let adapter = by_codes.get(node.input.get(1)?.as_str())?;
+            adapted(node, adapter)
+        });
+        match adapted {
+            Some(nodes) => nodes.iter().for_each(|n| put(NODE, &n.encode_to_vec(), &mut new_graph)),
+            None => new_graph.extend_from_slice(&part.whole),
+        }
+    }
+    for adapter in beside {
+        for (part, factor) in PARTS.iter().zip(&adapter.factors) {
+            tensors.push(TensorProto {
+                name: format!("{}/{part}", adapter.codes),
+                dims: factor.shape.clone(),
+                data_type: data_type(factor.dtype) as i32,
+                raw_data: factor.bytes.clone().into(),
+                ..TensorProto::default()
+            });
+        }
+    }
     GraphProto { initializer: tensors, ..GraphProto::default() }.encode_raw(&mut new_graph);
     let model = with_graph(&parts, &new_graph);
 
@@ -108,11 +150,41 @@ pub fn replace(source: &Path, out: &Path, new: Change<'_>) -> Result<usize> {
     Ok(replaced)
 }
 
+/// The names of an adapter's factors and products.
+const PARTS: [&str; 2] = ["lora_A", "lora_B"];
+
+/// `y = product(x)` with an adapter beside it: y = product(x) + (x A) B.
+fn adapted(mut product: NodeProto, adapter: &Beside) -> Option<Vec<NodeProto>> {
+    let (x, y) = (product.input.first()?.clone(), product.output.first()?.clone());
+    let alone = format!("{y}/base");
+    let mut nodes = Vec::new();
+    let mut last = x;
+    for part in PARTS {
+        let value = format!("{y}/{part}");
+        let factor = format!("{}/{part}", adapter.codes);
+        nodes.push(plain("MatMul", [last, factor], value.clone()));
+        last = value;
+    }
+    product.output[0] = alone.clone();
+    nodes.extend([product, plain("Add", [alone, last], y)]);
+    Some(nodes)
+}
+
+fn plain(op: &str, inputs: [String; 2], output: String) -> NodeProto {
+    NodeProto {
+        op_type: op.into(),
+        name: output.clone(),
+        input: inputs.into(),
+        output: vec![output],
+        ..Default::default()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ir::DType;
-    use crate::onnx::proto::{AttributeProto, ModelProto, NodeProto, StringStringEntryProto};
+    use crate::onnx::proto::{AttributeProto, ModelProto, StringStringEntryProto};
     use prost::encoding::{WireType, encode_key, encode_varint};
 
     fn external(name: &str, values: usize, offset: usize) -> TensorProto {

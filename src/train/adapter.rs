@@ -4,8 +4,11 @@ use super::checkpoint::{Read, Weights, write_tensors};
 use super::trainer::Trainer;
 use crate::atomic;
 use crate::error::{Error, Problem, Result};
-use crate::ir::DType;
+use crate::ir::{DType, Node, Op};
 use crate::manifest::{Adapter, Parameter, Part, Probe};
+use crate::onnx;
+use crate::onnx::replace::Beside;
+use crate::onnx::train_file::Weight;
 use crate::peft::{self, Module};
 use crate::runtime::HostTensor;
 use serde_json::json;
@@ -67,7 +70,53 @@ pub fn is_merged(trainer: &dyn Weights, base: &Parameter) -> bool {
 /// The weights whose adapters cannot be merged, since the model uses them elsewhere too.
 pub fn shared(trainer: &dyn Weights) -> Vec<&str> {
     let parts = trainer.file().manifest.parameters.iter().filter_map(|p| p.part.as_ref());
-    parts.filter(|p| p.shared && p.part == "lora_A.weight").map(|p| p.base.as_str()).collect()
+    let firsts = parts.filter(|p| p.part == "lora_A.weight");
+    firsts.filter(|p| p.shared && !p.in_few_bits).map(|p| p.base.as_str()).collect()
+}
+
+/// How many adapters are of weights that the source has in few bits.
+pub fn in_few_bits(trainer: &dyn Weights) -> usize {
+    let parts = trainer.file().manifest.parameters.iter().filter_map(|p| p.part.as_ref());
+    parts.filter(|p| p.in_few_bits && p.part == "lora_A.weight").count()
+}
+
+/// The adapters of weights that `source` has in few bits.
+///
+/// # Errors
+/// `Io` or `Model` where the source cannot be read.
+pub fn beside(trainer: &dyn Weights, source: &Path) -> Result<Vec<Beside>> {
+    let manifest = &trainer.file().manifest;
+    let first = |p: &&Parameter| p.part.as_ref().is_some_and(|q| q.in_few_bits && q.part == "lora_A.weight");
+    let firsts: Vec<&Parameter> = manifest.parameters.iter().filter(first).collect();
+    let Some(adapter) = manifest.adapter.as_ref().filter(|_| !firsts.is_empty()) else { return Ok(vec![]) };
+    let model = onnx::read(source)?.graph;
+    let dense = model.live().into_iter().filter_map(|id| match model.node(id) {
+        Node::Op(Op::Dequantize, c) => {
+            Some((model.leaf(model.as_leaf(c[0])?).name.as_str(), model.tensor_type(id)?.dtype))
+        }
+        _ => None,
+    });
+    let types: BTreeMap<&str, DType> = dense.collect();
+    let mut found = Vec::new();
+    for a in firsts {
+        let Some(part) = &a.part else { continue };
+        let second = |p: &&Parameter| p.part.as_ref().is_some_and(|q| q.base == part.base && q.part == "lora_B.weight");
+        let codes = format!("{}.codes", part.base);
+        let codes = model.leaves.iter().find(|l| l.name == codes || l.name == part.base);
+        let (Some(b), Some(codes)) = (manifest.parameters.iter().find(second), codes) else { continue };
+        let scaled: Vec<f64> = trainer.value(&b.name)?.to_f64().iter().map(|x| x * adapter.scale).collect();
+        let (a, b) = (trainer.value(&a.name)?, trainer.value(&b.name)?);
+        let dtype = types.get(codes.name.as_str()).copied().unwrap_or(DType::F32);
+        let factor = |values: &[f64], like: &HostTensor| -> Result<Weight> {
+            let made = HostTensor::from_f64(dtype, like.shape(), values)?;
+            Ok(Weight { dtype: made.dtype(), shape: made.shape().to_vec(), bytes: made.bytes().to_vec() })
+        };
+        found.push(Beside {
+            codes: codes.source_name.clone().unwrap_or_else(|| codes.name.clone()),
+            factors: [factor(&a.to_f64(), &a)?, factor(&scaled, &b)?],
+        });
+    }
+    Ok(found)
 }
 
 fn factor<'t>(trainer: &'t dyn Weights, base: &Parameter, part: &str) -> Option<(&'t Parameter, &'t Part)> {

@@ -8,7 +8,7 @@ use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
 use crate::manifest::{Parameter, Role};
 use crate::onnx::read;
-use crate::onnx::replace::replace;
+use crate::onnx::replace::replace_beside;
 use crate::onnx::train_file::{TrainFile, Weight};
 use crate::onnx::weights;
 use crate::runtime::{HostTensor, tensor};
@@ -53,13 +53,15 @@ pub fn save_weights(trainer: &dyn Weights, path: &Path) -> Result<()> {
     write_tensors(path, tensors.collect(), ("format", "pt".into()))
 }
 
-/// Writes the source model with the trained weights in place of its own; returns how many it replaced.
+/// Writes the source model with the trained weights in place of its own, and adapters beside weights in few bits; returns
+/// how many weights it replaced.
 pub fn save_model(trainer: &dyn Weights, source: &Path, path: &Path) -> Result<usize> {
     let parameters = &trainer.file().manifest.parameters;
     let by_source = |name: &str| parameters.iter().find(|p| p.source_name.as_deref().unwrap_or(&p.name) == name);
     let by_name = |name: &str| parameters.iter().find(|p| p.name == name);
     let ties = read::ties(source)?;
-    replace(source, path, &mut |name, old| {
+    let beside = adapter::beside(trainer, source)?;
+    replace_beside(source, path, &beside, &mut |name, old| {
         if let Some(p) = by_source(name) {
             return new_bytes(trainer, p, false, old);
         }

@@ -388,6 +388,11 @@ fn save(trainer: &Trainer, source: Option<&Path>, out: &Path, summary: &mut Summ
                 .iter()
                 .map(|name| format!("the adapter of {name} is not merged: the model uses this weight elsewhere too")),
         );
+        let few = adapter::in_few_bits(trainer);
+        if few > 0 {
+            let place = "stand beside their products in model.onnx, and in no weight of model.safetensors";
+            summary.notes.push(format!("adapters of {few} weights in few bits {place}"));
+        }
     }
     Ok(())
 }

@@ -29,7 +29,7 @@ pub struct Fed {
 
 /// One operator, its inputs and tables; its results are the model's.
 pub struct Case {
-    node: NodeProto,
+    pub node: NodeProto,
     fed: Vec<Fed>,
     pub tables: Vec<TensorProto>,
     opset: i64,

@@ -324,6 +324,46 @@ fn fused_embeddings_and_products_of_onnx_runtime() {
     ]);
 }
 
+/// Weights in 4 and 8 bits, with zero points of their own, a last block that is not full, and a bias.
+#[test]
+fn products_with_weights_in_few_bits() {
+    let bytes = |name: &str, dims: &[i64]| TensorProto {
+        name: name.into(),
+        dims: dims.to_vec(),
+        data_type: DataType::Uint8 as i32,
+        raw_data: (0..dims.iter().product::<i64>()).map(|k| (37 * k + 11) as u8).collect::<Vec<u8>>().into(),
+        ..Default::default()
+    };
+    let some =
+        |name: &str, n: i64| floats(name, &[n], &(0..n).map(|k| 0.1 + (k % 5) as f32 * 0.05).collect::<Vec<f32>>());
+    // 3 outputs, blocks of 16.
+    let product = |width: i64, bits: i64, more: &[(usize, TensorProto)]| {
+        let blocks = (width + 15) / 16;
+        let mut case = contrib("MatMulNBits", &[real("x", &["batch=2", "3", &width.to_string()])])
+            .table(bytes("codes", &[3, blocks, 2 * bits]))
+            .table(some("scales", 3 * blocks))
+            .int("K", width)
+            .int("N", 3)
+            .int("bits", bits)
+            .int("block_size", 16);
+        for (place, table) in more {
+            case.node.input.resize(case.node.input.len().max(place + 1), String::new());
+            case.node.input[*place] = table.name.clone();
+            case.tables.push(table.clone());
+        }
+        case
+    };
+    check(vec![
+        product(48, 4, &[]),
+        product(48, 8, &[]),
+        product(40, 4, &[]),
+        product(48, 4, &[(3, bytes("zeros", &[3 * 2]))]),
+        product(40, 4, &[(3, bytes("zeros", &[3 * 2])), (5, some("bias", 3))]),
+        product(48, 8, &[(3, bytes("zeros", &[3 * 3]))]),
+        product(32, 4, &[(3, floats("zeros", &[3, 2], &[7.0, 8.5, 3.0, 9.0, 15.0, 0.0]))]),
+    ]);
+}
+
 #[test]
 fn fused_attention_of_onnx_runtime() {
     let part = |name: &str, seq: &str, width: &str| real(name, &["batch=2", seq, width]);

@@ -1,7 +1,7 @@
 //! Quantised weights: `DequantizeLinear`, and `MatMulNBits` of ONNX Runtime's domain.
 
-use crate::ir::graph::Id;
-use crate::ir::{DType, Dim, Lit, Op};
+use crate::ir::graph::{Id, Leaf, LeafKind};
+use crate::ir::{DType, Dim, Lit, Op, TensorType};
 use crate::onnx::build::{Build, Value, ints};
 use crate::onnx::call::{Call, Read};
 
@@ -48,46 +48,110 @@ fn spread(b: &mut Build, call: &Call, x: Id, shape: &[Dim]) -> Result<Id, String
     }
 }
 
-/// `x w^T + bias`, where w lies as codes of 4 or 8 bits with the zero point in the middle.
+/// `x w^T + bias`, where w lies as codes of 4 or 8 bits in blocks along its rows.
+///
+/// With zero points z of their own, w = (code - middle) scale + (middle - z) scale: the second part is the same all over a
+/// block and is multiplied by the sums of x over blocks, a small factor beside the product that kernels know.
 pub fn matmul_nbits(b: &mut Build, call: &Call) -> Read {
     let count = |name: &str| call.int(name).ok_or_else(|| format!("attribute {name} is missing"));
     let (k, n, bits, block) = (count("K")?, count("N")?, call.int_or("bits", 4), count("block_size")?);
-    if k < 1 || n < 1 || block < 1 {
-        return Err("K, N and block_size must be positive".into());
+    if k < 1 || n < 1 || block < 2 || block % 2 != 0 {
+        return Err("K and N must be positive, and block_size even".into());
     }
-    if call.get(3).is_some() || call.get(4).is_some() {
-        return Err("zero points and group indices are not supported".into());
+    if !matches!(bits, 4 | 8) {
+        return Err(format!("codes of {bits} bits are not supported").into());
     }
-    let blocks = Dim::Known((k - 1) / block + 1);
-    let (x, codes, scales) = (call.node(b, 0)?, call.node(b, 1)?, call.node(b, 2)?);
-    let scales = b.reshape(scales, &[Dim::Known(n), blocks.clone()])?;
-    let whole = [Dim::Known(n), blocks.clone(), Dim::Known(block)];
-    let dense = match bits {
-        8 => {
-            let codes = b.reshape(codes, &whole)?;
-            b.op(Op::Dequantize, &[codes, scales], &[Lit::Int(Dim::Known(8)), Lit::Int(Dim::Known(k))])?
-        }
-        4 => {
-            let codes = halves(b, codes, &whole)?;
-            let eight = b.float(8.0)?;
-            let codes = b.op(Op::Sub, &[codes, eight], &[])?;
-            let codes = {
-                let dtype = b.ty(scales)?.dtype;
-                b.cast(codes, dtype)?
-            };
-            let per_block = b.reshape(scales, &[Dim::Known(n), blocks.clone(), Dim::Known(1)])?;
-            let dense = b.op(Op::Mul, &[codes, per_block], &[])?;
-            let dense = b.reshape(dense, &[Dim::Known(n), blocks * Dim::Known(block)])?;
-            b.slice(dense, 1, Dim::Known(0), Dim::Known(k), 1)?
-        }
-        other => return Err(format!("codes of {other} bits are not supported").into()),
-    };
-    let dense = b.op(Op::Transpose, &[dense], &[ints([1, 0])])?;
-    let mut y = b.op(Op::MatMul, &[x, dense], &[])?;
+    if call.get(4).is_some() {
+        return Err("the order of groups (g_idx) is not supported".into());
+    }
+    let blocks = (k - 1) / block + 1;
+    let sizes = Sizes { n, blocks, block, bits };
+    let (x, scales) = (call.node(b, 0)?, call.node(b, 2)?);
+    let bytes = call.node(b, 1)?;
+    let codes = codes(b, bytes, &sizes)?;
+    let scales = b.reshape(scales, &[n, blocks].map(Dim::Known))?;
+    let dense = b.op(Op::Dequantize, &[codes, scales], &[bits, k].map(|n| Lit::Int(Dim::Known(n))))?;
+    let mut y = times_transposed(b, x, dense)?;
+    if let Some(zeros) = call.optional(b, 3)? {
+        let offsets = offsets(b, zeros, scales, &sizes)?;
+        let sums = block_sums(b, x, &sizes)?;
+        let beside = times_transposed(b, sums, offsets)?;
+        y = b.op(Op::Add, &[y, beside], &[])?;
+    }
     if let Some(bias) = call.optional(b, 5)? {
         y = b.op(Op::Add, &[y, bias], &[])?;
     }
     Ok(vec![Value::Node(y)])
+}
+
+/// Codes `[n, blocks, block]` of so many bits.
+struct Sizes {
+    n: i64,
+    blocks: i64,
+    block: i64,
+    bits: i64,
+}
+
+fn times_transposed(b: &mut Build, x: Id, w: Id) -> Result<Id, String> {
+    let w = b.op(Op::Transpose, &[w], &[ints([1, 0])])?;
+    b.op(Op::MatMul, &[x, w], &[])
+}
+
+/// The leaf of codes that has the bytes of leaf `bytes`.
+fn codes(b: &mut Build, bytes: Id, sizes: &Sizes) -> Result<Id, String> {
+    let leaf = b.graph.as_leaf(bytes).ok_or("the codes must stand in the file")?;
+    if let Some(found) = b.codes.get(&leaf) {
+        return Ok(*found);
+    }
+    let held = b.graph.leaf(leaf).clone();
+    let Sizes { n, blocks, block, bits } = sizes;
+    let dtype = if *bits == 4 { DType::U4 } else { DType::U8 };
+    let shape = [*n, *blocks, *block];
+    let needed = shape.iter().try_fold(*bits, |all, n| all.checked_mul(*n)).map(|all| all / 8);
+    if held.kind == LeafKind::Input || held.data.as_ref().map(|d| d.len() as i64) != needed {
+        return Err(format!("the codes are no {n} rows of {blocks} blocks of {block} in {bits} bits"));
+    }
+    let ty = TensorType::new(dtype, shape.map(Dim::Known));
+    // Codes have the name; nothing reads the bytes as such.
+    b.graph.leaves[leaf.0 as usize].name += ".packed";
+    let id = b.graph.add_leaf(Leaf { ty, kind: LeafKind::Const, ..held });
+    b.codes.insert(leaf, id);
+    Ok(id)
+}
+
+/// `(middle - z) scale` of each block, `[n, blocks]`; zero points are packed like codes, a whole byte at the end of a row, or
+/// numbers of the type of the scales.
+fn offsets(b: &mut Build, zeros: Id, scales: Id, sizes: &Sizes) -> Result<Id, String> {
+    let dtype = b.ty(scales)?.dtype;
+    let (n, blocks) = (Dim::Known(sizes.n), Dim::Known(sizes.blocks));
+    let zeros = match (b.ty(zeros)?.dtype.is_float(), sizes.bits) {
+        (false, 4) => {
+            let padded = Dim::Known((sizes.blocks + 1) / 2 * 2);
+            let all = halves(b, zeros, &[n, padded])?;
+            b.slice(all, 1, Dim::Known(0), blocks, 1)?
+        }
+        _ => b.reshape(zeros, &[n, blocks])?,
+    };
+    let zeros = b.cast(zeros, dtype)?;
+    let middle = b.float((1i64 << (sizes.bits - 1)) as f64)?;
+    let below = b.op(Op::Sub, &[middle, zeros], &[])?;
+    b.op(Op::Mul, &[below, scales], &[])
+}
+
+/// The sums of x over blocks of its last axis, `[.., blocks]`.
+fn block_sums(b: &mut Build, x: Id, sizes: &Sizes) -> Result<Id, String> {
+    let (shape, dtype) = (b.shape(x), b.ty(x)?.dtype);
+    let (width, rows) = shape.split_last().ok_or("its operand needs an axis")?;
+    let missing = Dim::Known(sizes.blocks * sizes.block) - width.clone();
+    let mut x = x;
+    if !missing.is(0) {
+        let zeros = b.full(0.0, dtype, &[rows, &[missing]].concat())?;
+        x = b.concat(&[x, zeros], rows.len())?;
+    }
+    let (blocks, block) = (Dim::Known(sizes.blocks), Dim::Known(sizes.block));
+    let x = b.reshape(x, &[rows, &[blocks.clone(), block]].concat())?;
+    let sums = b.op(Op::Sum, &[x], &[ints([-1])])?;
+    b.reshape(sums, &[rows, &[blocks]].concat())
 }
 
 /// Two codes a byte, the first in its low half, as numbers in f32.
