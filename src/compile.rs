@@ -286,7 +286,10 @@ impl<'a> Pipeline<'a> {
     /// The model with what is trained: adapters are added, weights are chosen.
     fn adapt(&mut self, model: Graph, ports: &Ports) -> Result<(Graph, Vec<LeafId>, Option<Added>)> {
         let leaves = weights(&model);
-        let Trainable::Named(name) = &self.options.trainable else { return Ok((model, leaves, None)) };
+        let Trainable::Named(name) = &self.options.trainable else {
+            self.notes.extend(unreached::in_few_bits(&model));
+            return Ok((model, leaves, None));
+        };
         if let Some(definition) = self.library.adapters.get(name) {
             let tokens = model.find_leaf(&ports.token_input).map(|leaf| model.leaf(leaf).ty.shape.clone());
             let (factor, spec) = (&self.library.factor, &self.options.adapter);

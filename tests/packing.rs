@@ -227,6 +227,7 @@ fn places_are_those_in_a_sequence() {
         // Learned positions: looked up at a count, and cut out of their table.
         "(let h2 (add x (gather wpe (iota seq) 0))) (let a (transpose (reshape h2 [batch seq 2 4]) [0 2 1 3]))",
         "(let h2 (add x (reshape (slice wpe 0 0 seq 1) [1 seq 8]))) (let a (transpose (reshape h2 [batch seq 2 4]) [0 2 1 3]))",
+        "(let a (transpose (reshape (tanh (reshape x [batch seq 4 2])) [batch seq 2 4]) [0 2 1 3]))",
         "(let h2 (add x (tanh (slice wpe 0 0 seq 1)))) (let a (transpose (reshape h2 [batch seq 2 4]) [0 2 1 3]))",
         "(let h2 (add x (expand (reshape (slice wpe 0 0 seq 1) [1 seq 8]) [batch seq 8]))) (let a (transpose (reshape h2 [batch seq 2 4]) [0 2 1 3]))",
         // By head.

@@ -1,7 +1,7 @@
 //! Weights that no gradient reaches.
 
 use crate::autodiff::carrying;
-use crate::ir::{Graph, LeafKind};
+use crate::ir::{Graph, LeafKind, Op};
 use crate::rules::Rule;
 
 /// Makes constants of the weights that logits depend on through choices alone: the offsets that balance experts, say, which
@@ -25,4 +25,11 @@ pub fn freeze(model: &mut Graph, rows: &[Rule]) -> Option<String> {
     let first = names.first()?;
     let others = if more > 0 { format!(" and {more} more") } else { String::new() };
     Some(format!("`{first}`{others}: not trained, since no gradient reaches what only decides a choice"))
+}
+
+/// Says of weights in few bits that they stay as they are.
+pub fn in_few_bits(model: &Graph) -> Option<String> {
+    let count = model.live().iter().filter(|id| model.node(**id).op() == Some(Op::Dequantize)).count();
+    let text = || format!("{count} weights in few bits stay as they are; --trainable lora trains adapters beside them");
+    (count > 0).then(text)
 }

@@ -329,7 +329,9 @@ impl<'m> Mixing<'m> {
                 }
             }
             let parts = if i - first_i > 1 { &from[first_i..i] } else { &to[first_j..j] };
-            if (i - first_i > 1 && j - first_j > 1) || (self.counts(&x) && !self.in_order(parts)) {
+            // Elements of one token may be cut anyhow.
+            let both = i - first_i > 1 && j - first_j > 1;
+            if self.counts(&x) && (both || !self.in_order(parts)) {
                 return false;
             }
         }
