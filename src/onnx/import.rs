@@ -161,17 +161,18 @@ impl<'m> Importer<'m> {
         let mut tensors: Vec<(&'m str, Tensor)> = Vec::new();
         // A file that is missing is one problem, however many weights lie in it.
         let mut refused: IndexMap<(String, bool), Vec<&str>> = IndexMap::new();
-        let initializers = graph.initializer.iter().map(|t| (t.name.as_str(), t));
-        for (name, proto) in initializers.chain(held::weights(graph)) {
+        for proto in &graph.initializer {
             match self.site.tensor(proto) {
-                Ok(tensor) => tensors.push((name, tensor)),
+                Ok(tensor) => tensors.push((&proto.name, tensor)),
                 Err(why) => {
                     let external = proto.data_location == DataLocation::External as i32;
-                    refused.entry((why, external)).or_default().push(name);
-                    env.insert(name, Value::Refused);
+                    refused.entry((why, external)).or_default().push(&proto.name);
+                    env.insert(&proto.name, Value::Refused);
                 }
             }
         }
+        // What cannot be read is said of the node.
+        tensors.extend(held::weights(graph).into_iter().filter_map(|(n, t)| Some((n, self.site.tensor(t).ok()?))));
         for ((why, external), names) in refused {
             let help = match external {
                 true => "external data must lie in the model's folder or below, complete",

@@ -154,7 +154,7 @@ fn recovered_names<'m>(
 }
 
 /// What is behind the names of weights that quantisers made codes of.
-const CODED: &[&str] = &["_Q4", "_Q8", "_Q2", ".qweight", "_quantized", "_quant"];
+const CODED: &[&str] = &["_Q4", "_Q8", ".qweight", "_quantized", "_quant"];
 
 /// Names for the codes of weights, `WEIGHT.codes`: of the weight that they are of, or of the module of their node.
 fn coded_names<'m>(
