@@ -12,6 +12,7 @@
 //! | stage | what happens | where its knowledge lives |
 //! |---|---|---|
 //! | read | exporters' differences end; weights stay on disk | [`mod@onnx::read`] |
+//! | | tokens and logits are found | [`ports`] |
 //! | lift | idioms become composites (`rms_norm`, `rope`, `attention`) | `rules/lift.egg`, `rules/simplify.egg` |
 //! | adapt | trained factors beside frozen weights, in their cheapest order | `rules/adapters/*.egg`, `rules/factor.egg`, [`adapt`] |
 //! | pack | sequences share rows, where that is asked for | [`packing`] |
@@ -32,7 +33,8 @@
 //! [`train`] runs what was written: it knows [`runtime`] and the [`manifest`], not the compiler.
 //! [`kernels`] holds native forms of `ai.weft` functions, which the training step takes on the CPU in f32, and on a GPU,
 //! [`generate`] decodes with a trained model, [`eval`] scores it,
-//! [`peft`] reads adapters and merges them, [`profile`] knows the published families of models, [`report`] draws runs.
+//! [`peft`] reads adapters and merges them, or puts them beside weights in few bits, [`profile`] knows the published families
+//! of models, [`report`] draws runs.
 //! [`export`] writes what a run learnt in the formats of others; [`sampling`] lends runs the compiler, for answers on the way,
 //! plans and steps taken apart.
 //! [`cost`] counts what nodes do, for extraction, reports and predictions; [`mod@bench`] measures a step, part by part, and the

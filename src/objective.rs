@@ -7,19 +7,10 @@ use crate::error::{Error, Problem, Result};
 use crate::ir::{Builder, DType, Dim, Graph, Id, Lit, Node, Op};
 use crate::manifest::{Method, Probe};
 use crate::method;
-use crate::ports::Ports;
+use crate::ports::{OUTPUTS, Ports};
 use crate::rewrite::{self, Options};
 use crate::rules::Rule;
 use std::collections::BTreeMap;
-
-/// The outputs that every training step has; a method adds its own.
-pub const OUTPUTS: [&str; 3] = ["loss", "loss_sum", "loss_count"];
-
-/// Outputs that the built-in methods add, numbers of every token.
-pub const DIAGNOSTICS: [&str; 4] = ["entropy", "mask_rate", "mask", "token_loss"];
-
-/// The step's inputs beside the model's own; `beta` only where the probe is cached.
-pub const INPUTS: [&str; 4] = ["answer_mask", "t", "u", "beta"];
 
 /// The training step's forward part: a graph with the outputs of `OUTPUTS` and those that the method adds.
 pub fn build(

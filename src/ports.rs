@@ -1,10 +1,18 @@
-//! A model's ports: the input that is its tokens, and the output that is its logits.
+//! The ports of a model, which are its tokens and its logits, and those of its training step.
 
 use crate::error::{Error, Problem, Result};
 use crate::ir::{Builder, DType, Dim, Graph, Id, Leaf, LeafKind, Lit, Node, Op};
 use crate::manifest;
-use crate::objective::{DIAGNOSTICS, INPUTS, OUTPUTS};
 use std::collections::BTreeMap;
+
+/// The outputs that every training step has; a method adds its own.
+pub const OUTPUTS: [&str; 3] = ["loss", "loss_sum", "loss_count"];
+
+/// Outputs that the built-in methods add, numbers of every token.
+pub const DIAGNOSTICS: [&str; 4] = ["entropy", "mask_rate", "mask", "token_loss"];
+
+/// The step's inputs beside the model's own; `beta` only where the probe is cached.
+pub const INPUTS: [&str; 4] = ["answer_mask", "t", "u", "beta"];
 
 /// The model's token input, `[B, L]` of integers, its logits, `[B, L, V]`, and the vocabulary size V.
 #[derive(Clone, Debug, PartialEq)]

@@ -9,6 +9,7 @@ use weftc::onnx::proto::tensor_proto::DataType;
 use weftc::onnx::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, type_proto,
 };
+use weftc::peft::merge::{MergeArgs, merge};
 use weftc::runtime::{self, HostTensor, Session};
 use weftc::train::RunArgs;
 
@@ -226,6 +227,10 @@ fn quantise(graph: &mut GraphProto, bits: u32, dense: bool) {
     }
 }
 
+fn far(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).fold(0f64, |m, (a, b)| m.max((a - b).abs()))
+}
+
 /// An adapter of a model in few bits is that of the dense model with the same numbers, and the trained model has it beside
 /// the codes, which stay as they are.
 #[test]
@@ -249,9 +254,11 @@ fn a_model_in_few_bits_is_adapted() {
             factors.sort_by(|a, b| a.0.cmp(&b.0));
             let tokens = HostTensor::new(&[1, 4], &[3i64, 31, 2, 31]).unwrap();
             let before = logits(&model, &tokens);
+            let output = folder.path().join("merged.onnx");
+            merge(&MergeArgs { model, adapter: out.clone(), output: output.clone(), quiet: true }).unwrap();
+            assert!(far(&logits(&output, &tokens), &logits(&out.join("model.onnx"), &tokens)) < 1e-5, "{bits}: merged");
             (factors, before, logits(&out.join("model.onnx"), &tokens), graph_of(&out))
         });
-        let far = |a: &[f64], b: &[f64]| a.iter().zip(b).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
         assert!(far(&few.1, &dense.1) < 1e-5, "{bits}: another source");
         assert_eq!(few.0.len(), dense.0.len());
         for ((name, a), (other, b)) in few.0.iter().zip(&dense.0) {

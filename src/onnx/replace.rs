@@ -32,14 +32,6 @@ pub struct Beside {
     pub factors: [Weight; 2],
 }
 
-/// [`replace_beside`] without adapters.
-///
-/// # Errors
-/// As there.
-pub fn replace(source: &Path, out: &Path, new: Change<'_>) -> Result<usize> {
-    replace_beside(source, out, &[], new)
-}
-
 /// Copies `source` to `out`, asking `new` for every initializer's bytes (`None` keeps them).  Weights that
 /// were external, or are too large, go to a file beside it.  Returns how many were replaced.
 ///
@@ -49,7 +41,7 @@ pub fn replace(source: &Path, out: &Path, new: Change<'_>) -> Result<usize> {
 ///
 /// # Errors
 /// Where a file cannot be read or written, `source` is no model, or a replacement has another size.
-pub fn replace_beside(source: &Path, out: &Path, beside: &[Beside], new: Change<'_>) -> Result<usize> {
+pub fn replace(source: &Path, out: &Path, beside: &[Beside], new: Change<'_>) -> Result<usize> {
     let file = Bytes::from_owner(weights::map(source)?);
     let refuse =
         |place: &str, why: String| Error::Model { model: source.into(), problems: vec![Problem::new(place, why)] };
@@ -222,7 +214,7 @@ mod tests {
         std::fs::write(&source, &bytes).unwrap();
 
         let mut seen = Vec::new();
-        let replaced = replace(&source, &out, &mut |name, old| {
+        let replaced = replace(&source, &out, &[], &mut |name, old| {
             seen.push((name.to_string(), old.bytes.len()));
             assert_eq!(old.dtype, DType::F32);
             Ok((name == "large").then(|| vec![7; 2048]))
@@ -248,7 +240,7 @@ mod tests {
         let source = folder.path().join("a.onnx");
         std::fs::write(&source, ModelProto { graph: Some(graph), ..Default::default() }.encode_to_vec()).unwrap();
         let out = folder.path().join("b.onnx");
-        assert!(replace(&source, &out, &mut |_, _| Ok(Some(vec![0; 8]))).is_err());
+        assert!(replace(&source, &out, &[], &mut |_, _| Ok(Some(vec![0; 8]))).is_err());
         assert!(!out.exists());
     }
 }

@@ -1,10 +1,11 @@
 //! `weftc merge`: an adapter becomes part of a model's weights.
 
+use super::beside::coded;
 use super::{Module, find};
 use crate::error::{Error, Problem, Result};
 use crate::ir::{DType, Graph, Leaf, LeafKind, Node, Op};
 use crate::onnx::read::{read, ties};
-use crate::onnx::replace::replace;
+use crate::onnx::replace::{Beside, replace};
 use crate::runtime::HostTensor;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -25,7 +26,8 @@ pub struct MergeArgs {
     pub quiet: bool,
 }
 
-/// Writes `args.model` again with every weight that has an adapter changed; returns how many those are.
+/// Writes `args.model` again with every weight that has an adapter changed, or with the adapter beside its product where the
+/// weight is in few bits; returns how many those are.
 ///
 /// # Errors
 /// `Io`; `Model` for a model that cannot be read; `Usage` with every module that the model does not have, or uses in
@@ -39,11 +41,11 @@ pub fn merge(args: &MergeArgs) -> Result<usize> {
         return Err(Error::usage(problem.help("write the merged model under another name with -o")));
     }
     let source = read(&args.model)?;
-    let chosen = assign(&source.graph, &adapter.modules, &args.model)?;
+    let (chosen, beside) = assign(&source.graph, &adapter.modules, &args.model)?;
     // A weight that the file holds twice is merged twice.
     let ties = ties(&args.model)?;
     let merged = RefCell::new(Vec::new());
-    replace(&args.model, &args.output, &mut |name, old| {
+    replace(&args.model, &args.output, &beside, &mut |name, old| {
         let tie = ties.get(name);
         let Some((module, turned)) = chosen.get(tie.map_or(name, |t| &t.to)) else { return Ok(None) };
         let old = HostTensor::from_bytes(old.dtype, &old.shape, old.bytes.clone())?;
@@ -57,26 +59,39 @@ pub fn merge(args: &MergeArgs) -> Result<usize> {
         let lost: Vec<&str> = chosen.keys().filter(|n| !merged.contains(n)).map(String::as_str).collect();
         return Err(Error::internal("merge", format!("{} was not found again", lost.join(", "))));
     }
-    Ok(merged.len())
+    Ok(merged.len() + beside.len())
 }
 
 /// The module of each initializer by its name in the file, and whether it lies there as [in out].
-fn assign<'a>(
-    graph: &Graph,
-    modules: &'a BTreeMap<String, Module>,
-    model: &Path,
-) -> Result<BTreeMap<String, (&'a Module, bool)>> {
+type Chosen<'a> = BTreeMap<String, (&'a Module, bool)>;
+
+/// What is merged, and what stands beside weights in few bits.
+fn assign<'a>(graph: &Graph, modules: &'a BTreeMap<String, Module>, model: &Path) -> Result<(Chosen<'a>, Vec<Beside>)> {
     let weights: Vec<&Leaf> = graph
         .leaves
         .iter()
         .filter(|l| l.kind == LeafKind::Param && l.ty.dtype.is_float() && l.ty.rank() == 2)
         .collect();
-    let name = |leaf: &'_ Leaf| leaf.name.strip_suffix(".weight").unwrap_or(&leaf.name).to_string();
-    let names: Vec<String> = weights.iter().map(|leaf| name(leaf)).collect();
+    let coded = coded(graph);
+    let name = |weight: &str| weight.strip_suffix(".weight").unwrap_or(weight).to_string();
+    let dense = weights.iter().map(|leaf| name(&leaf.name));
+    let names: Vec<String> = dense.chain(coded.iter().map(|c| name(&c.name))).collect();
     let tables = tables(graph);
-    let (mut chosen, mut problems) = (BTreeMap::new(), Vec::new());
+    let (mut chosen, mut beside, mut problems) = (BTreeMap::new(), Vec::new(), Vec::new());
     for (wanted, module) in modules {
+        let size = |t: &HostTensor, axis: usize| t.shape().get(axis).copied();
+        let (inner, outer) = (size(&module.a, 1), size(&module.b, 0));
+        let (o, i) = (outer.unwrap_or(0), inner.unwrap_or(0));
         let found = find(wanted, names.iter().map(String::as_str));
+        if let Some(weight) = found.and_then(|found| coded.iter().find(|c| name(&c.name) == found)) {
+            if weight.shape == [outer, inner] {
+                beside.push(module.beside(weight)?);
+            } else {
+                let message = format!("the adapter is for {o} x {i}, the weight in few bits is {:?}", weight.shape);
+                problems.push(Problem::new(wanted, message));
+            }
+            continue;
+        }
         let leaf = found.and_then(|found| weights.iter().zip(&names).find(|(_, n)| *n == found));
         let Some((leaf, _)) = leaf else {
             let near = names.iter().min_by_key(|n| strsim::levenshtein(n, wanted));
@@ -91,18 +106,15 @@ fn assign<'a>(
             );
             continue;
         }
-        let size = |t: &HostTensor, axis: usize| t.shape().get(axis).copied();
-        let (inner, outer) = (size(&module.a, 1), size(&module.b, 0));
         let sizes: Vec<Option<i64>> = leaf.ty.shape.iter().map(|d| d.known()).collect();
         if sizes != if leaf.transposed { [inner, outer] } else { [outer, inner] } {
-            let (o, i) = (outer.unwrap_or(0), inner.unwrap_or(0));
             problems.push(Problem::new(wanted, format!("the adapter is for {o} x {i}, the weight is {}", leaf.ty)));
             continue;
         }
         let file_name = leaf.source_name.clone().unwrap_or_else(|| leaf.name.clone());
         chosen.insert(file_name, (module, leaf.transposed));
     }
-    if problems.is_empty() { Ok(chosen) } else { Err(Error::Usage { problems }) }
+    if problems.is_empty() { Ok((chosen, beside)) } else { Err(Error::Usage { problems }) }
 }
 
 /// The weights that are looked up by index.

@@ -3,6 +3,7 @@
 //! PEFT keeps factors as PyTorch does, A as [r in] and B as [out r], under
 //! `base_model.model.MODULE.lora_A.weight`; a DoRA magnitude `[out]` is `MODULE.lora_magnitude_vector`.
 
+pub mod beside;
 pub mod merge;
 
 use crate::error::{Error, Problem, Result};

@@ -4,11 +4,11 @@ use super::checkpoint::{Read, Weights, write_tensors};
 use super::trainer::Trainer;
 use crate::atomic;
 use crate::error::{Error, Problem, Result};
-use crate::ir::{DType, Node, Op};
+use crate::ir::DType;
 use crate::manifest::{Adapter, Parameter, Part, Probe};
 use crate::onnx;
 use crate::onnx::replace::Beside;
-use crate::onnx::train_file::Weight;
+use crate::peft::beside::coded;
 use crate::peft::{self, Module};
 use crate::runtime::HostTensor;
 use serde_json::json;
@@ -89,32 +89,16 @@ pub fn beside(trainer: &dyn Weights, source: &Path) -> Result<Vec<Beside>> {
     let first = |p: &&Parameter| p.part.as_ref().is_some_and(|q| q.in_few_bits && q.part == "lora_A.weight");
     let firsts: Vec<&Parameter> = manifest.parameters.iter().filter(first).collect();
     let Some(adapter) = manifest.adapter.as_ref().filter(|_| !firsts.is_empty()) else { return Ok(vec![]) };
-    let model = onnx::read(source)?.graph;
-    let dense = model.live().into_iter().filter_map(|id| match model.node(id) {
-        Node::Op(Op::Dequantize, c) => {
-            Some((model.leaf(model.as_leaf(c[0])?).name.as_str(), model.tensor_type(id)?.dtype))
-        }
-        _ => None,
-    });
-    let types: BTreeMap<&str, DType> = dense.collect();
+    let coded = coded(&onnx::read(source)?.graph);
     let mut found = Vec::new();
     for a in firsts {
         let Some(part) = &a.part else { continue };
         let second = |p: &&Parameter| p.part.as_ref().is_some_and(|q| q.base == part.base && q.part == "lora_B.weight");
-        let codes = format!("{}.codes", part.base);
-        let codes = model.leaves.iter().find(|l| l.name == codes || l.name == part.base);
-        let (Some(b), Some(codes)) = (manifest.parameters.iter().find(second), codes) else { continue };
-        let scaled: Vec<f64> = trainer.value(&b.name)?.to_f64().iter().map(|x| x * adapter.scale).collect();
-        let (a, b) = (trainer.value(&a.name)?, trainer.value(&b.name)?);
-        let dtype = types.get(codes.name.as_str()).copied().unwrap_or(DType::F32);
-        let factor = |values: &[f64], like: &HostTensor| -> Result<Weight> {
-            let made = HostTensor::from_f64(dtype, like.shape(), values)?;
-            Ok(Weight { dtype: made.dtype(), shape: made.shape().to_vec(), bytes: made.bytes().to_vec() })
-        };
-        found.push(Beside {
-            codes: codes.source_name.clone().unwrap_or_else(|| codes.name.clone()),
-            factors: [factor(&a.to_f64(), &a)?, factor(&scaled, &b)?],
-        });
+        let (b, weight) = (manifest.parameters.iter().find(second), coded.iter().find(|c| c.name == part.base));
+        let (Some(b), Some(weight)) = (b, weight) else { continue };
+        let factor = |p: &Parameter| trainer.value(&p.name)?.transposed();
+        let module = Module { a: factor(a)?, b: factor(b)?, magnitude: None, scale: adapter.scale };
+        found.push(module.beside(weight)?);
     }
     Ok(found)
 }

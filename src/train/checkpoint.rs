@@ -8,7 +8,7 @@ use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
 use crate::manifest::{Parameter, Role};
 use crate::onnx::read;
-use crate::onnx::replace::replace_beside;
+use crate::onnx::replace::replace;
 use crate::onnx::train_file::{TrainFile, Weight};
 use crate::onnx::weights;
 use crate::runtime::{HostTensor, tensor};
@@ -61,7 +61,7 @@ pub fn save_model(trainer: &dyn Weights, source: &Path, path: &Path) -> Result<u
     let by_name = |name: &str| parameters.iter().find(|p| p.name == name);
     let ties = read::ties(source)?;
     let beside = adapter::beside(trainer, source)?;
-    replace_beside(source, path, &beside, &mut |name, old| {
+    replace(source, path, &beside, &mut |name, old| {
         if let Some(p) = by_source(name) {
             return new_bytes(trainer, p, false, old);
         }
