@@ -92,7 +92,7 @@ pub fn apply(
         };
         let module = module(&linear.name);
         let (turned, in_few_bits) = (model.as_leaf(linear.w).is_none(), linear.in_few_bits);
-        let shared = is_used_elsewhere(model, logits, linear.weight, &chosen);
+        let shared = !in_few_bits && is_used_elsewhere(model, logits, linear.weight, &chosen);
         let mut add = |part: &str, shape: &[i64], data: Option<Data>| {
             let leaf_name = format!("{module}.{part}");
             parts.insert(

@@ -1,7 +1,7 @@
 //! Which matrix products of a model are queries, keys, values, outputs, gates and so on: told by what surrounds
 //! them, since exporters lose names.
 
-use crate::ir::{Graph, Id, LeafId, LeafKind, Node, Op};
+use crate::ir::{Graph, Id, LeafId, LeafKind, Node, Op, blocks};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a linear layer is for.
@@ -160,7 +160,7 @@ fn linear(graph: &Graph, id: Id) -> Option<Linear> {
     };
     let leaf = graph.leaf(weight);
     let is_weight = leaf.kind == LeafKind::Param && leaf.ty.dtype.is_float() && leaf.ty.rank() == 2;
-    let name = if in_few_bits { leaf.name.trim_end_matches(".codes") } else { &leaf.name };
+    let name = if in_few_bits { blocks::weight_of(&leaf.name) } else { &leaf.name };
     let found =
         || Linear { node: id, x: c[0], w: c[1], weight, name: name.into(), in_few_bits, kinds: BTreeSet::new() };
     (is_weight || in_few_bits).then(found)

@@ -7,6 +7,14 @@
 use super::recipe::{decode, encode, rounded};
 use super::ty::DType;
 
+/// What is behind the name of a weight in that of the leaf of its codes.
+pub const CODES: &str = ".codes";
+
+/// The weight whose codes a leaf of this name holds.
+pub fn weight_of(codes: &str) -> &str {
+    codes.strip_suffix(CODES).unwrap_or(codes)
+}
+
 /// A matrix of weights as it lies in the source, and how it is cut.
 ///
 /// The quantised matrix has one row an output and its blocks lie along the inputs: `rows` x `columns`, each

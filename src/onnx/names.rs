@@ -7,6 +7,7 @@ use super::proto::GraphProto;
 use super::scope::Scopes;
 use super::tensor::Tensor;
 use super::tie::{Form, Ties};
+use crate::ir::blocks::CODES;
 use crate::ir::graph::{Leaf, LeafKind};
 use crate::ir::{Dim, TensorType};
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,8 +37,9 @@ pub fn plan(graph: &GraphProto, tensors: &[(&str, Tensor)]) -> Weights {
     let uses = uses(graph);
     let names: BTreeSet<&str> = tensors.iter().map(|(n, _)| *n).collect();
     let origins = Origins::new(graph);
-    let recovered = recovered_names(graph, tensors, &uses, &names, &origins);
-    let coded = coded_names(graph, &uses, &names, &origins);
+    let scopes = Scopes::new(graph, &names);
+    let recovered = recovered_names(tensors, &uses, &names, &origins, &scopes);
+    let coded = coded_names(&uses, &origins, &scopes);
     let mut weights = Weights::default();
     let (mut params, mut computed) = (Vec::new(), Vec::new());
     for (source, tensor) in tensors {
@@ -121,13 +123,12 @@ struct Recovered {
 
 /// Names for tensors that the exporter renamed, from the modules of the nodes that use them.
 fn recovered_names<'m>(
-    graph: &'m GraphProto,
     tensors: &[(&'m str, Tensor)],
     uses: &BTreeMap<&'m str, Vec<Use<'m>>>,
     names: &BTreeSet<&'m str>,
     origins: &Origins,
+    scopes: &Scopes,
 ) -> BTreeMap<&'m str, Recovered> {
-    let scopes = Scopes::new(graph, names);
     let mut found: BTreeMap<&str, Recovered> = BTreeMap::new();
     let mut claims: BTreeMap<String, usize> = BTreeMap::new();
     let nameless = |(n, t): &&(&str, Tensor)| origins.is_made_up(n) && t.dtype.is_float() && t.numel() > 1;
@@ -158,19 +159,17 @@ const CODED: &[&str] = &["_Q4", "_Q8", ".qweight", "_quantized", "_quant"];
 
 /// Names for the codes of weights, `WEIGHT.codes`: of the weight that they are of, or of the module of their node.
 fn coded_names<'m>(
-    graph: &'m GraphProto,
     uses: &BTreeMap<&'m str, Vec<Use<'m>>>,
-    names: &BTreeSet<&'m str>,
     origins: &Origins,
+    scopes: &Scopes,
 ) -> BTreeMap<&'m str, String> {
-    let scopes = Scopes::new(graph, names);
     let of = |source: &str, users: &[Use]| {
         let user = users.iter().find(|u| u.is_codes())?;
         let base = CODED.iter().find_map(|end| source.strip_suffix(end)).unwrap_or(source);
         let of_module = || Some(format!("{}.weight", scopes.module(user.node)?));
         let made_up = || if origins.is_made_up(base) { of_module() } else { None };
         let weight = origins.original(base).map(String::from).or_else(made_up).unwrap_or_else(|| base.to_string());
-        Some(format!("{weight}.codes"))
+        Some(format!("{weight}{CODES}"))
     };
     let mut found: BTreeMap<&str, String> =
         uses.iter().filter_map(|(source, users)| Some((*source, of(source, users)?))).collect();

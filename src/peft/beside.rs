@@ -2,6 +2,7 @@
 
 use super::Module;
 use crate::error::{Error, Problem, Result};
+use crate::ir::blocks::weight_of;
 use crate::ir::{DType, Graph, Node, Op};
 use crate::onnx::replace::Beside;
 use crate::onnx::train_file::Weight;
@@ -24,7 +25,7 @@ pub fn coded(graph: &Graph) -> Vec<Coded> {
         let Node::Op(Op::Dequantize, c) = graph.node(id) else { return None };
         let (leaf, ty) = (graph.leaf(graph.as_leaf(c[0])?), graph.tensor_type(id)?);
         Some(Coded {
-            name: leaf.name.strip_suffix(".codes").unwrap_or(&leaf.name).into(),
+            name: weight_of(&leaf.name).into(),
             codes: leaf.source_name.clone().unwrap_or_else(|| leaf.name.clone()),
             shape: ty.shape.iter().map(|d| d.known()).collect(),
             dtype: ty.dtype,

@@ -64,20 +64,23 @@ fn configuration(adapter: &Adapter, base: Option<&str>) -> serde_json::Value {
 
 /// Whether a weight is the base of an adapter that can be merged into it.
 pub fn is_merged(trainer: &dyn Weights, base: &Parameter) -> bool {
-    factor(trainer, base, "lora_A.weight").is_some_and(|(_, part)| !part.shared)
+    firsts(trainer).any(|p| p.base == base.name && !p.shared)
 }
 
 /// The weights whose adapters cannot be merged, since the model uses them elsewhere too.
 pub fn shared(trainer: &dyn Weights) -> Vec<&str> {
-    let parts = trainer.file().manifest.parameters.iter().filter_map(|p| p.part.as_ref());
-    let firsts = parts.filter(|p| p.part == "lora_A.weight");
-    firsts.filter(|p| p.shared && !p.in_few_bits).map(|p| p.base.as_str()).collect()
+    firsts(trainer).filter(|p| p.shared).map(|p| p.base.as_str()).collect()
 }
 
 /// How many adapters are of weights that the source has in few bits.
 pub fn in_few_bits(trainer: &dyn Weights) -> usize {
+    firsts(trainer).filter(|p| p.in_few_bits).count()
+}
+
+/// The first factor of each adapter.
+fn firsts(trainer: &dyn Weights) -> impl Iterator<Item = &Part> {
     let parts = trainer.file().manifest.parameters.iter().filter_map(|p| p.part.as_ref());
-    parts.filter(|p| p.in_few_bits && p.part == "lora_A.weight").count()
+    parts.filter(|p| p.part == "lora_A.weight")
 }
 
 /// The adapters of weights that `source` has in few bits.
@@ -85,49 +88,41 @@ pub fn in_few_bits(trainer: &dyn Weights) -> usize {
 /// # Errors
 /// `Io` or `Model` where the source cannot be read.
 pub fn beside(trainer: &dyn Weights, source: &Path) -> Result<Vec<Beside>> {
-    let manifest = &trainer.file().manifest;
-    let first = |p: &&Parameter| p.part.as_ref().is_some_and(|q| q.in_few_bits && q.part == "lora_A.weight");
-    let firsts: Vec<&Parameter> = manifest.parameters.iter().filter(first).collect();
-    let Some(adapter) = manifest.adapter.as_ref().filter(|_| !firsts.is_empty()) else { return Ok(vec![]) };
+    let firsts: Vec<&Part> = firsts(trainer).filter(|p| p.in_few_bits).collect();
+    if firsts.is_empty() {
+        return Ok(vec![]);
+    }
     let coded = coded(&onnx::read(source)?.graph);
     let mut found = Vec::new();
-    for a in firsts {
-        let Some(part) = &a.part else { continue };
-        let second = |p: &&Parameter| p.part.as_ref().is_some_and(|q| q.base == part.base && q.part == "lora_B.weight");
-        let (b, weight) = (manifest.parameters.iter().find(second), coded.iter().find(|c| c.name == part.base));
-        let (Some(b), Some(weight)) = (b, weight) else { continue };
-        let factor = |p: &Parameter| trainer.value(&p.name)?.transposed();
-        let module = Module { a: factor(a)?, b: factor(b)?, magnitude: None, scale: adapter.scale };
-        found.push(module.beside(weight)?);
+    for part in firsts {
+        let weight = coded.iter().find(|c| c.name == part.base);
+        if let (Some(weight), Some(module)) = (weight, module(trainer, &part.base)?) {
+            found.push(module.beside(weight)?);
+        }
     }
     Ok(found)
 }
 
-fn factor<'t>(trainer: &'t dyn Weights, base: &Parameter, part: &str) -> Option<(&'t Parameter, &'t Part)> {
-    let own = |p: &&Parameter| p.part.as_ref().is_some_and(|q| q.base == base.name && q.part == part);
-    let found = trainer.file().manifest.parameters.iter().find(own)?;
-    Some((found, found.part.as_ref()?))
+/// The present adapter of the weight `base`.
+fn module(trainer: &dyn Weights, base: &str) -> Result<Option<Module>> {
+    let manifest = &trainer.file().manifest;
+    let part = |part: &str| {
+        let own = |p: &&Parameter| p.part.as_ref().is_some_and(|q| q.base == base && q.part == part);
+        manifest.parameters.iter().find(own).map(|p| trainer.value(&p.name)).transpose()
+    };
+    let (Some(a), Some(b), Some(adapter)) = (part("lora_A.weight")?, part("lora_B.weight")?, &manifest.adapter) else {
+        return Ok(None);
+    };
+    let magnitude = part("lora_magnitude_vector")?;
+    Ok(Some(Module { a: a.transposed()?, b: b.transposed()?, magnitude, scale: adapter.scale }))
 }
 
 /// `w` merged with its adapter (`peft::Module::merge`), of the values `w` that are given in train.onnx's orientation.
 /// `None` where the weight has no adapter that can be merged.
 pub fn merged(trainer: &dyn Weights, base: &Parameter, w: &HostTensor) -> Result<Option<HostTensor>> {
-    let part = |name: &str| factor(trainer, base, name);
-    let (Some((a, part_a)), Some((b, _)), Some(adapter)) =
-        (part("lora_A.weight"), part("lora_B.weight"), &trainer.file().manifest.adapter)
-    else {
-        return Ok(None);
-    };
-    if part_a.shared {
-        return Ok(None);
-    }
-    let module = Module {
-        a: trainer.value(&a.name)?.transposed()?,
-        b: trainer.value(&b.name)?.transposed()?,
-        magnitude: part("lora_magnitude_vector").map(|(m, _)| trainer.value(&m.name)).transpose()?,
-        scale: adapter.scale,
-    };
-    module.merge(w, !part_a.turned).map(Some)
+    let Some(first) = firsts(trainer).find(|p| p.base == base.name && !p.shared) else { return Ok(None) };
+    let turned = !first.turned;
+    module(trainer, &base.name)?.map(|module| module.merge(w, turned)).transpose()
 }
 
 /// Sets the factors of `trainer` to those of a PEFT adapter.

@@ -99,7 +99,8 @@ fn attention_of(b: &mut Build, call: &Call, parts: [Id; 3], n: i64, [hides, adds
         return Err("causal attention needs as many keys as queries".into());
     }
     let causal = banded(b, dtype, [&rows, &columns], [None, high], masked(dtype, 0.0))?;
-    let padding = padding(b, call, hides, dtype, &columns)?;
+    let batch = b.shape(q)[0].clone();
+    let padding = padding(b, call, hides, dtype, [&batch, &columns])?;
     let bias = call.optional(b, adds)?;
     let bias = summed(b, bias, padding)?;
     let scores = Scores { scale: scale(call), bias: summed(b, bias, causal)?, softcap: 0.0 };
@@ -108,11 +109,20 @@ fn attention_of(b: &mut Build, call: &Call, parts: [Id; 3], n: i64, [hides, adds
 
 /// The bias of an operand that hides keys: those that count, `[B, Lk]` or `[B, Lq, Lk]`, or how many of each sequence do,
 /// `[B]`.
-fn padding(b: &mut Build, call: &Call, operand: usize, dtype: DType, columns: &Dim) -> Result<Option<Id>, String> {
+fn padding(
+    b: &mut Build,
+    call: &Call,
+    operand: usize,
+    dtype: DType,
+    [sequences, columns]: [&Dim; 2],
+) -> Result<Option<Id>, String> {
     let Some(mask) = call.optional(b, operand)? else { return Ok(None) };
     let shape = b.shape(mask);
     let one = Dim::Known(1);
     let allowed = match shape.as_slice() {
+        [batch] if batch != sequences => {
+            return Err(format!("a padding mask of {batch} numbers for {sequences} sequences is not supported"));
+        }
         [batch] => {
             let lengths = b.reshape(mask, &[batch.clone(), one.clone(), one.clone(), one])?;
             let lengths = b.cast(lengths, DType::I64)?;
