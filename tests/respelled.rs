@@ -263,7 +263,7 @@ fn a_model_in_few_bits_is_adapted() {
         assert_eq!(few.0.len(), dense.0.len());
         for ((name, a), (other, b)) in few.0.iter().zip(&dense.0) {
             assert_eq!(name, other, "{bits}");
-            assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5), "{bits}: {name}");
+            assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4), "{bits}: {name}");
         }
         let moved = far(&few.2, &few.1);
         assert!(moved > 0.1 && far(&few.2, &dense.2) < 1e-4, "{bits}: {moved}, {}", far(&few.2, &dense.2));
