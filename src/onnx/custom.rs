@@ -25,7 +25,15 @@ impl Scope<'_> {
             Op::ScatterAdd => {
                 let axis = self.attribute("axis", Kind::Int, attrs[0])?;
                 let add = attribute("reduction", AttributeType::String, |a| a.s = Some("add".into()));
-                let inputs = self.operands(operands, DType::F32)?;
+                let mut inputs = self.operands(operands, DType::F32)?;
+                let terms = self.graph.type_of(operands[2]).shape().to_vec();
+                let counted = terms.iter().flat_map(Dim::symbols).any(|sym| self.rows.contains_key(&sym));
+                if counted && matches!(self.graph.node(operands[2]).op(), Some(Op::Sum | Op::Mean | Op::ReduceMax)) {
+                    // ONNX Runtime before 1.32 reduces no rows to no rows of their old length.
+                    let (shape, reduced) = (self.ints(&terms)?, self.fresh("reduced"));
+                    self.push("Reshape", "", vec![inputs[2].clone(), shape], &reduced, vec![]);
+                    inputs[2] = reduced;
+                }
                 self.push("ScatterElements", "", inputs, name, vec![axis, add]);
             }
             Op::TopkValues | Op::TopkIndices => {
