@@ -4,8 +4,16 @@
 //! it by default.  In 8 bits the scale is the largest magnitude over 127.  In 4 bits it is the element of
 //! largest magnitude over -8, so that all sixteen codes are used.
 
-use super::recipe::{decode, encode, rounded};
+use super::recipe::{decode_to, encode, rounded};
 use super::ty::DType;
+use std::ops::Range;
+use std::panic::resume_unwind;
+use std::thread::available_parallelism;
+
+/// Rows that are held in f64 at once: where columns are the source's rows, as many as a few cache lines hold of each.
+const TILE: usize = 64;
+/// Matrices of fewer elements are done before a thread has started.
+const ALONE: usize = 1 << 18;
 
 /// What is behind the name of a weight in that of the leaf of its codes.
 pub const CODES: &str = ".codes";
@@ -66,50 +74,74 @@ impl Blocks {
         }
     }
 
-    /// Every block in turn: its scale and its elements, the last of a row possibly shorter.
-    fn each(&self, source: &[u8], mut visit: impl FnMut(f64, &[f64])) {
+    /// The rows in `range`, one behind the other.  The source is mapped: no more of it is held in f64.
+    fn decoded(&self, source: &[u8], range: Range<usize>) -> Vec<f64> {
         let size = self.from.size();
-        // One row at a time is held in f64; the source is mapped.
-        for r in 0..self.rows {
-            let row: Vec<f64> = if self.transposed {
-                let at = |c: usize| source.get((c * self.rows + r) * size..).and_then(|s| s.get(..size));
-                (0..self.columns).filter_map(at).flat_map(|x| decode(self.from, x)).collect()
-            } else {
-                let start = r * self.columns * size;
-                decode(self.from, source.get(start..start + self.columns * size).unwrap_or_default()).collect()
-            };
-            row.chunks(self.block).for_each(|block| visit(self.scale(block), block));
+        let part = |start: usize, n: usize| source.get(start * size..(start + n) * size).unwrap_or_default();
+        let mut rows = vec![0.0; range.len() * self.columns];
+        if !self.transposed {
+            decode_to(&mut rows, 1, self.from, part(range.start * self.columns, range.len() * self.columns));
+            return rows;
         }
+        for c in 0..self.columns {
+            decode_to(&mut rows[c..], self.columns, self.from, part(c * self.rows + range.start, range.len()));
+        }
+        rows
+    }
+
+    /// What `each` makes of every block, whose scale and elements it is told (the last of a row has fewer), in order; on as
+    /// many threads as there are.
+    fn map(&self, source: &[u8], each: impl Fn(f64, &[f64], &mut Vec<u8>) + Sync) -> Vec<u8> {
+        let rows = |range: Range<usize>| {
+            let mut made = Vec::with_capacity(range.len() * self.per_row() * self.block);
+            for start in range.clone().step_by(TILE) {
+                let decoded = self.decoded(source, start..range.end.min(start + TILE));
+                for block in decoded.chunks(self.columns.max(1)).flat_map(|row| row.chunks(self.block)) {
+                    each(self.scale(block), block, &mut made);
+                }
+            }
+            made
+        };
+        let threads = if self.rows * self.columns < ALONE { 1 } else { available_parallelism().map_or(1, |n| n.get()) };
+        let share = self.rows.div_ceil(threads).max(1);
+        let rows = &rows;
+        std::thread::scope(|scope| {
+            let starts = (0..self.rows).step_by(share);
+            let parts = starts.map(|start| scope.spawn(move || rows(start..self.rows.min(start + share))));
+            let parts: Vec<_> = parts.collect();
+            let joined = parts.into_iter().map(|part| part.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            joined.collect::<Vec<_>>().concat()
+        })
     }
 
     /// The codes, `rows` x `per_row` x `block`.
     pub fn codes(&self, source: &[u8]) -> Vec<u8> {
-        let mut out = Vec::with_capacity(self.code_bytes());
         let (zero, most) = (self.zero(), 2.0 * self.zero() - 1.0);
-        let mut codes = Vec::with_capacity(self.block);
-        self.each(source, |scale, block| {
-            let code = |x: &f64| if scale == 0.0 { zero } else { (x / scale).round() + zero };
-            codes.clear();
-            codes.extend(block.iter().map(|x| code(x).clamp(0.0, most) as u8));
-            codes.resize(self.block, zero as u8);
-            match self.bits {
-                4 => out.extend(codes.chunks(2).map(|pair| pair[0] | pair[1] << 4)),
-                _ => out.extend_from_slice(&codes),
+        self.map(source, |scale, block, out| {
+            // To the nearest, halves away from 0; written so that it is vectorised.
+            let code = |x: f64| {
+                let q = if scale == 0.0 { 0.0 } else { x / scale };
+                (f64::from((q + 0.5f64.copysign(q)) as i32) + zero).clamp(0.0, most) as u8
+            };
+            let start = out.len();
+            out.extend(block.iter().map(|x| code(*x)));
+            out.resize(start + self.block, zero as u8);
+            if self.bits == 4 {
+                (0..self.block / 2).for_each(|k| out[start + k] = out[start + 2 * k] | out[start + 2 * k + 1] << 4);
+                out.truncate(start + self.block / 2);
             }
-        });
-        out
+        })
     }
 
     /// The scales, `rows` x `per_row`.
     pub fn scales(&self, source: &[u8]) -> Vec<u8> {
-        let mut scales = Vec::with_capacity(self.rows * self.per_row());
-        self.each(source, |scale, _| scales.push(scale));
-        encode(self.scales, scales.into_iter())
+        self.map(source, |scale, _, out| out.extend(encode(self.scales, std::iter::once(scale))))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::recipe::decode;
     use super::*;
 
     fn blocks(bits: u32, transposed: bool) -> Blocks {

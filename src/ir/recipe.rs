@@ -78,6 +78,20 @@ pub(super) fn decode(dtype: DType, bytes: &[u8]) -> Box<dyn Iterator<Item = f64>
     }
 }
 
+/// The same, written to every `step`th element of `out`: a loop for each type, where many elements are decoded.
+pub(super) fn decode_to(out: &mut [f64], step: usize, dtype: DType, bytes: &[u8]) {
+    fn each<const N: usize>(out: &mut [f64], step: usize, bytes: &[u8], read: impl Fn([u8; N]) -> f64) {
+        out.iter_mut().step_by(step).zip(bytes.as_chunks::<N>().0).for_each(|(x, b)| *x = read(*b));
+    }
+    match dtype {
+        DType::F64 => each(out, step, bytes, f64::from_le_bytes),
+        DType::F32 => each(out, step, bytes, |b| f32::from_le_bytes(b).into()),
+        DType::F16 => each(out, step, bytes, |b| f16::from_le_bytes(b).into()),
+        DType::BF16 => each(out, step, bytes, |b| bf16::from_le_bytes(b).into()),
+        _ => {}
+    }
+}
+
 pub(super) fn encode(dtype: DType, values: impl Iterator<Item = f64>) -> Vec<u8> {
     match dtype {
         DType::F64 => values.flat_map(f64::to_le_bytes).collect(),
