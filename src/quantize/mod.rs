@@ -5,8 +5,9 @@
 //! other.  `rules/fuse.egg` then lets the forward product read the codes.
 //!
 //! What is quantised: frozen matrices that are an operand of a product, directly or through a transpose or
-//! what an adapter adds to them.  What is not: what is trained, tables that tokens look up (a head tied to
-//! one stays dense), and layers with fewer inputs than half a block.
+//! what an adapter adds to them.  What is not: what is trained, tables that tokens look up, layers with fewer inputs
+//! than half a block, and the head, which transformers leaves too: its rounding goes into every probability,
+//! and entropy and loss go through a dense one in blocks, without logits (`rules/sink_head.egg`).
 
 use crate::error::{Error, Problem, Result};
 use crate::ir::{
@@ -158,9 +159,24 @@ fn uses(model: &Graph) -> BTreeMap<LeafId, Use> {
             }
         }
     }
-    for (_, id) in &model.outputs {
-        if let Some((leaf, _)) = views.get(id) {
-            found.entry(*leaf).or_default().other = true;
+    let of_outputs = model.outputs.iter().map(|(_, id)| *id);
+    for (leaf, _) in of_outputs.chain(heads(model)).filter_map(|id| views.get(&id)) {
+        found.entry(*leaf).or_default().other = true;
+    }
+    found
+}
+
+/// The right operands of the products whose result is an output but for offsets, scales and caps.
+fn heads(model: &Graph) -> Vec<Id> {
+    let mut found = Vec::new();
+    let mut under: Vec<Id> = model.outputs.iter().map(|(_, id)| *id).collect();
+    while let Some(id) = under.pop() {
+        match model.node(id) {
+            Node::Op(Op::MatMul, c) => found.push(c[1]),
+            Node::Op(Op::Cast | Op::Add | Op::Sub | Op::Mul | Op::Div | Op::Tanh | Op::Reshape, c) => {
+                under.extend(c.iter().filter(|c| model.tensor_type(**c).is_some()));
+            }
+            _ => {}
         }
     }
     found

@@ -250,14 +250,14 @@ fn codes_serve_a_step_in_f16() {
 }
 
 const LAYERS: &str = "(graph m (input ids i64 [b s]) (param e f32 [64 32]) (param w f32 [32 32]) (param v f32 [48 32])
-  (param small f32 [8 4]) (param trained f32 [32 32])
+  (param small f32 [8 4]) (param trained f32 [32 32]) (param head f32 [48 64])
   (let h (gather e ids 0)) (let x (matmul h w)) (let y (matmul x (add trained w)))
   (let z (matmul y (transpose v [1 0]))) (let tied (matmul y (transpose e [1 0])))
-  (output logits tied) (output z z))";
+  (output logits tied) (output z (mul (tanh (mul (matmul z head) 0.1)) 10.0)))";
 
 /// Which matrices are quantised, as text.
 #[test]
-fn embeddings_and_trained_weights_stay() {
+fn embeddings_heads_and_trained_weights_stay() {
     let mut graph = text::parse(LAYERS).unwrap_or_else(|e| panic!("{}", e.message));
     for leaf in graph.leaves.iter_mut().filter(|l| l.kind == LeafKind::Param) {
         let n: i64 = leaf.ty.shape.iter().map(|d| d.known().unwrap()).product();
