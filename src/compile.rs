@@ -19,7 +19,7 @@ use crate::lower;
 use crate::manifest::{self, FED, Input, Manifest, Method, NOT_FED, Parameter, Role};
 use crate::memory::longest;
 use crate::objective;
-use crate::onnx::write::{Parts, encode};
+use crate::onnx::write::{Parts, encode, functions};
 use crate::onnx::{Source, read};
 use crate::packing;
 use crate::ports::{self, Ports};
@@ -62,6 +62,15 @@ pub fn adapted_model(options: &Options, path: &Path) -> Result<()> {
 pub fn forward(options: &Options) -> Result<(Graph, Vec<u8>)> {
     let plain = Options { quantize: None, ..options.clone() };
     Pipeline::new(&plain)?.forward().map_err(|e| of_model(e, &options.model))
+}
+
+/// The model itself with its own weights, to answer on what `options.target` says: an ONNX file whose external data lies where
+/// the source's does, and the functions of ours that it calls.
+///
+/// # Errors
+/// As [`compile`].
+pub fn answering(options: &Options) -> Result<(Vec<u8>, Vec<String>)> {
+    Pipeline::new(options)?.answering().map_err(|e| of_model(e, &options.model))
 }
 
 /// Stages know the graph; the user knows the file.
@@ -173,7 +182,7 @@ impl<'a> Pipeline<'a> {
         let lowered = lower_for(&optimised, &self.library, self.options.target, &mut self.fired)?;
         self.done(Stage::Lower, &lowered, on_stage);
 
-        let lowered = lower::expand_gradients(&lowered, &self.library.lower, self.options.target)?;
+        let lowered = lower::finish(&lowered, &self.library.lower, self.options.target)?;
         let (lowered, recompute) = self.fit(lowered, most_tokens, &ports.token_input, &trainable, compute)?;
         let order = schedule::order(&lowered);
         self.done(Stage::Schedule, &lowered, on_stage);
@@ -218,17 +227,38 @@ impl<'a> Pipeline<'a> {
         Ok((lowered, bytes))
     }
 
+    fn answering(&mut self) -> Result<(Vec<u8>, Vec<String>)> {
+        let (mut source, ports) = self.model()?;
+        source = ports::widened(source, &ports.token_input)?;
+        let lifted = self.lift(&source, &ports)?;
+        let lowered = self.lowered(&lifted, &[])?;
+        let bytes = encode(&self.parts(&lowered, &schedule::order(&lowered), &[]))?;
+        let functions = functions(&bytes)?;
+        Ok((bytes, functions))
+    }
+
     /// The model with its adapters, lowered, and what is trained.
     fn inference(&mut self) -> Result<(Graph, Vec<LeafId>)> {
-        let source = read(&self.options.model)?;
-        let (tokens, logits) = (&self.options.token_input, &self.options.logits_output);
-        let ports = ports::find(&source.graph, tokens.as_deref(), logits.as_deref())?;
-        let lifted = self.lift(&source.graph, &ports)?;
+        let (source, ports) = self.model()?;
+        let lifted = self.lift(&source, &ports)?;
         let (adapted, trainable, _) = self.adapt(lifted, &ports)?;
-        let typed = self.typed(&adapted, &trainable)?.0;
+        Ok((self.lowered(&adapted, &trainable)?, trainable))
+    }
+
+    /// The source, and where its tokens and logits are.
+    fn model(&self) -> Result<(Graph, Ports)> {
+        let source = read(&self.options.model)?.graph;
+        let ports = ports::find(&source, self.options.token_input.as_deref(), self.options.logits_output.as_deref())?;
+        Ok((source, ports))
+    }
+
+    /// A lifted model as it is written, without a training step.
+    fn lowered(&mut self, model: &Graph, trainable: &[LeafId]) -> Result<Graph> {
+        let typed = self.typed(model, trainable)?.0;
         let optimised = optimise(&typed, &self.library, self.options.target)?;
         let optimised = self.counted(optimised);
-        Ok((lower_for(&optimised, &self.library, self.options.target, &mut self.fired)?, trainable))
+        let lowered = lower_for(&optimised, &self.library, self.options.target, &mut self.fired)?;
+        lower::finish(&lowered, &self.library.lower, self.options.target)
     }
 
     /// An inference graph as it is written.

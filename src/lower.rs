@@ -96,17 +96,66 @@ fn has_kernel(name: &str, target: Target) -> bool {
     }
 }
 
-/// Replaces fused nodes that are gradients and have no kernel.
+/// Replaces what could be written and would not run well, or not at all, once nodes are fused.
 ///
-/// ONNX Runtime puts a function's body behind all other nodes.  A body that nobody reads would be the first thing it
-/// computes (see `schedule`), and with it the whole backward part before any other gradient.
-pub fn expand_gradients(graph: &Graph, rules: &[Rule], target: Target) -> Result<Graph> {
+/// - Fused nodes that are gradients and have no kernel.  ONNX Runtime puts a function's body behind all other nodes: a body
+///   that nobody reads would be the first thing it computes (see `schedule`), and with it the whole backward part before any
+///   other gradient.
+/// - Codes of 8 bits in blocks, which ONNX Runtime does not decode on a GPU.
+/// - Operators without a kernel for bf16.
+pub fn finish(graph: &Graph, rules: &[Rule], target: Target) -> Result<Graph> {
     let gradients = graph.outputs.iter().filter(|(name, _)| name.starts_with("grad/"));
     let ops: Vec<Op> = gradients.filter_map(|(_, id)| graph.node(*id).op()).collect();
-    expand_where(graph, rules, &mut BTreeMap::new(), |_, op, _| match op.row().emit {
-        Emit::Weft(name) => ops.contains(&op) && !has_kernel(name, target),
-        emit => emit == Emit::Expand,
+    expand_where(graph, &portable(rules), &mut BTreeMap::new(), |g, op, children| match (op.row().emit, op) {
+        (Emit::Weft(name), _) => ops.contains(&op) && !has_kernel(name, target),
+        (_, Op::Dequantize) if g.tensor_type(children[0]).is_some_and(|t| t.dtype == DType::U8) => {
+            target == Target::Cuda
+        }
+        (emit, _) => emit == Emit::Expand || lacks_bf16(g, op, children),
     })
+}
+
+/// Operators that ONNX Runtime 1.31 computes on a GPU, the one place where values are bf16, but not of those.
+const NOT_IN_BF16: [Op; 17] = [
+    Op::Floor,
+    Op::Ceil,
+    Op::Log,
+    Op::Reciprocal,
+    Op::Sin,
+    Op::Cos,
+    Op::Softplus,
+    Op::Equal,
+    Op::Less,
+    Op::LessEqual,
+    Op::Greater,
+    Op::GreaterEqual,
+    Op::Mean,
+    Op::ReduceMax,
+    Op::CumSum,
+    Op::Pad,
+    Op::Dequantize,
+];
+
+/// Whether an operator must be computed in f32 between casts.
+fn lacks_bf16(graph: &Graph, op: Op, children: &[Id]) -> bool {
+    NOT_IN_BF16.contains(&op) && children.iter().any(|c| graph.tensor_type(*c).is_some_and(|t| t.dtype == DType::BF16))
+}
+
+/// The same operator over operands in f32, its result in the type that it would have.
+fn in_f32(g: &mut Graph, op: Op, children: &[Id]) -> std::result::Result<Id, String> {
+    let cast = |g: &mut Graph, x: Id, to: DType| {
+        let to = g.lit(Lit::DType(to))?;
+        g.op(Op::Cast, &[x, to])
+    };
+    let mut wide = children.to_vec();
+    for x in &mut wide {
+        if g.tensor_type(*x).is_some_and(|t| t.dtype == DType::BF16) {
+            *x = cast(g, *x, DType::F32)?;
+        }
+    }
+    let y = g.op(op, &wide)?;
+    let is_float = g.tensor_type(y).is_some_and(|t| t.dtype == DType::F32);
+    if is_float { cast(g, y, DType::BF16) } else { Ok(y) }
 }
 
 /// A cast to the type that a value has: `lower` rules write casts for operands of any type.
@@ -165,6 +214,9 @@ fn lower_one(
         *fired.entry(rule.name.to_string()).or_default() += 1;
         return Ok(id);
     }
+    if lacks_bf16(g, op, children) {
+        return in_f32(g, op, children);
+    }
     let types: Vec<String> = children.iter().map(|c| g.type_of(*c).to_string()).collect();
     Err(format!("no lower rule fits {}({})", op.name(), types.join(", ")))
 }
@@ -196,8 +248,9 @@ pub fn body(op: Op, types: &[&Type], names: &[String], rules: &[Rule]) -> Result
     }
     let call = graph.op(op, &children).map_err(internal)?;
     graph.outputs = vec![("y0".into(), call)];
-    let fused =
-        |_: &mut Graph, op: Op, _: &[Id]| matches!(op.row().emit, Emit::Expand | Emit::Weft(_) | Emit::Kernel(_));
+    let fused = |g: &mut Graph, op: Op, children: &[Id]| {
+        matches!(op.row().emit, Emit::Expand | Emit::Weft(_) | Emit::Kernel(_)) || lacks_bf16(g, op, children)
+    };
     let mut graph = expand_where(&graph, &portable(rules), &mut BTreeMap::new(), fused)?;
     let root = graph.outputs[0].1;
     let parts = match graph.node(root).clone() {

@@ -99,6 +99,30 @@ fn with_a_gpu() {
     );
 }
 
+/// What a model answers to a prompt.
+fn answer(flags: &[&str]) -> String {
+    let out = Command::new(env!("CARGO_BIN_EXE_weftc"))
+        .args(["generate", "--prompt-ids", "1,2,3,4", "--mask-id", "31", "--length", "12", "--json", "--quiet"])
+        .args(flags)
+        .arg(model())
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let line: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    line["tokens"].to_string()
+}
+
+/// A model answers on a GPU as it does on the CPU.
+#[test]
+fn answers_on_a_gpu() {
+    if gpu().is_some() {
+        let [cpu, f32] = [&["--device", "cpu"][..], &["--device", "cuda", "--compute", "f32"]].map(answer);
+        assert_eq!(cpu, f32);
+        // Others in 16 bits, perhaps.
+        assert_eq!(answer(&["--device", "cuda"]).matches(',').count(), 11);
+    }
+}
+
 /// The gradients of a step, by parameter.
 fn gradients(target: Target, compute: Compute, device: Device) -> Vec<(String, Vec<f64>)> {
     let folder = tempfile::tempdir().unwrap();

@@ -7,8 +7,7 @@ use crate::atomic;
 use crate::error::{Error, Problem, Result};
 use crate::generate::answers::{Request, answers};
 use crate::generate::language::{Language, LanguageArgs};
-use crate::generate::{DecodingArgs, Model};
-use crate::runtime::Options;
+use crate::generate::{DecodingArgs, DeviceArgs, Model};
 use crate::stdout::print;
 use crate::train::data;
 use clap::Args;
@@ -53,9 +52,8 @@ pub struct EvalArgs {
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
-    /// Threads within an operator; 0 leaves the choice to the runtime
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub threads: usize,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Print the result only
     #[arg(short, long)]
     pub quiet: bool,
@@ -103,11 +101,13 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
 /// As `eval`.
 pub fn report(args: &EvalArgs) -> Result<Report> {
     let language = Language::find(&args.language, &args.model)?;
-    if !args.quiet {
-        language.notes.iter().for_each(|note| eprintln!("{note}"));
-    }
-    let options = Options { threads: args.threads, ..Options::default() };
-    let mut model = Model::open(&args.model, &options)?;
+    let mut say = |line: &str| {
+        if !args.quiet {
+            eprintln!("{line}");
+        }
+    };
+    language.notes.iter().for_each(|note| say(note));
+    let mut model = args.device.open(&args.model, &mut say)?;
     model.pad_id = language.pad_id;
     let started = Instant::now();
     let mut out = Lines::new(args.out.as_deref())?;

@@ -2,10 +2,9 @@
 
 use super::answers::{Request, answers};
 use super::language::{Language, LanguageArgs};
-use super::{DecodingArgs, Model};
+use super::{DecodingArgs, DeviceArgs};
 use crate::error::{Error, Problem, Result};
 use crate::peft::merge::{MergeArgs, merge};
-use crate::runtime::Options;
 use crate::stdout::print;
 use crate::train::data::{self, Columns, Example};
 use clap::Args;
@@ -45,9 +44,8 @@ pub struct GenerateArgs {
     /// Print an object a line: prompt, text, tokens, calls, seconds
     #[arg(long)]
     pub json: bool,
-    /// Threads within an operator; 0 leaves the choice to the runtime
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub threads: usize,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Print the answers only, not what was chosen for you
     #[arg(short, long)]
     pub quiet: bool,
@@ -77,14 +75,16 @@ fn merged(model: &Path, adapter: &Path) -> Result<tempfile::TempDir> {
 pub fn generate(args: &GenerateArgs) -> Result<()> {
     let language = Language::find(&args.language, &args.model)?;
     let prompts = prompts(args, &language)?;
-    let options = Options { threads: args.threads, ..Options::default() };
     let merged = args.adapter.as_deref().map(|adapter| merged(&args.model, adapter)).transpose()?;
     let path = merged.as_ref().map_or(args.model.clone(), |folder| folder.path().join(MERGED));
-    let mut model = Model::open(&path, &options)?;
+    let mut say = |line: &str| {
+        if !args.quiet {
+            eprintln!("{line}");
+        }
+    };
+    let mut model = args.device.open(&path, &mut say)?;
     model.pad_id = language.pad_id;
-    if !args.quiet {
-        language.notes.iter().for_each(|note| eprintln!("{note}"));
-    }
+    language.notes.iter().for_each(|note| say(note));
     let wanted: Vec<&Prompt> = prompts.iter().flat_map(|p| std::iter::repeat_n(p, args.samples)).collect();
     let rows: Vec<(usize, &[i64])> = wanted.iter().map(|p| p.tokens.as_slice()).enumerate().collect();
     let several = wanted.len() > 1;

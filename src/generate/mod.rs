@@ -7,12 +7,14 @@ pub mod answers;
 mod args;
 mod choose;
 pub mod command;
+mod device;
 pub mod language;
 mod model;
 mod schedule;
 mod watch;
 
 pub use args::DecodingArgs;
+pub use device::DeviceArgs;
 pub use model::Model;
 pub use schedule::{EPS, Schedule};
 

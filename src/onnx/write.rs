@@ -111,6 +111,12 @@ pub fn encode_with(parts: &Parts, mut beside: Option<Beside>) -> Result<Vec<u8>>
     Ok(model.encode_to_vec())
 }
 
+/// The functions of our domain in an encoded model.
+pub fn functions(bytes: &[u8]) -> Result<Vec<String>> {
+    let model = ModelProto::decode(bytes).map_err(|e| Error::internal("write", e.to_string()))?;
+    Ok(model.functions.into_iter().filter(|f| f.domain == DOMAIN).map(|f| f.name).collect())
+}
+
 /// A lowered graph as an ONNX model of its own: no manifest, no optimizer.  Leaves without data are inputs.
 pub fn plain(graph: &Graph, rules: &[Rule]) -> Result<Vec<u8>> {
     let mut functions = Functions::default();

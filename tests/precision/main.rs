@@ -1,5 +1,6 @@
 //! Element types: f32 islands, f32 masters of 16-bit weights, gradients in f16 and bf16 beside those in f32.
 
+mod gpu;
 mod narrow;
 mod quantize;
 
@@ -7,6 +8,7 @@ use candle_core::{Device, Tensor};
 use narrow::{Narrow, model, narrowed, rounded_file};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use weftc::compile::{self, Options, compile};
 use weftc::ir::{DType, Graph, LeafId, LeafKind, text};
 use weftc::manifest::Role;
@@ -153,6 +155,26 @@ fn sources_of_16_bits_train_on_a_cpu_as_the_same_numbers_in_f32() {
                 assert!(worst > 1.0 - 1e-6, "{name} {narrow:?} {target:?}: {of} {worst}");
             }
         }
+    }
+}
+
+/// ONNX Runtime does not run bf16 on a CPU: there the model answers as weftc compiles it.
+#[test]
+fn a_source_in_bf16_answers_on_a_cpu_as_the_same_numbers_in_f32() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in MODELS {
+        let [narrow, wide] = [narrowed, rounded_file].map(|file| file(name, Narrow::BF16, folder.path()));
+        let [narrow, wide] = [narrow, wide].map(|file| {
+            let out = Command::new(env!("CARGO_BIN_EXE_weftc"))
+                .args(["generate", "--prompt-ids", "1,2,4", "--mask-id", "3", "--length", "4"])
+                .args(["--json", "--quiet", "--device", "cpu"])
+                .arg(file)
+                .output()
+                .unwrap();
+            assert!(out.status.success(), "{name}: {}", String::from_utf8_lossy(&out.stderr));
+            serde_json::from_slice::<serde_json::Value>(&out.stdout).unwrap()["tokens"].clone()
+        });
+        assert_eq!(narrow, wide, "{name}");
     }
 }
 
