@@ -7,6 +7,7 @@ mod budget;
 mod compiled;
 mod dropout;
 mod method;
+mod model;
 mod options;
 mod stages;
 mod tables;
@@ -14,12 +15,11 @@ mod unreached;
 
 use crate::adapt;
 use crate::error::{Error, Problem, Result};
-use crate::ir::{DType, Graph, Id, LeafId, LeafKind, text};
+use crate::ir::{DType, Graph, LeafId, LeafKind, text};
 use crate::lower;
 use crate::manifest::{self, FED, Input, Manifest, Method, NOT_FED, Parameter, Role};
 use crate::memory::longest;
 use crate::objective;
-use crate::onnx::write::{Parts, encode, functions};
 use crate::onnx::{Source, read};
 use crate::packing;
 use crate::ports::{self, Ports};
@@ -31,46 +31,20 @@ use crate::rules::library::Library;
 use crate::rules::parse::suggest;
 use crate::rules::user::library_with;
 use crate::schedule;
-use compiled::{INLINE_LIMIT, save};
+use compiled::INLINE_LIMIT;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
 pub use budget::{Budget, bytes};
 pub use compiled::{Compiled, StageReport};
+pub use model::{adapted_model, answering, forward};
 pub use options::{Options, Stage, Trainable};
 pub use stages::{add_gradients, lay_out, lift, lower_for, optimise, rows, sink, usable};
 
 /// Runs the whole pipeline.
 pub fn compile(options: &Options) -> Result<Compiled> {
     compile_watched(options, &mut |_, _| {})
-}
-
-/// Writes the model with its adapters, for inference: their factors are inputs whose defaults change nothing.
-///
-/// # Errors
-/// As [`compile`].
-pub fn adapted_model(options: &Options, path: &Path) -> Result<()> {
-    Pipeline::new(options)?.adapted_model(path).map_err(|e| of_model(e, &options.model))
-}
-
-/// The model itself, for inference with other weights: a lowered graph and its ONNX file, in which what `options` trains
-/// are inputs without a default.  Frozen weights are as in the source, not in few bits.
-///
-/// # Errors
-/// As [`compile`].
-pub fn forward(options: &Options) -> Result<(Graph, Vec<u8>)> {
-    let plain = Options { quantize: None, ..options.clone() };
-    Pipeline::new(&plain)?.forward().map_err(|e| of_model(e, &options.model))
-}
-
-/// The model itself with its own weights, to answer on what `options.target` says: an ONNX file whose external data lies where
-/// the source's does, and the functions of ours that it calls.
-///
-/// # Errors
-/// As [`compile`].
-pub fn answering(options: &Options) -> Result<(Vec<u8>, Vec<String>)> {
-    Pipeline::new(options)?.answering().map_err(|e| of_model(e, &options.model))
 }
 
 /// Stages know the graph; the user knows the file.
@@ -210,61 +184,6 @@ impl<'a> Pipeline<'a> {
             source: self.options.model.clone(),
             lower_rules: self.library.lower.clone(),
         })
-    }
-
-    fn adapted_model(&mut self, path: &Path) -> Result<()> {
-        let (lowered, trainable) = self.inference()?;
-        save(&self.parts(&lowered, &schedule::order(&lowered), &trainable), path, INLINE_LIMIT).map(drop)
-    }
-
-    fn forward(&mut self) -> Result<(Graph, Vec<u8>)> {
-        let (mut lowered, trainable) = self.inference()?;
-        for leaf in trainable {
-            let leaf = &mut lowered.leaves[leaf.0 as usize];
-            (leaf.kind, leaf.data) = (LeafKind::Input, None);
-        }
-        let bytes = encode(&self.parts(&lowered, &schedule::order(&lowered), &[]))?;
-        Ok((lowered, bytes))
-    }
-
-    fn answering(&mut self) -> Result<(Vec<u8>, Vec<String>)> {
-        let (mut source, ports) = self.model()?;
-        source = ports::widened(source, &ports.token_input)?;
-        let lifted = self.lift(&source, &ports)?;
-        let lowered = self.lowered(&lifted, &[])?;
-        let bytes = encode(&self.parts(&lowered, &schedule::order(&lowered), &[]))?;
-        let functions = functions(&bytes)?;
-        Ok((bytes, functions))
-    }
-
-    /// The model with its adapters, lowered, and what is trained.
-    fn inference(&mut self) -> Result<(Graph, Vec<LeafId>)> {
-        let (source, ports) = self.model()?;
-        let lifted = self.lift(&source, &ports)?;
-        let (adapted, trainable, _) = self.adapt(lifted, &ports)?;
-        Ok((self.lowered(&adapted, &trainable)?, trainable))
-    }
-
-    /// The source, and where its tokens and logits are.
-    fn model(&self) -> Result<(Graph, Ports)> {
-        let source = read(&self.options.model)?.graph;
-        let ports = ports::find(&source, self.options.token_input.as_deref(), self.options.logits_output.as_deref())?;
-        Ok((source, ports))
-    }
-
-    /// A lifted model as it is written, without a training step.
-    fn lowered(&mut self, model: &Graph, trainable: &[LeafId]) -> Result<Graph> {
-        let typed = self.typed(model, trainable)?.0;
-        let optimised = optimise(&typed, &self.library, self.options.target)?;
-        let optimised = self.counted(optimised);
-        let lowered = lower_for(&optimised, &self.library, self.options.target, &mut self.fired)?;
-        lower::finish(&lowered, &self.library.lower, self.options.target)
-    }
-
-    /// An inference graph as it is written.
-    fn parts<'p>(&'p self, graph: &'p Graph, order: &'p [Id], trainable: &'p [LeafId]) -> Parts<'p> {
-        let (rules, source) = (&self.library.lower, &self.options.model);
-        Parts { graph, order, trainable, rules, manifest: None, source }
     }
 
     /// Every value in its type, frozen matrices in few bits where asked for, and heads where our kernels read them; and the

@@ -13,6 +13,7 @@ use crate::ir::{DType, Data, Dim, Graph, Id, Leaf, LeafId, LeafKind, Node, Op, T
 use crate::manifest::{KEY, Manifest};
 use crate::rules::Rule;
 use prost::Message;
+use prost::bytes::Bytes;
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -111,10 +112,13 @@ pub fn encode_with(parts: &Parts, mut beside: Option<Beside>) -> Result<Vec<u8>>
     Ok(model.encode_to_vec())
 }
 
-/// The functions of our domain in an encoded model.
-pub fn functions(bytes: &[u8]) -> Result<Vec<String>> {
-    let model = ModelProto::decode(bytes).map_err(|e| Error::internal("write", e.to_string()))?;
-    Ok(model.functions.into_iter().filter(|f| f.domain == DOMAIN).map(|f| f.name).collect())
+/// An encoded model, and the functions of our domain that it has.
+pub fn with_functions(model: Vec<u8>) -> Result<(Vec<u8>, Vec<String>)> {
+    let bytes = Bytes::from(model);
+    let decoded = ModelProto::decode(bytes.clone()).map_err(|e| Error::internal("write", e.to_string()))?;
+    let names = decoded.functions.iter().filter(|f| f.domain == DOMAIN).map(|f| f.name.clone()).collect();
+    drop(decoded);
+    Ok((bytes.into(), names))
 }
 
 /// A lowered graph as an ONNX model of its own: no manifest, no optimizer.  Leaves without data are inputs.
