@@ -93,7 +93,7 @@ impl Blocks {
     /// many threads as there are.
     fn map(&self, source: &[u8], each: impl Fn(f64, &[f64], &mut Vec<u8>) + Sync) -> Vec<u8> {
         let rows = |range: Range<usize>| {
-            let mut made = Vec::with_capacity(range.len() * self.per_row() * self.block);
+            let mut made = Vec::new();
             for start in range.clone().step_by(TILE) {
                 let decoded = self.decoded(source, start..range.end.min(start + TILE));
                 for block in decoded.chunks(self.columns.max(1)).flat_map(|row| row.chunks(self.block)) {

@@ -13,7 +13,7 @@ use crate::error::{Error, Problem, Result};
 use crate::ir::{
     Blocks, Builder, DType, Data, Dim, Graph, Id, Leaf, LeafId, LeafKind, Lit, Node, Op, Recipe, TensorType,
 };
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -169,9 +169,11 @@ fn uses(model: &Graph) -> BTreeMap<LeafId, Use> {
 /// The right operands of the products whose result is an output but for offsets, scales and caps.
 fn heads(model: &Graph) -> Vec<Id> {
     let mut found = Vec::new();
+    let mut seen = FxHashSet::default();
     let mut under: Vec<Id> = model.outputs.iter().map(|(_, id)| *id).collect();
     while let Some(id) = under.pop() {
         match model.node(id) {
+            _ if !seen.insert(id) => {}
             Node::Op(Op::MatMul, c) => found.push(c[1]),
             Node::Op(Op::Cast | Op::Add | Op::Sub | Op::Mul | Op::Div | Op::Tanh | Op::Reshape, c) => {
                 under.extend(c.iter().filter(|c| model.tensor_type(**c).is_some()));
