@@ -105,6 +105,10 @@
 //!   how many rows a node has, not which nodes there are.
 //! - Control edges do not exist in ONNX: recomputed layers, and attention's scores where there is no kernel, hang on a
 //!   cotangent by `after`, a reshape of their input to its own shape, read off the cotangent.
+//! - What ONNX Runtime lacks on a GPU in bf16 (`kernels::cuda::NOT_IN_BF16`) is computed in f32 between casts, when all rules
+//!   have run ([`lower::finish`]): no rule needs to know of it.
+//! - A model answers on a GPU as weftc compiles it, on a CPU as its file says: there ONNX Runtime alone stands between a run
+//!   and what others will see of its model.
 //! - Without kernels attention goes through its heads, four at a time, not through its queries: how many there are is known
 //!   when it is compiled, and their cotangents lie behind one another instead of being summed up.
 //! - Kernels for a GPU ([`kernels::cuda`]) are compiled by NVRTC when a session opens, from sources in the binary: weftc is

@@ -115,30 +115,10 @@ pub fn finish(graph: &Graph, rules: &[Rule], target: Target) -> Result<Graph> {
     })
 }
 
-/// Operators that ONNX Runtime 1.31 computes on a GPU, the one place where values are bf16, but not of those.
-const NOT_IN_BF16: [Op; 17] = [
-    Op::Floor,
-    Op::Ceil,
-    Op::Log,
-    Op::Reciprocal,
-    Op::Sin,
-    Op::Cos,
-    Op::Softplus,
-    Op::Equal,
-    Op::Less,
-    Op::LessEqual,
-    Op::Greater,
-    Op::GreaterEqual,
-    Op::Mean,
-    Op::ReduceMax,
-    Op::CumSum,
-    Op::Pad,
-    Op::Dequantize,
-];
-
-/// Whether an operator must be computed in f32 between casts.
+/// Whether an operator must be computed in f32 between casts: values of bf16 are on a GPU alone.
 fn lacks_bf16(graph: &Graph, op: Op, children: &[Id]) -> bool {
-    NOT_IN_BF16.contains(&op) && children.iter().any(|c| graph.tensor_type(*c).is_some_and(|t| t.dtype == DType::BF16))
+    cuda::NOT_IN_BF16.contains(&op)
+        && children.iter().any(|c| graph.tensor_type(*c).is_some_and(|t| t.dtype == DType::BF16))
 }
 
 /// The same operator over operands in f32, its result in the type that it would have.

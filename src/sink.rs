@@ -28,11 +28,13 @@ pub struct Sunk {
     pub saved: BTreeMap<String, u64>,
 }
 
-/// Rows sink by `sink` as far as they are the only reader; what lies in their way is rewritten by `simplify`.
+/// Rows sink by `sink` as far as they are the only reader; what lies in their way is rewritten by `simplify`.  With
+/// `keeps_codes` a head in few bits is multiplied as it is, and leaves logits: where a product decodes a few numbers at a
+/// time, cutting it into blocks would make it dense.
 ///
 /// # Errors
 /// `Internal` where a right side has another type than its left.
-pub fn sink(graph: &Graph, sink: &[&Rule], simplify: &[&Rule]) -> Result<Sunk> {
+pub fn sink(graph: &Graph, sink: &[&Rule], simplify: &[&Rule], keeps_codes: bool) -> Result<Sunk> {
     let internal = |why: String| Error::internal("sink", why);
     let sink: Vec<(&Rule, Vec<Term>)> = sink.iter().map(|r| (*r, variants(&r.left))).collect();
     let simplify: Vec<(&Rule, Vec<Term>)> = simplify.iter().map(|r| (*r, variants(&r.left))).collect();
@@ -45,8 +47,7 @@ pub fn sink(graph: &Graph, sink: &[&Rule], simplify: &[&Rule]) -> Result<Sunk> {
         for &id in live.iter().rev() {
             let Node::Op(op, children) = graph.node(id).clone() else { continue };
             let found = match op {
-                // A head in few bits is multiplied as it is: cut into blocks, it would be dense in between.
-                Op::TokenEntropy | Op::WeightedCrossEntropy if reads_codes(graph, children[0]) => None,
+                Op::TokenEntropy | Op::WeightedCrossEntropy if keeps_codes && reads_codes(graph, children[0]) => None,
                 Op::TokenEntropy | Op::WeightedCrossEntropy | Op::HeadEntropy | Op::HeadLoss => {
                     apply(graph, id, &sink).map(|f| (id, f))
                 }

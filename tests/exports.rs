@@ -407,7 +407,7 @@ fn fires(rule: &str, term: &str) -> bool {
         [&library.lift, &library.simplify, &library.layout, &library.fuse].into_iter().flatten().collect();
     if library.sink.iter().any(|r| *r.name == *rule) {
         let (sink, simplify): (Vec<_>, Vec<_>) = (library.sink.iter().collect(), library.simplify.iter().collect());
-        return weftc::sink::sink(&graph, &sink, &simplify).unwrap().fired.contains_key(rule);
+        return weftc::sink::sink(&graph, &sink, &simplify, true).unwrap().fired.contains_key(rule);
     }
     if library.lower.iter().any(|r| *r.name == *rule) {
         let mut fired = BTreeMap::new();

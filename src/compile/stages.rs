@@ -32,7 +32,9 @@ pub fn lay_out(model: &Graph, library: &Library, target: Target) -> Result<Satur
 
 /// Work on single tokens is done for those alone that an entropy or a loss is read at.
 pub fn sink(step: &Graph, library: &Library, target: Target) -> Result<Sunk> {
-    sink::sink(step, &usable(&[&library.sink], target), &usable(&[&library.simplify], target))
+    // Elsewhere ONNX Runtime makes the weight dense to multiply with it.
+    let keeps_codes = target == Target::Cpu;
+    sink::sink(step, &usable(&[&library.sink], target), &usable(&[&library.simplify], target), keeps_codes)
 }
 
 /// Adds the outputs `grad/<leaf>`: the gradients of the scalar `of`, one for each leaf of `wrt`.

@@ -13,7 +13,7 @@ mod operator;
 mod plans;
 
 use crate::error::{Error, Result};
-use crate::ir::{DType, Type};
+use crate::ir::{DType, Op, Type};
 pub use compile::Gpu;
 use compile::Modules;
 use operator::Element::{F32, Host, I64, T};
@@ -139,6 +139,27 @@ static OPTIMIZERS: &[Kernel] = &[Kernel {
     plan: plans::adamw,
     ..PLAIN
 }];
+
+/// Operators that ONNX Runtime 1.31 computes on a GPU, but not in bf16 (its docs/OperatorKernels.md).
+pub const NOT_IN_BF16: [Op; 17] = [
+    Op::Floor,
+    Op::Ceil,
+    Op::Log,
+    Op::Reciprocal,
+    Op::Sin,
+    Op::Cos,
+    Op::Softplus,
+    Op::Equal,
+    Op::Less,
+    Op::LessEqual,
+    Op::Greater,
+    Op::GreaterEqual,
+    Op::Mean,
+    Op::ReduceMax,
+    Op::CumSum,
+    Op::Pad,
+    Op::Dequantize,
+];
 
 /// Whether functions of this name have a kernel.
 pub fn has(name: &str) -> bool {
