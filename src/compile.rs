@@ -156,7 +156,7 @@ impl<'a> Pipeline<'a> {
         let lowered = lower_for(&optimised, &self.library, self.options.target, &mut self.fired)?;
         self.done(Stage::Lower, &lowered, on_stage);
 
-        let lowered = lower::finish(&lowered, &self.library.lower, self.options.target)?;
+        let lowered = lower::finish(&lowered, &self.library.lower, self.options.target, &mut self.fired)?;
         let (lowered, recompute) = self.fit(lowered, most_tokens, &ports.token_input, &trainable, compute)?;
         let order = schedule::order(&lowered);
         self.done(Stage::Schedule, &lowered, on_stage);

@@ -32,6 +32,8 @@ pub fn expand(graph: &Graph, rules: &[Rule], target: Target, fired: &mut BTreeMa
             g.tensor_type(children[0]).is_some_and(|t| matches!(t.dtype, DType::F16 | DType::BF16))
         }
         (Emit::Expand, _) => true,
+        // Products take codes as they are, where they can: the others are decoded when that is settled.
+        (_, Op::Dequantize) => false,
         // The kernel would be taken, and take other operands.
         (Emit::Weft(name), _) if target == Target::Cuda && cuda::has(name) => {
             !takes(g, name, children) || has_better(g, rules, op, children)
@@ -101,16 +103,16 @@ fn has_kernel(name: &str, target: Target) -> bool {
 /// - Fused nodes that are gradients and have no kernel.  ONNX Runtime puts a function's body behind all other nodes: a body
 ///   that nobody reads would be the first thing it computes (see `schedule`), and with it the whole backward part before any
 ///   other gradient.
-/// - Codes of 8 bits in blocks, which ONNX Runtime does not decode on a GPU.
+/// - Weights in few bits that something else than a product needs dense, on a GPU.
 /// - Operators without a kernel for bf16.
-pub fn finish(graph: &Graph, rules: &[Rule], target: Target) -> Result<Graph> {
+///
+/// Counts rule uses in `fired`.
+pub fn finish(graph: &Graph, rules: &[Rule], target: Target, fired: &mut BTreeMap<String, usize>) -> Result<Graph> {
     let gradients = graph.outputs.iter().filter(|(name, _)| name.starts_with("grad/"));
     let ops: Vec<Op> = gradients.filter_map(|(_, id)| graph.node(*id).op()).collect();
-    expand_where(graph, &portable(rules), &mut BTreeMap::new(), |g, op, children| match (op.row().emit, op) {
+    expand_where(graph, rules, fired, |g, op, children| match (op.row().emit, op) {
         (Emit::Weft(name), _) => ops.contains(&op) && !has_kernel(name, target),
-        (_, Op::Dequantize) if g.tensor_type(children[0]).is_some_and(|t| t.dtype == DType::U8) => {
-            target == Target::Cuda
-        }
+        (_, Op::Dequantize) => target == Target::Cuda,
         (emit, _) => emit == Emit::Expand || lacks_bf16(g, op, children),
     })
 }

@@ -371,6 +371,8 @@ const CASES: &[(&str, &str)] = &[
         "sink-queries-rope-bias",
         "(take_rows (transpose (attention_bias (rope q cos sin) k v bias 0.5) [0 2 1 3]) i)",
     ),
+    ("cuda-decode", "(dequantize codes scales 4 64)"),
+    ("cuda-decode-filled", "(dequantize codes scales 8 8)"),
     // As where half of each head is rotated.
     ("cuda-attention", "(attention (cast q f16) (cast k f16) (cast v f16) 0.5)"),
     (
@@ -411,7 +413,9 @@ fn fires(rule: &str, term: &str) -> bool {
     }
     if library.lower.iter().any(|r| *r.name == *rule) {
         let mut fired = BTreeMap::new();
-        weftc::lower::expand(&graph, &library.lower_for(Target::Cuda), Target::Cuda, &mut fired).unwrap();
+        let rules = library.lower_for(Target::Cuda);
+        let expanded = weftc::lower::expand(&graph, &rules, Target::Cuda, &mut fired).unwrap();
+        weftc::lower::finish(&expanded, &rules, Target::Cuda, &mut fired).unwrap();
         return fired.contains_key(rule);
     }
     weftc::rewrite::saturate(&graph, &rules, &Default::default()).unwrap().fired.contains_key(rule)

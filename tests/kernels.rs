@@ -481,7 +481,11 @@ fn kernels_on_a_gpu() {
         let logits = || t("z", &[rows, n]);
         let of = |name: &'static str| f(name, &[rows]).drawn(DType::F32, Draw::Small);
         let numbers = |name: &'static str, k: i64| f(name, &[k]).drawn(DType::I64, Draw::Below(n));
+        // Codes in bytes, in blocks of which a thread takes one at a time or several elements.
+        let coded = |bytes: i64| vec![f("q", &[b, l, bytes]).drawn(DType::U8, Draw::Below(256)), t("scales", &[b, l])];
         let own = [
+            ("decode q scales 4", coded(n.min(64))),
+            ("decode q scales 8", coded(n.min(64))),
             ("logit_sums z", vec![logits()]),
             ("logit_exp z s", vec![logits(), f("s", &[rows, 3]).drawn(DType::F32, Draw::Small)]),
             (

@@ -67,7 +67,7 @@ const NO_ROW: &[(&str, &[Op])] = &[
             Op::MatMulNBits,
         ],
     ),
-    ("made from composites, after differentiation", &[Op::OrtLayerNorm, Op::OrtAttention]),
+    ("made from composites, after differentiation", &[Op::OrtLayerNorm, Op::OrtAttention, Op::Decode]),
     ("holds no operand", &[Op::Full, Op::Iota]),
     (
         "a backward form: second derivatives are not taken",

@@ -1,8 +1,11 @@
 //! The external file: rotary tables, and weights as random numbers or holes.
 
 use super::Shape;
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{available_parallelism, scope};
 use weftc::onnx::proto::tensor_proto::DataType;
 use weftc::rng::SplitMix64;
 
@@ -31,11 +34,12 @@ impl Part {
         matches!(self.fill, Fill::Angles(_))
     }
 
-    /// Writes tables, and weights where they are filled.
-    pub fn write(&self, shape: &Shape, file: &mut BufWriter<File>) -> io::Result<()> {
+    /// Writes tables, and weights where they are filled, into a file that is as long as all of them.
+    fn write(&self, shape: &Shape, path: &Path) -> io::Result<()> {
         if shape.fill.is_none() && !self.is_table() {
             return Ok(());
         }
+        let mut file = BufWriter::with_capacity(1 << 20, OpenOptions::new().write(true).open(path)?);
         file.seek(SeekFrom::Start(self.offset))?;
         let mut rng = SplitMix64::new(shape.fill.unwrap_or_default() ^ self.offset);
         let half = shape.width / shape.heads / 2;
@@ -54,6 +58,17 @@ impl Part {
                 _ => file.write_all(&(x as f32).to_le_bytes())?,
             }
         }
-        Ok(())
+        file.flush()
     }
+}
+
+/// Writes all parts, on as many threads as there are.
+pub fn write(parts: &[Part], shape: &Shape, path: &Path) -> io::Result<()> {
+    let next = AtomicUsize::new(0);
+    let some = || parts.get(next.fetch_add(1, Ordering::Relaxed));
+    let work = || std::iter::from_fn(some).try_for_each(|part| part.write(shape, path));
+    scope(|scope| {
+        let threads: Vec<_> = (0..available_parallelism()?.get()).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().try_for_each(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }

@@ -7,7 +7,7 @@ mod data;
 use data::{Fill, Part};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io;
 use std::path::Path;
 use weftc::onnx::proto::attribute_proto::AttributeType;
 use weftc::onnx::proto::tensor_proto::{DataLocation, DataType};
@@ -63,14 +63,11 @@ pub fn write(shape: &Shape, path: &Path) -> io::Result<Written> {
     }
     let Some(name) = path.file_name().and_then(|n| n.to_str()) else { return bad("the path names no file") };
     let location = format!("{name}.data");
-    let mut file = BufWriter::new(File::create(path.with_file_name(&location))?);
+    let data = path.with_file_name(&location);
     let mut exporter = Exporter::new(shape, location);
     exporter.model();
-    for part in &exporter.parts {
-        part.write(shape, &mut file)?;
-    }
-    file.flush()?;
-    file.get_ref().set_len(exporter.end)?;
+    File::create(&data)?.set_len(exporter.end)?;
+    data::write(&exporter.parts, shape, &data)?;
     let parameters = exporter.parts.iter().filter(|p| !p.is_table()).map(|p| p.numel as u64).sum();
     let data_bytes = exporter.end;
     std::fs::write(path, prost::Message::encode_to_vec(&exporter.finish()))?;

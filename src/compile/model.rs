@@ -83,7 +83,7 @@ impl Pipeline<'_> {
         let optimised = optimise(&typed, &self.library, self.options.target)?;
         let optimised = self.counted(optimised);
         let lowered = lower_for(&optimised, &self.library, self.options.target, &mut self.fired)?;
-        lower::finish(&lowered, &self.library.lower, self.options.target)
+        lower::finish(&lowered, &self.library.lower, self.options.target, &mut self.fired)
     }
 
     /// An inference graph as it is written.

@@ -93,6 +93,7 @@ fn arm(a: &Args) -> Result<Tensor> {
             let each = l::matmul(x()?, &l::turned(a.x(1)?, 1)?)?;
             l::gather_grad(&each, a.x(2)?, a.shape())
         }
+        Op::Decode => l::decode(x()?, a.x(1)?, a.int("bits")?),
         Op::Dequantize => l::dequantize(x()?, a.x(1)?, a.int("bits")?, a.size("k")?),
         Op::MatMulNBits => l::matmul(x()?, &l::dequantize(a.x(1)?, a.x(2)?, a.int("bits")?, a.size("k")?)?.t()?),
         Op::Transpose => x()?.permute(a.axes("perm", x()?.rank())?)?.contiguous(),

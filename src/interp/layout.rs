@@ -149,10 +149,21 @@ pub fn topk_values(x: &Tensor, k: usize, axis: usize, largest: bool) -> Result<T
     gather_elements(x, &topk_indices(x, k, axis, largest)?, axis)
 }
 
-/// `(code - 2^(bits - 1)) scale`, codes [n, blocks, block] and scales [n, blocks], without what fills the last block.
-pub fn dequantize(codes: &Tensor, scales: &Tensor, bits: i64, k: usize) -> Result<Tensor> {
+/// `(code - 2^(bits - 1)) scale`, codes in bytes [n, blocks, bytes] and scales [n, blocks].
+pub fn decode(bytes: &Tensor, scales: &Tensor, bits: i64) -> Result<Tensor> {
+    let codes = match bits {
+        4 => {
+            let high = bytes.affine(1.0 / 16.0, 0.0)?.floor()?;
+            let low = (bytes - high.affine(16.0, 0.0)?)?;
+            Tensor::stack(&[low, high], 3)?.flatten_from(2)?
+        }
+        _ => bytes.clone(),
+    };
     let zero = 2f64.powi(i32::try_from(bits).unwrap_or(8) - 1);
-    let (n, blocks, block) = codes.dims3()?;
-    let values = codes.affine(1.0, -zero)?.broadcast_mul(&scales.unsqueeze(2)?)?;
-    values.reshape((n, blocks * block))?.narrow(1, 0, k)?.contiguous()
+    codes.affine(1.0, -zero)?.broadcast_mul(&scales.unsqueeze(2)?)?.flatten_from(1)
+}
+
+/// The same without what fills up the last block.
+pub fn dequantize(bytes: &Tensor, scales: &Tensor, bits: i64, k: usize) -> Result<Tensor> {
+    decode(bytes, scales, bits)?.narrow(1, 0, k)?.contiguous()
 }

@@ -215,8 +215,10 @@ ops! {
     // the cotangent of w, the products dy[i] x[i]^T added up at their matrices.
     GatherMatMul "gather_matmul" Fixed(3), [attr("trans", Kind::Int, Attribute("trans"))], i::gather_matmul, Weft("GatherMatMul"), Matmul;
     GatherMatMulGrad "gather_matmul_grad" Fixed(3), [attr("rows", Kind::Int, Attribute("rows"))], i::gather_matmul_grad, Weft("GatherMatMulGrad"), Matmul;
-    // Weights in `bits` (8 or 4) bits: codes [n, blocks, block], scales [n, blocks], `k` elements a row.
+    // Weights in `bits` (8 or 4) bits: codes in bytes [n, blocks, block bits / 8], of 4 bits the first in the low half;
+    // scales [n, blocks]; `k` elements a row.  `decode` gives whole blocks.
     Dequantize   "dequantize"    Fixed(2), [attr("bits", Kind::Int, Internal), attr("k", Kind::Int, Internal)], i::dequantize, Custom, Move;
+    Decode       "decode"        Fixed(2), [attr("bits", Kind::Int, Attribute("bits"))], i::decode, Weft("Decode"), Move;
     MatMulNBits  "matmul_nbits"  Fixed(3), [attr("bits", Kind::Int, Internal), attr("k", Kind::Int, Internal)], i::matmul_nbits, Custom, Matmul;
     // Layout.
     Transpose    "transpose"     Fixed(1), [attr("perm", Kind::Ints, Attribute("perm"))], i::transpose, Std("Transpose"), Move;

@@ -3,7 +3,7 @@
 
 use super::known::{Items, Known};
 use crate::ir::Builder;
-use crate::ir::graph::{Data, Graph, Id, Leaf, LeafId, LeafKind, Node};
+use crate::ir::graph::{Data, Graph, Id, Leaf, LeafKind, Node};
 use crate::ir::infer::broadcast_shapes;
 use crate::ir::{DType, Dim, F64, Lit, Op, TensorType};
 use std::collections::BTreeMap;
@@ -28,8 +28,6 @@ pub struct Build {
     pub tables: Vec<Leaf>,
     placed: BTreeMap<usize, Id>,
     constants: BTreeMap<(&'static str, Vec<usize>, Vec<u8>), Id>,
-    /// The codes of weights, by the leaf that holds their bytes.
-    pub codes: BTreeMap<LeafId, Id>,
     /// By the list of its places, a mask that is one and the same along the last axes.
     pub row_masks: BTreeMap<Id, RowMask>,
 }

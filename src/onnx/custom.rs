@@ -82,8 +82,8 @@ impl Scope<'_> {
             Op::TrueRows => self.true_rows(operands, name)?,
             Op::PutRows => self.put_rows(id, operands, &(int(0) * int(1)), name)?,
             Op::After => self.after(id, operands, name)?,
-            Op::Dequantize => self.dequantize(id, operands, name)?,
-            Op::MatMulNBits => self.matmul_nbits(id, operands, name)?,
+            Op::Dequantize => self.dequantize(id, operands, int(0).known().unwrap_or(0), name)?,
+            Op::MatMulNBits => self.matmul_nbits(id, operands, int(0).known().unwrap_or(0), name)?,
             _ => return Err(Error::internal("write", format!("no ONNX form for {}", op.name()))),
         }
         Ok(())

@@ -52,8 +52,8 @@ pub struct Scope<'a> {
     pub nodes: Vec<NodeProto>,
     /// Small constants, main graph only.
     pub constants: BTreeMap<String, TensorProto>,
-    /// Codes that a node wants as plain bytes: by name, the leaf and the shape.
-    pub packed: BTreeMap<String, (LeafId, Vec<i64>)>,
+    /// Codes of 4 bits that a node wants as such, not as bytes: by name, the leaf and the shape.
+    pub halves: BTreeMap<String, (LeafId, Vec<i64>)>,
     pub(super) names: FxHashMap<Id, String>,
     /// The results of nodes whose value is a list of parts.
     parts: FxHashMap<Id, Vec<String>>,
@@ -97,7 +97,7 @@ impl<'a> Scope<'a> {
             attributes,
             nodes: vec![],
             constants: BTreeMap::new(),
-            packed: BTreeMap::new(),
+            halves: BTreeMap::new(),
             names: FxHashMap::default(),
             parts: FxHashMap::default(),
             own: FxHashMap::default(),

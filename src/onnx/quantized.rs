@@ -1,7 +1,7 @@
 //! Quantised weights in ONNX: blocked `DequantizeLinear`, and ONNX Runtime's `MatMulNBits`.
 //!
 //! Codes are unsigned with the zero point in the middle.  `MatMulNBits` assumes it; `DequantizeLinear`, whose
-//! default is 0, is told.  Codes of 4 bits are UINT4 to the one and UINT8 to the other: ONNX has no node that
+//! default is 0, is told.  Codes of 4 bits are UINT4 to the one and bytes to the other: ONNX has no node that
 //! would turn one into the other, so where both are used the bytes stand in the file twice.
 
 use super::emit::{CONTRIB, Scope, attribute};
@@ -10,7 +10,7 @@ use super::proto::{AttributeProto, TensorProto, tensor_proto};
 use crate::error::{Error, Result};
 use crate::ir::{Builder, DType, Dim, Id};
 
-/// Sizes of quantised codes `[rows, blocks, block]`.
+/// Sizes of quantised codes: so many rows of blocks, so many bits each.
 struct Sizes {
     rows: i64,
     blocks: i64,
@@ -23,21 +23,24 @@ fn int(name: &str, value: i64) -> AttributeProto {
 }
 
 impl Scope<'_> {
-    fn sizes_of(&self, codes: Id) -> Result<Sizes> {
-        let wrong = || Error::internal("write", "codes must be [rows, blocks, block] of known size");
+    fn sizes_of(&self, codes: Id, bits: i64) -> Result<Sizes> {
+        let wrong = || Error::internal("write", "codes must be [rows, blocks, bytes] of known size");
         let ty = self.graph.tensor_type(codes).ok_or_else(wrong)?;
-        let bits = if ty.dtype == DType::U4 { 4 } else { 8 };
         match ty.shape.iter().map(Dim::known).collect::<Option<Vec<i64>>>().as_deref() {
-            Some(&[rows, blocks, block]) => Ok(Sizes { rows, blocks, block, bits }),
+            Some(&[rows, blocks, bytes]) => Ok(Sizes { rows, blocks, block: bytes * 8 / bits, bits }),
             _ => Err(wrong()),
         }
     }
 
     /// The dense weight `[rows, k]`, values named `name`.
-    pub(super) fn dequantize(&mut self, id: Id, operands: &[Id], name: &str) -> Result<()> {
-        let Sizes { rows, blocks, block, bits } = self.sizes_of(operands[0])?;
+    pub(super) fn dequantize(&mut self, id: Id, operands: &[Id], bits: i64, name: &str) -> Result<()> {
+        let Sizes { rows, blocks, block, bits } = self.sizes_of(operands[0], bits)?;
         let k = self.graph.type_of(id).shape()[1].clone();
-        let (codes, scales) = (self.operand(operands[0], DType::F32)?, self.operand(operands[1], DType::F32)?);
+        let codes = match bits {
+            4 => self.halves(operands[0], &[rows, blocks, block])?,
+            _ => self.operand(operands[0], DType::F32)?,
+        };
+        let scales = self.operand(operands[1], DType::F32)?;
         // One scale and one zero point a block.
         let per_block = self.ints(&[rows, blocks, 1].map(Dim::Known))?;
         let scale = self.fresh("scale");
@@ -74,27 +77,24 @@ impl Scope<'_> {
     }
 
     /// `x w^T` from the codes of w, multiplied and added in the type of x (`accuracy_level` 0: no rounding of x).
-    pub(super) fn matmul_nbits(&mut self, id: Id, operands: &[Id], name: &str) -> Result<()> {
-        let Sizes { rows, blocks, block, bits } = self.sizes_of(operands[1])?;
-        let (x, scales) = (self.operand(operands[0], DType::F32)?, self.operand(operands[2], DType::F32)?);
+    pub(super) fn matmul_nbits(&mut self, id: Id, operands: &[Id], bits: i64, name: &str) -> Result<()> {
+        let Sizes { rows, block, bits, .. } = self.sizes_of(operands[1], bits)?;
+        let operand = |scope: &mut Self, k: usize| scope.operand(operands[k], DType::F32);
+        let (x, codes, scales) = (operand(self, 0)?, operand(self, 1)?, operand(self, 2)?);
         let k = self.graph.type_of(operands[0]).shape().last().and_then(Dim::known);
         let k = k.ok_or_else(|| Error::internal("write", format!("%{id}: the inner size is not known")))?;
-        let codes = match bits {
-            4 => self.packed(operands[1], &[rows, blocks, block / 2])?,
-            _ => self.operand(operands[1], DType::F32)?,
-        };
         let attributes = [("K", k), ("N", rows), ("bits", bits), ("block_size", block), ("accuracy_level", 0)];
         self.uses_contrib = true;
         self.push("MatMulNBits", CONTRIB, vec![x, codes, scales], name, attributes.map(|(n, v)| int(n, v)).into());
         Ok(())
     }
 
-    /// Codes of 4 bits as the bytes that they are.
-    fn packed(&mut self, codes: Id, dims: &[i64]) -> Result<String> {
+    /// Bytes as the pairs of codes that they are.
+    fn halves(&mut self, codes: Id, dims: &[i64]) -> Result<String> {
         let leaf = self.graph.as_leaf(codes);
         let leaf = leaf.ok_or_else(|| Error::internal("write", "codes of 4 bits must be a constant"))?;
-        let name = format!("{}.bytes", self.graph.leaf(leaf).name);
-        self.packed.insert(name.clone(), (leaf, dims.to_vec()));
+        let name = format!("{}.halves", self.graph.leaf(leaf).name);
+        self.halves.insert(name.clone(), (leaf, dims.to_vec()));
         Ok(name)
     }
 }

@@ -58,12 +58,13 @@ pub fn encode_with(parts: &Parts, mut beside: Option<Beside>) -> Result<Vec<u8>>
     scope.run(parts.order)?;
     let (node, constants, uses_contrib) =
         (std::mem::take(&mut scope.nodes), std::mem::take(&mut scope.constants), scope.uses_contrib);
-    let packed = std::mem::take(&mut scope.packed);
+    let halves = std::mem::take(&mut scope.halves);
     if parts.manifest.is_some() {
         add_optimizer(&mut functions, parts.rules)?;
     }
 
-    let live: BTreeSet<LeafId> = parts.order.iter().filter_map(|id| graph.as_leaf(*id)).collect();
+    // Of weights in few bits nothing may read the bytes, but only the codes that they are.
+    let read: BTreeSet<&str> = node.iter().flat_map(|n| &n.input).map(String::as_str).collect();
     let trainable: BTreeSet<LeafId> = parts.trainable.iter().copied().collect();
     let leaves = || (0..graph.leaves.len() as u32).map(LeafId).map(|id| (id, graph.leaf(id)));
     let mut input: Vec<ValueInfoProto> = leaves()
@@ -74,12 +75,17 @@ pub fn encode_with(parts: &Parts, mut beside: Option<Beside>) -> Result<Vec<u8>>
     input.dedup_by(|a, b| a.name == b.name);
     let mut initializer: Vec<TensorProto> = constants.into_values().collect();
     for (id, leaf) in leaves().filter(|(_, l)| l.kind != LeafKind::Input || l.data.is_some()) {
-        if live.contains(&id) || trainable.contains(&id) {
+        if read.contains(leaf.name.as_str()) || trainable.contains(&id) {
             initializer.push(tensor(leaf, parts.source, beside.as_mut())?);
         }
     }
-    for (name, (leaf, dims)) in packed {
-        initializer.push(bytes_of(name, graph.leaf(leaf), dims, beside.as_mut())?);
+    for (name, (leaf, dims)) in halves {
+        let leaf = graph.leaf(leaf);
+        let bytes = match initializer.iter().find(|t| t.name == leaf.name) {
+            Some(bytes) => bytes.clone(),
+            None => tensor(leaf, parts.source, beside.as_mut())?,
+        };
+        initializer.push(halves_of(name, dims, bytes));
     }
     let output =
         graph.outputs.iter().filter_map(|(name, id)| Some(value_info(name, graph.tensor_type(*id)?))).collect();
@@ -127,13 +133,13 @@ pub fn plain(graph: &Graph, rules: &[Rule]) -> Result<Vec<u8>> {
     let mut scope = Scope::new(graph, rules, &mut functions, None)?;
     scope.run(&graph.live())?;
     let (node, constants) = (std::mem::take(&mut scope.nodes), std::mem::take(&mut scope.constants));
-    let packed = std::mem::take(&mut scope.packed);
+    let halves = std::mem::take(&mut scope.halves);
     let mut initializer: Vec<TensorProto> = constants.into_values().collect();
     for leaf in graph.leaves.iter().filter(|l| l.data.is_some()) {
         initializer.push(tensor(leaf, Path::new(""), None)?);
     }
-    for (name, (leaf, dims)) in packed {
-        initializer.push(bytes_of(name, graph.leaf(leaf), dims, None)?);
+    for (name, (leaf, dims)) in halves {
+        initializer.push(halves_of(name, dims, tensor(graph.leaf(leaf), Path::new(""), None)?));
     }
     let input = graph.leaves.iter().filter(|l| l.data.is_none()).map(|l| value_info(&l.name, &l.ty)).collect();
     let output =
@@ -177,12 +183,9 @@ pub fn inline_bytes(graph: &Graph, source: &Path) -> u64 {
     inline.filter_map(|l| l.data.as_ref()).map(Data::len).sum()
 }
 
-/// A leaf's bytes under another name, as UINT8.
-fn bytes_of(name: String, leaf: &Leaf, dims: Vec<i64>, beside: Option<&mut Beside>) -> Result<TensorProto> {
-    let data_type = tensor_proto::DataType::Uint8.into();
-    let mut proto = TensorProto { name, dims, data_type, ..Default::default() };
-    fill(&mut proto, leaf, beside)?;
-    Ok(proto)
+/// Bytes, each as two codes.
+fn halves_of(name: String, dims: Vec<i64>, bytes: TensorProto) -> TensorProto {
+    TensorProto { name, dims, data_type: tensor_proto::DataType::Uint4.into(), ..bytes }
 }
 
 /// A weight: copied from the source model's own file, referenced in its external files.

@@ -217,9 +217,8 @@ fn weight(graph: &mut Graph, leaf: LeafId, blocks: &Blocks) -> std::result::Resu
             source_name: None,
         })
     };
-    let dtype = if blocks.bits == 4 { DType::U4 } else { DType::U8 };
-    let shape = [rows.clone(), per_row.clone(), dim(blocks.block)];
-    let codes = table("codes", TensorType::new(dtype, shape), Recipe::Codes(blocks.clone()));
+    let shape = [rows.clone(), per_row.clone(), dim(blocks.block * blocks.bits as usize / 8)];
+    let codes = table("codes", TensorType::new(DType::U8, shape), Recipe::Codes(blocks.clone()));
     let scales = table("scales", TensorType::new(blocks.scales, [rows, per_row]), Recipe::Scales(blocks.clone()));
     let bits = graph.lit(Lit::Int(Dim::Known(blocks.bits.into())))?;
     let k = graph.lit(Lit::Int(dim(blocks.columns)))?;

@@ -92,8 +92,8 @@ fn dense(model: &Graph, quantised: &Graph, names: &[String]) -> Graph {
         let (ty, codes) = bytes(format!("{name}.codes"));
         let (_, scales) = bytes(format!("{name}.scales"));
         let scales: Vec<f32> = scales.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-        let (codes, zero) = match ty.dtype {
-            DType::U4 => (codes.iter().flat_map(|c| [c & 15, c >> 4]).collect(), 8.0),
+        let (codes, zero) = match ty.shape[2].known() {
+            Some(bytes) if bytes < BLOCK as i64 => (codes.iter().flat_map(|c| [c & 15, c >> 4]).collect(), 8.0),
             _ => (codes, 128.0),
         };
         let leaf = out.find_leaf(name).unwrap();

@@ -83,23 +83,32 @@ pub fn gather_matmul_grad(args: &Args) -> Inferred {
     }
 }
 
-/// Codes `[n, blocks, block]` and scales `[n, blocks]`, operands `at` and `at + 1`, as the weight `[n, k]`.
-fn quantised(args: &Args, at: usize) -> Result<TensorType, String> {
-    let (q, s, bits, k) = (args.tensor(at)?, args.tensor(at + 1)?, args.known(0)?, args.int(1)?);
-    let codes = match bits {
-        8 => DType::U8,
-        4 => DType::U4,
-        other => return Err(format!("codes have 8 or 4 bits, not {other}")),
-    };
-    let [n, blocks, block] = q.shape.as_slice() else { return Err("codes are [rows, blocks, block]".into()) };
-    if q.dtype != codes || !s.dtype.is_float() || s.shape != [n.clone(), blocks.clone()] {
-        return Err(format!("needs codes of {} and a scale for each block", codes.name()));
+/// Codes `[n, blocks, bytes]` and scales `[n, blocks]`, operands `at` and `at + 1`, as whole blocks of the weight.
+fn whole_blocks(args: &Args, at: usize) -> Result<TensorType, String> {
+    let (q, s, bits) = (args.tensor(at)?, args.tensor(at + 1)?, args.known(0)?);
+    if !matches!(bits, 4 | 8) {
+        return Err(format!("codes have 8 or 4 bits, not {bits}"));
     }
-    let room = blocks.clone() * block.clone();
+    let [n, blocks, bytes] = q.shape.as_slice() else { return Err("codes are [rows, blocks, bytes]".into()) };
+    if q.dtype != DType::U8 || !s.dtype.is_float() || s.shape != [n.clone(), blocks.clone()] {
+        return Err("needs codes in bytes and a scale for each block".into());
+    }
+    Ok(TensorType::new(s.dtype, [n.clone(), blocks.clone() * bytes.clone() * Dim::Known(8 / bits)]))
+}
+
+/// The same without what fills up the last block: the weight `[n, k]`.
+fn quantised(args: &Args, at: usize) -> Result<TensorType, String> {
+    let (whole, k) = (whole_blocks(args, at)?, args.int(1)?);
+    let room = whole.shape[1].clone();
     if (room.clone() - k.clone()).known().is_none_or(|left| left < 0) {
         return Err(format!("{k} elements do not fit into {room}"));
     }
-    Ok(TensorType::new(s.dtype, [n.clone(), k.clone()]))
+    Ok(TensorType::new(whole.dtype, [whole.shape[0].clone(), k.clone()]))
+}
+
+/// Whole blocks of the weight that codes and scales stand for.
+pub fn decode(args: &Args) -> Inferred {
+    whole_blocks(args, 0).map(Type::Tensor)
 }
 
 /// The weight `[n, k]` that codes and scales stand for.

@@ -16,13 +16,14 @@ use crate::error::{Error, Result};
 use crate::ir::{DType, Op, Type};
 pub use compile::Gpu;
 use compile::Modules;
-use operator::Element::{F32, Host, I64, T};
+use operator::Element::{F32, Host, I64, T, U8};
 use operator::{Element, Kernel, Node, Plan};
 use ort::operator::OperatorDomain;
 use std::sync::Arc;
 
 const ADAMW: &str = include_str!("adamw.cu");
 const ACTIVATION: &str = include_str!("activation.cu");
+const DECODE: &str = include_str!("decode.cu");
 const LOGITS: &str = include_str!("logits.cu");
 const NORM: &str = include_str!("norm.cu");
 const ROPE: &str = include_str!("rope.cu");
@@ -116,6 +117,7 @@ static KERNELS: &[Kernel] = &[
     logits("BlockExpect", &[F32, T], &[F32], plans::block_expect),
     logits("MergeSums", &[F32; 2], &[F32], plans::merge_sums),
     logits("MergeExpect", &[F32; 2], &[F32], plans::merge_expect),
+    Kernel { name: "Decode", source: DECODE, operands: &[U8, T], attributes: &["bits"], plan: plans::decode, ..PLAIN },
     Kernel {
         name: "TokenAttentionBias",
         source: attention::BIAS,
@@ -141,7 +143,7 @@ static OPTIMIZERS: &[Kernel] = &[Kernel {
 }];
 
 /// Operators that ONNX Runtime 1.31 computes on a GPU, but not in bf16 (its docs/OperatorKernels.md).
-pub const NOT_IN_BF16: [Op; 17] = [
+pub const NOT_IN_BF16: [Op; 16] = [
     Op::Floor,
     Op::Ceil,
     Op::Log,
@@ -158,7 +160,6 @@ pub const NOT_IN_BF16: [Op; 17] = [
     Op::ReduceMax,
     Op::CumSum,
     Op::Pad,
-    Op::Dequantize,
 ];
 
 /// Whether functions of this name have a kernel.
@@ -179,6 +180,7 @@ pub fn takes(name: &str, types: &[&Type]) -> bool {
             && of(T).all(|t| Some(t) == own)
             && of(F32).all(|t| t == DType::F32)
             && of(I64).all(|t| t == DType::I64)
+            && of(U8).all(|t| t == DType::U8)
             && (kernel.fits)(types)
     })
 }
@@ -225,7 +227,7 @@ fn domain<'a>(
 /// # Errors
 /// NVRTC's own words.
 pub fn check(architecture: &str) -> Result<()> {
-    for source in [ACTIVATION, ADAMW, LOGITS, NORM, ROPE] {
+    for source in [ACTIVATION, ADAMW, DECODE, LOGITS, NORM, ROPE] {
         for element in ["F32", "F16", "BF16"] {
             compile::compile(source, &[element.into()], architecture).map_err(Error::runtime)?;
         }

@@ -19,6 +19,7 @@ pub enum Element {
     T,
     F32,
     I64,
+    U8,
     /// A scalar of type f64 that stays on the host, where the plan reads it.
     Host,
 }
@@ -114,6 +115,7 @@ impl Type {
             (Element::T, Type::Bf16) => TensorElementType::Bfloat16,
             (Element::T, Type::F32) | (Element::F32, _) => TensorElementType::Float32,
             (Element::I64, _) => TensorElementType::Int64,
+            (Element::U8, _) => TensorElementType::Uint8,
             (Element::Host, _) => TensorElementType::Float64,
         }
     }
@@ -158,7 +160,9 @@ impl Registered {
 
     fn running(&self, node: &KernelContext<'_>) -> ort::Result<Running> {
         let missing = |name: &str| ort::Error::new(format!("{}: it has no attribute {name}", self.kernel.name));
-        let read = |name: &&str| node.get::<f32>(*name).map(f64::from).ok_or_else(|| missing(name));
+        let whole = |name: &str| node.get::<i64>(name).map(|n| n as f64);
+        let read =
+            |name: &&str| node.get::<f32>(*name).map(f64::from).or_else(|| whole(name)).ok_or_else(|| missing(name));
         Ok(Running {
             kernel: self.kernel,
             element: self.element,

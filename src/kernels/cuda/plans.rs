@@ -132,6 +132,24 @@ pub fn rope(function: &'static str, node: &Node) -> Result<Plan, String> {
     one(x.clone(), launch(function, [packs.div_ceil(BLOCK as usize), 1, 1], BLOCK, arguments))
 }
 
+/// Whole blocks of a weight from codes and scales; the number is how many bits a code has.
+pub fn decode(node: &Node) -> Result<Plan, String> {
+    let (codes, scales) = (&node.shapes[0], &node.shapes[1]);
+    let (function, per_byte) = if node.numbers[0] == 4.0 { ("decode_4", 2) } else { ("decode_8", 1) };
+    let (&[rows, blocks, bytes], &[r, b]) = (codes.0.as_slice(), scales.0.as_slice()) else {
+        return Err(format!("codes {codes} are not [rows, blocks, bytes], or scales {scales} not [rows, blocks]"));
+    };
+    if [rows, blocks] != [r, b] {
+        return Err(format!("scales {scales} are not one for each block of the codes {codes}"));
+    }
+    let block = bytes * per_byte;
+    let n = rows * blocks * block;
+    let threads = n.div_ceil(16 / node.bytes);
+    let arguments = vec![Operand(0), Operand(1), Output(0), Size(n), Size(block)];
+    let launch = launch(function, [threads.div_ceil(BLOCK as usize), 1, 1], BLOCK, arguments);
+    one(Shape(vec![rows, blocks * block]), launch)
+}
+
 /// Updates p, m and v by g; the numbers are lr, weight_decay, beta1, beta2, eps, step, grad_scale.
 pub fn adamw(node: &Node) -> Result<Plan, String> {
     let p = &node.shapes[0];

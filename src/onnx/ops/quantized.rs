@@ -1,6 +1,6 @@
 //! Quantised weights: `DequantizeLinear`, and `MatMulNBits` of ONNX Runtime's domain.
 
-use crate::ir::graph::{Id, Leaf, LeafKind};
+use crate::ir::graph::{Id, LeafKind};
 use crate::ir::{DType, Dim, Lit, Op, TensorType};
 use crate::onnx::build::{Build, Value, ints};
 use crate::onnx::call::{Call, Read};
@@ -97,26 +97,16 @@ fn times_transposed(b: &mut Build, x: Id, w: Id) -> Result<Id, String> {
     b.op(Op::MatMul, &[x, w], &[])
 }
 
-/// The leaf of codes that has the bytes of leaf `bytes`.
-fn codes(b: &mut Build, bytes: Id, sizes: &Sizes) -> Result<Id, String> {
+/// The codes, which must stand in the file.
+fn codes(b: &Build, bytes: Id, sizes: &Sizes) -> Result<Id, String> {
     let leaf = b.graph.as_leaf(bytes).ok_or("the codes must stand in the file")?;
-    if let Some(found) = b.codes.get(&leaf) {
-        return Ok(*found);
-    }
-    let held = b.graph.leaf(leaf).clone();
     let Sizes { n, blocks, block, bits } = sizes;
-    let dtype = if *bits == 4 { DType::U4 } else { DType::U8 };
-    let shape = [*n, *blocks, *block];
-    let needed = shape.iter().try_fold(*bits, |all, n| all.checked_mul(*n)).map(|all| all / 8);
-    if held.kind == LeafKind::Input || held.data.as_ref().map(|d| d.len() as i64) != needed {
-        return Err(format!("the codes are no {n} rows of {blocks} blocks of {block} in {bits} bits"));
+    let held = &b.graph.leaf(leaf).ty;
+    let wanted = TensorType::new(DType::U8, [*n, *blocks, block * bits / 8].map(Dim::Known));
+    if b.graph.leaf(leaf).kind == LeafKind::Input || *held != wanted {
+        return Err(format!("codes of {n} rows of {blocks} blocks of {block} in {bits} bits are {wanted}, not {held}"));
     }
-    let ty = TensorType::new(dtype, shape.map(Dim::Known));
-    // Codes have the name; nothing reads the bytes as such.
-    b.graph.leaves[leaf.0 as usize].name += ".packed";
-    let id = b.graph.add_leaf(Leaf { ty, kind: LeafKind::Const, ..held });
-    b.codes.insert(leaf, id);
-    Ok(id)
+    Ok(bytes)
 }
 
 /// `(middle - z) scale` of each block, `[n, blocks]`; zero points are packed like codes, a whole byte at the end of a row, or

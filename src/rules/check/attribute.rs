@@ -57,8 +57,18 @@ pub fn draw(instance: &Instance, op: Op, attr: &Attr, children: &[Id], random: &
                 w.and_then(|w| graph.type_of(*w).shape().first()?.known()).unwrap_or(0)
             }
             (_, "heads") => random.int(1, 2),
-            (_, "bits") => 8,
-            (Op::Dequantize, "k") => (shape[1] * shape[2] - random.int(0, 3)).max(0),
+            (Op::MatMulNBits, "bits") => 8,
+            (_, "bits") => {
+                if random.chance(0.5) {
+                    8
+                } else {
+                    4
+                }
+            }
+            (Op::Dequantize, "k") => {
+                let codes_a_byte = before("bits").map_or(1, |bits| 8 / bits.max(1));
+                (shape[1] * shape[2] * codes_a_byte - random.int(0, 3)).max(0)
+            }
             (Op::MatMulNBits, "k") => shape.last().copied().unwrap_or(0),
             (_, "rows") => random.int(1, 5),
             (_, "n") => random.int(0, 4),

@@ -83,8 +83,8 @@ pub fn draw(
             }
         }
         // Blocks as long as ONNX Runtime takes them.
-        (Op::Dequantize, 0, _) => tensor(DType::U8, vec![random.int(1, 3), random.int(1, 2), 32]),
-        (Op::Dequantize, _, Some(q)) => tensor(instance.float, q[..2].to_vec()),
+        (Op::Dequantize | Op::Decode, 0, _) => tensor(DType::U8, vec![random.int(1, 3), random.int(1, 2), 32]),
+        (Op::Dequantize | Op::Decode, _, Some(q)) => tensor(instance.float, q[..2].to_vec()),
         (Op::MatMulNBits, 0, _) => tensor(float, [free(random, 1, 2), vec![random.int(1, 40)]].concat()),
         (Op::MatMulNBits, 1, Some(x)) => {
             tensor(DType::U8, vec![random.int(1, 3), (last(&x) as u64).div_ceil(32) as i64, 32])
