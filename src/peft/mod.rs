@@ -9,7 +9,7 @@ pub mod merge;
 use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
 use crate::onnx::weights;
-use crate::runtime::HostTensor;
+use crate::runtime::{HostTensor, share};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -237,26 +237,35 @@ impl Module {
     pub fn merge(&self, w: &HostTensor, turned: bool) -> Result<HostTensor> {
         let size = |t: &HostTensor, axis: usize| t.shape().get(axis).map_or(0, |n| *n as usize);
         let (rank, inner, outer) = (size(&self.a, 0), size(&self.a, 1), size(&self.b, 0));
-        let shape = if turned { [inner as i64, outer as i64] } else { [outer as i64, inner as i64] };
-        if w.shape() != shape {
+        if turned {
+            return self.merge(&w.transposed()?, false)?.transposed();
+        }
+        if w.shape() != [outer as i64, inner as i64] {
             return Err(Error::runtime(format!("a weight {w:?} does not fit an adapter of {outer} x {inner}")));
         }
-        let (a, b, mut values) = (self.a.to_f64(), self.b.to_f64(), w.to_f64());
-        let mut row = vec![0.0; inner];
-        for o in 0..outer {
-            row.fill(0.0);
-            for (k, b) in b[o * rank..(o + 1) * rank].iter().enumerate() {
-                row.iter_mut().zip(&a[k * inner..(k + 1) * inner]).for_each(|(sum, a)| *sum += b * a);
+        let (a, b) = (self.a.to_f64(), self.b.to_f64());
+        let magnitude = self.magnitude.as_ref().map(HostTensor::to_f64);
+        let shape = [inner as i64];
+        let width = inner * w.dtype().size();
+        let mut bytes = w.bytes().to_vec();
+        share::fill(&mut bytes, width, |first, rows| {
+            for (o, bytes) in (first..).zip(rows.chunks_mut(width.max(1))) {
+                let mut sum = vec![0.0; inner];
+                for (k, b) in b[o * rank..(o + 1) * rank].iter().enumerate() {
+                    sum.iter_mut().zip(&a[k * inner..(k + 1) * inner]).for_each(|(sum, a)| *sum += b * a);
+                }
+                let mut row = HostTensor::from_bytes(w.dtype(), &shape, bytes.to_vec())?.to_f64();
+                row.iter_mut().zip(sum).for_each(|(x, sum)| *x += self.scale * sum);
+                if let Some(magnitude) = &magnitude {
+                    let length = row.iter().map(|x| x * x).sum::<f64>().sqrt();
+                    let factor = magnitude.get(o).copied().unwrap_or_default() / length;
+                    row.iter_mut().for_each(|x| *x *= factor);
+                }
+                bytes.copy_from_slice(HostTensor::from_f64(w.dtype(), &shape, &row)?.bytes());
             }
-            let place = |i: usize| if turned { i * outer + o } else { o * inner + i };
-            row.iter().enumerate().for_each(|(i, sum)| values[place(i)] += self.scale * sum);
-            if let Some(magnitude) = &self.magnitude {
-                let length = (0..inner).map(|i| values[place(i)] * values[place(i)]).sum::<f64>().sqrt();
-                let factor = magnitude.to_f64().get(o).copied().unwrap_or_default() / length;
-                (0..inner).for_each(|i| values[place(i)] *= factor);
-            }
-        }
-        HostTensor::from_f64(w.dtype(), w.shape(), &values)
+            Ok(())
+        })?;
+        HostTensor::from_bytes(w.dtype(), w.shape(), bytes)
     }
 }
 

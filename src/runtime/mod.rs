@@ -11,6 +11,7 @@ pub mod environment;
 pub mod install;
 pub mod locate;
 pub mod session;
+pub mod share;
 pub mod tensor;
 
 pub use buffer::Buffer;

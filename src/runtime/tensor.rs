@@ -1,5 +1,6 @@
 //! A tensor in host memory: what is fed to a session and what comes out.
 
+use super::share;
 use crate::error::{Error, Result};
 use crate::ir::ty::DType;
 use half::{bf16, f16};
@@ -162,16 +163,35 @@ impl HostTensor {
         let [rows, columns] = self.shape[..] else {
             return Err(Error::runtime(format!("only a matrix can be transposed, not shape {:?}", self.shape)));
         };
-        let (r, c, size) = (rows as usize, columns as usize, self.dtype.size());
-        let mut bytes = Vec::with_capacity(self.bytes.len());
-        for j in 0..c {
-            for i in 0..r {
-                let at = (i * c + j) * size;
-                bytes.extend_from_slice(&self.bytes[at..at + size]);
-            }
-        }
+        let (r, c) = (rows as usize, columns as usize);
+        let bytes = match self.dtype.size() {
+            1 => turned::<1>(&self.bytes, r, c),
+            2 => turned::<2>(&self.bytes, r, c),
+            4 => turned::<4>(&self.bytes, r, c),
+            _ => turned::<8>(&self.bytes, r, c),
+        }?;
         Ok(HostTensor { dtype: self.dtype, shape: vec![columns, rows], bytes })
     }
+}
+
+/// The transpose of `rows` x `columns` elements of N bytes, tile by tile: columns lie far apart in memory.
+fn turned<const N: usize>(bytes: &[u8], rows: usize, columns: usize) -> Result<Vec<u8>> {
+    const TILE: usize = 32;
+    let from = bytes.as_chunks::<N>().0;
+    let mut out = vec![0; bytes.len()];
+    share::fill(&mut out, rows * N, |first, part| {
+        let part = part.as_chunks_mut::<N>().0;
+        let count = part.len() / rows.max(1);
+        for (i, j) in (0..rows).step_by(TILE).flat_map(|i| (0..count).step_by(TILE).map(move |j| (i, j))) {
+            for j in j..count.min(j + TILE) {
+                for i in i..rows.min(i + TILE) {
+                    part[j * rows + i] = from[i * columns + first + j];
+                }
+            }
+        }
+        Ok(())
+    })?;
+    Ok(out)
 }
 
 impl std::fmt::Debug for HostTensor {
