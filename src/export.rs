@@ -58,7 +58,10 @@ pub fn export(args: &ExportArgs) -> Result<Vec<PathBuf>> {
     }
     if let Some(path) = &args.merged {
         if extension(path) == "safetensors" {
-            checkpoint::save_weights(&saved, path)?;
+            let few = saved.file().manifest.parameters.iter().any(|p| p.quantized.is_some());
+            let source = Some(source.as_path()).filter(|path| few && path.is_file());
+            source.map_or(Ok(()), |source| checkpoint::check_source(&saved, source))?;
+            checkpoint::save_weights(&saved, source, path)?;
         } else {
             checkpoint::check_source(&saved, &source)?;
             checkpoint::save_model(&saved, &source, path)?;

@@ -85,6 +85,39 @@ fn an_export_is_what_the_run_left() {
     }
 }
 
+/// What train.onnx holds in few bits is whole where the source is: the same weights as without, adapters merged into them.
+#[test]
+fn weights_in_few_bits_are_left_whole() {
+    let weights = |bits: Option<Quantization>| {
+        let folder = tempfile::tempdir().unwrap();
+        let (_, out) = run(folder.path(), &Options { quantize: bits, ..options("lora") }, &["--steps", "4"]);
+        let bytes = std::fs::read(out.join("model.safetensors")).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let each = tensors.iter().map(|(name, view)| (name.to_string(), view.shape().to_vec(), view.data().to_vec()));
+        let mut each: Vec<_> = each.collect();
+        each.sort();
+        // Values of the model that is left, by name.
+        let left = weftc::onnx::read(&out.join("model.onnx")).unwrap().graph;
+        for (name, shape, data) in &each {
+            let leaf = left.leaf(left.find_leaf(name).unwrap_or_else(|| panic!("{name}")));
+            let of = |n: usize| weftc::ir::Dim::Known(n as i64);
+            let mut dims: Vec<_> = shape.iter().map(|n| of(*n)).collect();
+            let mut bytes = data.clone();
+            if leaf.transposed {
+                dims.reverse();
+                let tensor = HostTensor::from_bytes(leaf.ty.dtype, &[shape[0] as i64, shape[1] as i64], bytes).unwrap();
+                bytes = tensor.transposed().unwrap().bytes().to_vec();
+            }
+            assert_eq!(leaf.ty.shape.to_vec(), dims, "{name}");
+            assert!(*weftc::onnx::weights::bytes(leaf).unwrap() == bytes, "{name}");
+        }
+        each.into_iter().map(|(name, shape, _)| (name, shape)).collect::<Vec<_>>()
+    };
+    let plain = weights(None);
+    assert_eq!(weights(Some(Quantization::Int8)), plain);
+    assert!(plain.iter().any(|(name, _)| name.ends_with("q_proj.weight")), "{plain:?}");
+}
+
 #[test]
 fn what_cannot_be_exported_is_refused() {
     let folder = tempfile::tempdir().unwrap();

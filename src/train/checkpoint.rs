@@ -7,10 +7,10 @@ use crate::atomic;
 use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
 use crate::manifest::{Parameter, Role};
-use crate::onnx::read;
 use crate::onnx::replace::replace;
 use crate::onnx::train_file::{TrainFile, Weight};
 use crate::onnx::weights;
+use crate::onnx::{self, read};
 use crate::runtime::{HostTensor, tensor};
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -30,19 +30,31 @@ pub trait Weights {
     fn value(&self, name: &str) -> Result<HostTensor>;
 }
 
-/// Writes every weight of the source model, trained or frozen, as the framework knows it; frozen ones that
-/// train.onnx holds in few bits only are left to the source.  Adapters are merged into their weights.
-pub fn save_weights(trainer: &dyn Weights, path: &Path) -> Result<()> {
-    let whole = trainer.file().manifest.parameters.iter().filter(|p| p.quantized.is_none() && p.part.is_none());
+/// Writes every weight of the source model, trained or frozen, as the framework knows it.  Adapters are merged into their
+/// weights; what train.onnx holds in few bits is taken from `source`, and left out where that is not there.
+pub fn save_weights(trainer: &dyn Weights, source: Option<&Path>, path: &Path) -> Result<()> {
+    let parameters = &trainer.file().manifest.parameters;
+    let few = parameters.iter().any(|p| p.quantized.is_some());
+    let dense = source.filter(|_| few).map(onnx::read).transpose()?.map(|source| source.graph);
+    let leaf = |p: &Parameter| {
+        let graph = dense.as_ref().filter(|_| p.quantized.is_some())?;
+        Some(graph.leaf(graph.find_leaf(&p.name)?)).filter(|leaf| leaf.transposed == p.transposed)
+    };
+    let whole = parameters.iter().filter(|p| p.part.is_none() && (p.quantized.is_none() || leaf(p).is_some()));
     let tensors = whole.map(|p| {
         let mut shape = p.shape.clone();
         if p.transposed {
             shape.reverse();
         }
+        let leaf = leaf(p);
         let read = move || {
-            let value = match p.role {
-                Role::Trainable => trainer.value(&p.name)?,
-                Role::Frozen => host(trainer.file().initial(&p.name)?)?,
+            let value = match (p.role, leaf) {
+                (Role::Trainable, _) => trainer.value(&p.name)?,
+                (_, Some(leaf)) => {
+                    let value = HostTensor::from_bytes(leaf.ty.dtype, &p.shape, weights::bytes(leaf)?.to_vec())?;
+                    of_type(value, dtype(p))?
+                }
+                (_, None) => host(trainer.file().initial(&p.name)?)?,
             };
             let value = adapter::merged(trainer, p, &value)?.unwrap_or(value);
             if p.transposed { value.transposed() } else { Ok(value) }

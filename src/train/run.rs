@@ -369,7 +369,7 @@ fn leave(error: Error, trainer: &Trainer, good: &Position, store: Option<&Store>
 fn save(trainer: &Trainer, source: Option<&Path>, out: &Path, summary: &mut Summary) -> Result<()> {
     state::check_finite(trainer)?;
     let path = out.join(checkpoint::WEIGHTS);
-    checkpoint::save_weights(trainer, &path)?;
+    checkpoint::save_weights(trainer, source, &path)?;
     summary.written.push(path);
     if let Some(source) = source {
         let path = out.join(checkpoint::MODEL);

@@ -390,7 +390,7 @@ impl Trainer {
     pub fn save(&self, folder: &Path) -> Result<PathBuf> {
         let source = self.file.source();
         checkpoint::check_source(self, &source)?;
-        checkpoint::save_weights(self, &folder.join(checkpoint::WEIGHTS))?;
+        checkpoint::save_weights(self, Some(&source), &folder.join(checkpoint::WEIGHTS))?;
         let path = folder.join(checkpoint::MODEL);
         checkpoint::save_model(self, &source, &path)?;
         Ok(path)
