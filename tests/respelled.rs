@@ -21,6 +21,10 @@ fn respelled(folder: &Path, change: impl Fn(&mut GraphProto)) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/llada_micro_dynamo18.onnx");
     let mut model = ModelProto::decode(std::fs::read(source).unwrap().as_slice()).unwrap();
     change(model.graph.as_mut().unwrap());
+    if model.graph.iter().flat_map(|g| &g.node).any(|n| n.op_type == "DequantizeLinear") {
+        // The first that decodes in blocks.
+        (model.opset_import[0].version, model.ir_version) = (21, 10);
+    }
     model.opset_import.push(OperatorSetIdProto { domain: "com.microsoft".into(), version: 1 });
     let path = folder.join("model.onnx");
     std::fs::write(&path, model.encode_to_vec()).unwrap();
@@ -49,9 +53,9 @@ fn run(options: &Options, model: &Path) -> PathBuf {
     out
 }
 
-/// The logits of a model for tokens of a type.
+/// The logits of a model for tokens of a type.  ONNX Runtime's optimiser would round what is multiplied by codes to 8 bits.
 fn logits(path: &Path, tokens: &HostTensor) -> Vec<f64> {
-    let mut session = Session::open(path, &runtime::Options::default()).unwrap();
+    let mut session = Session::open(path, &runtime::Options { optimize: false, ..Default::default() }).unwrap();
     session.run([("input_ids", tokens)]).unwrap()["logits"].to_f64()
 }
 
@@ -166,17 +170,38 @@ fn a_weight_that_is_written_twice_is_merged_twice() {
     let model = respelled(folder.path(), |graph| {
         let data = values(graph, first);
         graph.initializer.iter_mut().find(|t| t.name == second).unwrap().raw_data = data.into();
+        // Both say of which parameter they are: a layer that is used twice.
+        let noted = graph.value_info.iter().find(|v| v.name == first).unwrap().metadata_props.clone();
+        graph.value_info.iter_mut().find(|v| v.name == second).unwrap().metadata_props = noted;
     });
     let before = values(&ModelProto::decode(std::fs::read(&model).unwrap().as_slice()).unwrap().graph.unwrap(), first);
     let options = Options { mask_id: Some(31), trainable: "lora".parse().unwrap(), ..Options::new(model.clone()) };
-    let graph = graph_of(&run(&options, &model));
+    let out = run(&options, &model);
+    let bytes = std::fs::read(out.join("model.safetensors")).unwrap();
+    let names: Vec<String> =
+        safetensors::SafeTensors::deserialize(&bytes).unwrap().names().into_iter().map(String::from).collect();
+    assert!(
+        names.contains(&"transformer.blocks.0.q_proj.weight".into()) && !names.iter().any(|n| n.starts_with("val_"))
+    );
+    let graph = graph_of(&out);
     assert_ne!(values(&graph, first), before);
     assert_eq!(values(&graph, first), values(&graph, second));
 }
 
-/// Matrices of linear layers in blocks of 16 with zero points, as codes of `bits` bits for `MatMulNBits`, or as the dense
-/// numbers that those stand for.
-fn quantise(graph: &mut GraphProto, bits: u32, dense: bool) {
+/// How matrices of linear layers are written.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Form {
+    /// The numbers that codes stand for.
+    Dense,
+    MatMulNBits,
+    /// `DequantizeLinear` before the product, of codes with a sign or without.
+    Decoded {
+        signed: bool,
+    },
+}
+
+/// Matrices of linear layers in blocks of 16 with zero points, as codes of `bits` bits.
+fn quantise(graph: &mut GraphProto, bits: u32, form: Form) {
     const BLOCK: usize = 16;
     let most = ((1u32 << bits) - 1) as f32;
     let tensor = |name: String, dims: &[usize], data_type: DataType, data: Vec<u8>| TensorProto {
@@ -190,12 +215,14 @@ fn quantise(graph: &mut GraphProto, bits: u32, dense: bool) {
         4 => codes.chunks(2).map(|pair| pair[0] | pair.get(1).unwrap_or(&0) << 4).collect(),
         _ => codes.to_vec(),
     };
+    let mut decoders = Vec::new();
     for node in graph.node.iter_mut().filter(|n| n.op_type == "MatMul") {
         let Some(place) = graph.initializer.iter().position(|t| t.name == node.input[1]) else { continue };
         let weight = &mut graph.initializer[place];
         let [inner, outer] = [0, 1].map(|k| weight.dims[k] as usize);
         let mut w: Vec<f32> = weight.raw_data.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
         let (mut codes, mut scales, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut plain, mut of_block) = (vec![0u8; inner * outer], vec![(0f32, 0u8); inner / BLOCK * outer]);
         for column in 0..outer {
             let mut of_row = Vec::new();
             for first in (0..inner).step_by(BLOCK) {
@@ -207,19 +234,48 @@ fn quantise(graph: &mut GraphProto, bits: u32, dense: bool) {
                 let block: Vec<u8> =
                     (0..BLOCK).map(|k| ((w[at(k)] / scale).round() + zero).clamp(0.0, most) as u8).collect();
                 (0..BLOCK).for_each(|k| w[at(k)] = (f32::from(block[k]) - zero) * scale);
+                (0..BLOCK).for_each(|k| plain[at(k)] = block[k]);
+                of_block[first / BLOCK * outer + column] = (scale, zero as u8);
                 codes.extend(packed(&block));
                 scales.extend(scale.to_le_bytes());
                 of_row.push(zero as u8);
             }
             zeros.extend(packed(&of_row));
         }
-        if dense {
+        if form == Form::Dense {
             weight.raw_data = w.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>().into();
             continue;
         }
         let (name, blocks) = (format!("{}_Q{bits}", weight.name), inner / BLOCK);
         let shapes = [vec![outer, blocks, BLOCK * bits as usize / 8], vec![outer * blocks], vec![zeros.len()]];
         let (scale, zero) = (format!("{name}_scales"), format!("{name}_zero_points"));
+        if let Form::Decoded { signed } = form {
+            // As the source has them, `[in out]`.
+            let middle = if signed { 1u8 << (bits - 1) } else { 0 };
+            let turn = |codes: Vec<u8>| {
+                let own: Vec<u8> = codes.iter().map(|c| c.wrapping_sub(middle) & (most as u32) as u8).collect();
+                packed(&own)
+            };
+            let data_type = match (bits, signed) {
+                (4, true) => DataType::Int4,
+                (4, false) => DataType::Uint4,
+                (_, true) => DataType::Int8,
+                (_, false) => DataType::Uint8,
+            };
+            let numbers = of_block.iter().flat_map(|(scale, _)| scale.to_le_bytes()).collect();
+            let sizes = [inner / BLOCK, outer];
+            *weight = tensor(name.clone(), &[inner, outer], data_type, turn(plain));
+            graph.initializer.push(tensor(scale.clone(), &sizes, DataType::Float, numbers));
+            let zeros = turn(of_block.iter().map(|(_, zero)| *zero).collect());
+            graph.initializer.push(tensor(zero.clone(), &sizes, data_type, zeros));
+            let decoded = format!("{name}_decoded");
+            let along = attribute("axis", AttributeType::Int, |a| a.i = Some(0));
+            let mut decoder = self::node("DequantizeLinear", &[&name, &scale, &zero], &decoded, along);
+            decoder.attribute.push(attribute("block_size", AttributeType::Int, |a| a.i = Some(BLOCK as i64)));
+            node.input[1] = decoded;
+            decoders.push(decoder);
+            continue;
+        }
         *weight = tensor(name.clone(), &shapes[0], DataType::Uint8, codes);
         graph.initializer.push(tensor(scale.clone(), &shapes[1], DataType::Float, scales));
         graph.initializer.push(tensor(zero.clone(), &shapes[2], DataType::Uint8, zeros));
@@ -228,6 +284,7 @@ fn quantise(graph: &mut GraphProto, bits: u32, dense: bool) {
         let sizes = [("K", inner), ("N", outer), ("bits", bits as usize), ("block_size", BLOCK)];
         node.attribute.extend(sizes.map(|(n, v)| attribute(n, AttributeType::Int, |a| a.i = Some(v as i64))));
     }
+    graph.node.splice(0..0, decoders);
 }
 
 fn far(a: &[f64], b: &[f64]) -> f64 {
@@ -239,10 +296,20 @@ fn far(a: &[f64], b: &[f64]) -> f64 {
 #[test]
 fn a_model_in_few_bits_is_adapted() {
     // On a GPU codes of 8 bits are decoded by other operators, which run here too.
-    for (bits, target) in [(4, Target::Cpu), (8, Target::Cpu), (4, Target::Portable), (8, Target::Cuda)] {
-        let [dense, few] = [true, false].map(|dense| {
+    let decoded = |signed: bool| Form::Decoded { signed };
+    for (bits, form, target) in [
+        (4, Form::MatMulNBits, Target::Cpu),
+        (8, Form::MatMulNBits, Target::Cpu),
+        (4, Form::MatMulNBits, Target::Portable),
+        (8, Form::MatMulNBits, Target::Cuda),
+        (4, decoded(true), Target::Cpu),
+        (4, decoded(false), Target::Portable),
+        (8, decoded(true), Target::Cuda),
+        (8, decoded(false), Target::Cpu),
+    ] {
+        let [dense, few] = [Form::Dense, form].map(|form| {
             let folder = tempfile::tempdir().unwrap();
-            let model = respelled(folder.path(), |graph| quantise(graph, bits, dense));
+            let model = respelled(folder.path(), |graph| quantise(graph, bits, form));
             let adapter = Spec { targets: vec!["all-linear".into()], ..Spec::default() };
             let trainable = "lora".parse().unwrap();
             let compute = Compute::F32;
@@ -265,15 +332,16 @@ fn a_model_in_few_bits_is_adapted() {
             assert!(far(&logits(&output, &tokens), &logits(&out.join("model.onnx"), &tokens)) < 1e-5, "{bits}: merged");
             (factors, before, logits(&out.join("model.onnx"), &tokens), graph_of(&out))
         });
-        assert!(far(&few.1, &dense.1) < 1e-5, "{bits}: another source");
+        assert!(far(&few.1, &dense.1) < 1e-5, "{bits} {form:?}: another source");
         assert_eq!(few.0.len(), dense.0.len());
         for ((name, a), (other, b)) in few.0.iter().zip(&dense.0) {
             assert_eq!(name, other, "{bits}");
-            assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4), "{bits}: {name}");
+            assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4), "{bits} {form:?}: {name}");
         }
         let moved = far(&few.2, &few.1);
-        assert!(moved > 0.1 && far(&few.2, &dense.2) < 1e-4, "{bits}: {moved}, {}", far(&few.2, &dense.2));
-        assert!(few.3.node.iter().any(|n| n.op_type == "MatMulNBits"), "{bits}");
+        assert!(moved > 0.1 && far(&few.2, &dense.2) < 1e-4, "{bits} {form:?}: {moved}, {}", far(&few.2, &dense.2));
+        let reads_codes = if form == Form::MatMulNBits { "MatMulNBits" } else { "DequantizeLinear" };
+        assert!(few.3.node.iter().any(|n| n.op_type == reads_codes), "{bits}");
     }
 }
 
@@ -288,7 +356,7 @@ fn loss(run: &Path) -> f64 {
 fn a_head_in_few_bits() {
     let folder = tempfile::tempdir().unwrap();
     let model = respelled(folder.path(), |graph| {
-        quantise(graph, 8, false);
+        quantise(graph, 8, Form::MatMulNBits);
         graph.node.iter_mut().filter(|n| n.op_type == "MatMulNBits").for_each(|n| n.input.truncate(3));
     });
     let losses = [Target::Cpu, Target::Portable, Target::Cuda].map(|target| {

@@ -139,6 +139,7 @@ fn decode(dtype: DType, bytes: &[u8]) -> Vec<f64> {
         DType::I8 => each(bytes, |b| i8::from_le_bytes(b).into()),
         DType::U8 => each(bytes, |[b]| b.into()),
         DType::U4 => bytes.iter().flat_map(|b| [b & 15, b >> 4].map(f64::from)).collect(),
+        DType::I4 => bytes.iter().flat_map(|b| [b & 15, b >> 4].map(|c| f64::from(c ^ 8) - 8.0)).collect(),
         DType::Bool => each(bytes, |[b]| f64::from(b != 0)),
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod blocks;
 pub mod builder;
+pub mod codes;
 pub mod dim;
 pub mod graph;
 pub mod infer;

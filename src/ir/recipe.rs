@@ -4,6 +4,7 @@
 //! source's bytes exist, on disk.
 
 use super::blocks::Blocks;
+use super::codes;
 use super::ty::DType;
 use half::{bf16, f16};
 
@@ -16,6 +17,8 @@ pub enum Recipe {
     Codes(Blocks),
     /// Its scales.
     Scales(Blocks),
+    /// Codes of the source in blocks.
+    Blocks(codes::Codes),
     /// The length of each column of a matrix.
     ColumnNorms(Matrix),
 }
@@ -49,6 +52,7 @@ impl Recipe {
             Recipe::Cast { from, to } => source / from.size().max(1) as u64 * to.size() as u64,
             Recipe::Codes(blocks) => blocks.code_bytes() as u64,
             Recipe::Scales(blocks) => blocks.scale_bytes() as u64,
+            Recipe::Blocks(codes) => codes.bytes() as u64,
             Recipe::ColumnNorms(matrix) => (matrix.columns * DType::F32.size()) as u64,
         }
     }
@@ -59,6 +63,7 @@ impl Recipe {
             Recipe::Cast { from, to } => encode(*to, decode(*from, source)),
             Recipe::Codes(blocks) => blocks.codes(source),
             Recipe::Scales(blocks) => blocks.scales(source),
+            Recipe::Blocks(codes) => codes.blocks(source),
             Recipe::ColumnNorms(matrix) => encode(DType::F32, matrix.column_norms(source).into_iter()),
         }
     }

@@ -17,11 +17,13 @@ pub enum DType {
     U8,
     /// Two of them share a byte, the first in its low half.
     U4,
+    /// The same in two's complement.
+    I4,
     Bool,
 }
 
 impl DType {
-    const NAMES: [(DType, &'static str, usize); 10] = [
+    const NAMES: [(DType, &'static str, usize); 11] = [
         (DType::F64, "f64", 8),
         (DType::F32, "f32", 4),
         (DType::F16, "f16", 2),
@@ -31,6 +33,7 @@ impl DType {
         (DType::I8, "i8", 1),
         (DType::U8, "u8", 1),
         (DType::U4, "u4", 1),
+        (DType::I4, "i4", 1),
         (DType::Bool, "bool", 1),
     ];
 
@@ -45,7 +48,7 @@ impl DType {
 
     /// Bytes of `n` dense elements.
     pub fn bytes(self, n: u64) -> u64 {
-        if self == DType::U4 { n.div_ceil(2) } else { n.saturating_mul(self.size() as u64) }
+        if matches!(self, DType::U4 | DType::I4) { n.div_ceil(2) } else { n.saturating_mul(self.size() as u64) }
     }
 
     pub fn parse(name: &str) -> Option<DType> {
@@ -57,7 +60,7 @@ impl DType {
     }
 
     pub fn is_int(self) -> bool {
-        matches!(self, DType::I64 | DType::I32 | DType::I8 | DType::U8 | DType::U4)
+        matches!(self, DType::I64 | DType::I32 | DType::I8 | DType::U8 | DType::U4 | DType::I4)
     }
 }
 

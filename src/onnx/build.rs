@@ -3,7 +3,8 @@
 
 use super::known::{Items, Known};
 use crate::ir::Builder;
-use crate::ir::graph::{Data, Graph, Id, Leaf, LeafKind, Node};
+use crate::ir::codes::Codes;
+use crate::ir::graph::{Data, Graph, Id, Leaf, LeafId, LeafKind, Node};
 use crate::ir::infer::broadcast_shapes;
 use crate::ir::{DType, Dim, F64, Lit, Op, TensorType};
 use std::collections::BTreeMap;
@@ -28,8 +29,21 @@ pub struct Build {
     pub tables: Vec<Leaf>,
     placed: BTreeMap<usize, Id>,
     constants: BTreeMap<(&'static str, Vec<usize>, Vec<u8>), Id>,
+    /// Codes in blocks, and how they lie, by the leaf of the source's codes.
+    pub codes: BTreeMap<LeafId, (Id, Codes)>,
+    /// What of a matrix lies in few bits, by the matrix.
+    pub blocks: BTreeMap<Id, Blocks>,
     /// By the list of its places, a mask that is one and the same along the last axes.
     pub row_masks: BTreeMap<Id, RowMask>,
+}
+
+/// A matrix `[n, k]` in few bits, and what is added to all elements of a block.
+#[derive(Clone)]
+pub struct Blocks {
+    pub dense: Id,
+    /// `[n, blocks]`
+    pub offsets: Id,
+    pub block: i64,
 }
 
 /// A mask of whole rows.
@@ -285,7 +299,7 @@ fn encode(known: &Known, numbers: &[f64]) -> Vec<u8> {
         DType::BF16 => each(&|x| half::bf16::from_f64(x).to_le_bytes().to_vec()),
         DType::I64 => each(&|x| (x as i64).to_le_bytes().to_vec()),
         DType::I32 => each(&|x| (x as i32).to_le_bytes().to_vec()),
-        DType::I8 => each(&|x| vec![x as i8 as u8]),
+        DType::I8 | DType::I4 => each(&|x| vec![x as i8 as u8]),
         DType::U8 | DType::U4 | DType::Bool => each(&|x| vec![x as u8]),
     }
 }

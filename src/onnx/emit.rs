@@ -32,6 +32,7 @@ pub fn data_type(dtype: DType) -> tensor_proto::DataType {
         DType::I8 => T::Int8,
         DType::U8 => T::Uint8,
         DType::U4 => T::Uint4,
+        DType::I4 => T::Int4,
         DType::Bool => T::Bool,
     }
 }

@@ -62,9 +62,10 @@ impl Known {
             DType::I64 => ints(8, &|c| c.try_into().ok().map(i64::from_le_bytes)),
             DType::I32 => ints(4, &|c| c.try_into().ok().map(|c| i32::from_le_bytes(c).into())),
             DType::I8 => ints(1, &|c| c.first().map(|b| i64::from(*b as i8))),
-            DType::U4 => {
-                let codes = bytes.iter().flat_map(|b| [b & 15, b >> 4]).take(tensor.numel());
-                Some(Items::Ints(codes.map(|c| Dim::Known(c.into())).collect()))
+            DType::U4 | DType::I4 => {
+                let codes = bytes.iter().flat_map(|b| [b & 15, b >> 4]).take(tensor.numel()).map(i64::from);
+                let signed = |c: i64| if tensor.dtype == DType::I4 && c > 7 { c - 16 } else { c };
+                Some(Items::Ints(codes.map(|c| Dim::Known(signed(c))).collect()))
             }
             DType::U8 => ints(1, &|c| c.first().map(|b| i64::from(*b))),
             DType::Bool => ints(1, &|c| c.first().map(|b| i64::from(*b != 0))),

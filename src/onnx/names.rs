@@ -39,6 +39,7 @@ pub fn plan(graph: &GraphProto, tensors: &[(&str, Tensor)]) -> Weights {
     let origins = Origins::new(graph);
     let scopes = Scopes::new(graph, &names);
     let recovered = recovered_names(tensors, &uses, &names, &origins, &scopes);
+    let claimed: BTreeSet<&str> = recovered.values().map(|r| r.name.as_str()).collect();
     let coded = coded_names(&uses, &origins, &scopes);
     let mut weights = Weights::default();
     let (mut params, mut computed) = (Vec::new(), Vec::new());
@@ -69,7 +70,8 @@ pub fn plan(graph: &GraphProto, tensors: &[(&str, Tensor)]) -> Weights {
         }
         if is_learned {
             // A copy of a weight that is there itself stands for it, wherever both are used.
-            let is_copy = origins.original(source).is_some_and(|name| names.contains(name));
+            let is_there = |name: &str| names.contains(name) || claimed.contains(name);
+            let is_copy = new.is_none() && origins.original(source).is_some_and(is_there);
             if let Some(parent) = origins.parents(source).first().filter(|_| new.is_none() && !is_copy) {
                 computed.push(format!("`{source}` from `{parent}`"));
             }
@@ -130,7 +132,7 @@ fn recovered_names<'m>(
     scopes: &Scopes,
 ) -> BTreeMap<&'m str, Recovered> {
     let mut found: BTreeMap<&str, Recovered> = BTreeMap::new();
-    let mut claims: BTreeMap<String, usize> = BTreeMap::new();
+    let mut claims: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     let nameless = |(n, t): &&(&str, Tensor)| origins.is_made_up(n) && t.dtype.is_float() && t.numel() > 1;
     for (source, tensor) in tensors.iter().filter(nameless) {
         let original = origins.original(source);
@@ -145,17 +147,26 @@ fn recovered_names<'m>(
             Some(Recovered { name: original.map(String::from).or_else(of_module)?, transposed })
         });
         if let Some(r) = candidate.filter(|r| !names.contains(r.name.as_str())) {
-            *claims.entry(r.name.clone()).or_default() += 1;
+            claims.entry(r.name.clone()).or_default().push(source);
             found.insert(source, r);
         }
     }
-    // Two tensors of one module (experts, say): neither can claim the module's weight.
-    found.retain(|_, r| claims.get(&r.name) == Some(&1));
+    // Several tensors of one module (experts, say): none can claim the module's weight, unless they are copies of one
+    // parameter, of a layer that is used again and again.
+    let by_name: BTreeMap<&str, &Tensor> = tensors.iter().map(|(name, t)| (*name, t)).collect();
+    let copies = |a: &str, b: &str| {
+        let of_one = origins.original(a).is_some() && origins.original(a) == origins.original(b);
+        of_one && by_name.get(a).zip(by_name.get(b)).is_some_and(|(a, b)| a.is_copy_of(b))
+    };
+    found.retain(|source, r| match claims.get(&r.name).map(Vec::as_slice) {
+        Some([first, others @ ..]) => first == source && others.iter().all(|other| copies(first, other)),
+        _ => false,
+    });
     found
 }
 
 /// What is behind the names of weights that quantisers made codes of.
-const CODED: &[&str] = &["_Q4", "_Q8", ".qweight", "_quantized", "_quant"];
+const CODED: &[&str] = &["_DQ_Q4", "_DQ_Q8", "_Q4", "_Q8", ".qweight", "_quantized", "_quant"];
 
 /// Names for the codes of weights, `WEIGHT.codes`: of the weight that they are of, or of the module of their node.
 fn coded_names<'m>(

@@ -186,7 +186,7 @@ impl Use<'_> {
 
     /// The codes of a weight in few bits.
     pub fn is_codes(&self) -> bool {
-        self.node.op_type == "MatMulNBits" && self.operand == 1
+        matches!((self.node.op_type.as_str(), self.operand), ("MatMulNBits", 1) | ("DequantizeLinear", 0))
     }
 
     /// Codes, their scales or their zero points: none of them is learned.

@@ -104,13 +104,22 @@ pub fn replace(source: &Path, out: &Path, beside: &[Beside], new: Change<'_>) ->
     // Nodes are decoded in the order in which they lie.
     let mut stay = old.node.iter().map(|n| !n.output.first().is_some_and(|name| held.contains(name.as_str())));
     graph_parts.retain(|f| f.tag != NODE || stay.next().unwrap_or(true));
-    let by_codes: FxHashMap<&str, &Beside> = beside.iter().map(|b| (b.codes.as_str(), b)).collect();
+    let mut by_codes: FxHashMap<String, &Beside> = beside.iter().map(|b| (b.codes.clone(), b)).collect();
     let mut new_graph = Vec::new();
     for part in graph_parts.iter().filter(|f| f.tag != INITIALIZER) {
         let node = (part.tag == NODE && !beside.is_empty()).then(|| NodeProto::decode(part.content.clone()).ok());
-        let adapted = node.flatten().filter(|n| n.op_type == "MatMulNBits").and_then(|node| {
-            let adapter = by_codes.get(node.input.get(1)?.as_str())?;
-            adapted(node, adapter)
+        let adapted = node.flatten().and_then(|node| {
+            let from = |k: usize| by_codes.get(node.input.get(k)?).copied();
+            match node.op_type.as_str() {
+                // The matrix that codes stand for, and its transpose, stand for the codes.
+                "DequantizeLinear" | "Transpose" => {
+                    let adapter = from(0)?;
+                    by_codes.insert(node.output.first()?.clone(), adapter);
+                    None
+                }
+                "MatMulNBits" | "MatMul" | "Gemm" => adapted(node.clone(), from(1)?),
+                _ => None,
+            }
         });
         match adapted {
             Some(nodes) => nodes.iter().for_each(|n| put(NODE, &n.encode_to_vec(), &mut new_graph)),

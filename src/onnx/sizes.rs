@@ -16,7 +16,7 @@ pub(super) fn scalar_bytes(value: f64, dtype: DType) -> Vec<u8> {
         DType::BF16 => half::bf16::from_f64(value).to_le_bytes().to_vec(),
         DType::I64 => (value as i64).to_le_bytes().to_vec(),
         DType::I32 => (value as i32).to_le_bytes().to_vec(),
-        DType::I8 => (value as i8).to_le_bytes().to_vec(),
+        DType::I8 | DType::I4 => (value as i8).to_le_bytes().to_vec(),
         DType::U8 | DType::U4 => vec![value as u8],
         DType::Bool => vec![u8::from(value != 0.0)],
     }

@@ -2,6 +2,7 @@
 
 use super::proto::TensorProto;
 use super::proto::tensor_proto::{DataLocation, DataType};
+use super::weights;
 use crate::ir::graph::Data;
 use crate::ir::{DType, Dim};
 use prost::bytes::Bytes;
@@ -19,6 +20,13 @@ impl Tensor {
     pub fn numel(&self) -> usize {
         self.dims.iter().product()
     }
+
+    /// Whether both hold the same elements; whole tensors are read only where their first pages agree.
+    pub fn is_copy_of(&self, other: &Tensor) -> bool {
+        let bytes = |t: &Tensor| weights::load(&t.data).ok();
+        (self.dtype, &self.dims) == (other.dtype, &other.dims)
+            && bytes(self).zip(bytes(other)).is_some_and(|(a, b)| *a == *b)
+    }
 }
 
 /// Our element type for ONNX's number.
@@ -33,6 +41,7 @@ pub fn dtype(number: i32) -> Result<DType, String> {
         Ok(DataType::Int8) => Ok(DType::I8),
         Ok(DataType::Uint8) => Ok(DType::U8),
         Ok(DataType::Uint4) => Ok(DType::U4),
+        Ok(DataType::Int4) => Ok(DType::I4),
         Ok(DataType::Bool) => Ok(DType::Bool),
         Ok(other) => Err(format!("element type {} is not supported", other.as_str_name().to_lowercase())),
         Err(_) => Err(format!("unknown element type {number}")),
@@ -162,7 +171,7 @@ fn typed(proto: &TensorProto, dtype: DType) -> Result<Vec<u8>, String> {
         // Narrow types lie in the low bits of an int32.
         DType::F16 | DType::BF16 => bytes(&proto.int32_data, |x| (x as u16).to_le_bytes()),
         // Two to an int32.
-        DType::U4 | DType::I8 | DType::U8 => bytes(&proto.int32_data, |x| [x as u8]),
+        DType::U4 | DType::I4 | DType::I8 | DType::U8 => bytes(&proto.int32_data, |x| [x as u8]),
         DType::Bool => bytes(&proto.int32_data, |x| [u8::from(x != 0)]),
     })
 }

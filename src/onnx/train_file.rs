@@ -276,6 +276,7 @@ fn onnx_type(dtype: DType) -> i32 {
         DType::I8 => Onnx::Int8,
         DType::U8 => Onnx::Uint8,
         DType::U4 => Onnx::Uint4,
+        DType::I4 => Onnx::Int4,
         DType::Bool => Onnx::Bool,
     };
     onnx.into()

@@ -126,7 +126,7 @@ impl HostTensor {
             DType::BF16 => all(b, |x: bf16| x.to_f64()),
             DType::I64 => all(b, |x: i64| x as f64),
             DType::I32 => all(b, |x: i32| x.into()),
-            DType::I8 => all(b, |x: i8| x.into()),
+            DType::I8 | DType::I4 => all(b, |x: i8| x.into()),
             DType::U8 | DType::U4 => all(b, |x: u8| x.into()),
             DType::Bool => all(b, |x: bool| f64::from(u8::from(x))),
         }
@@ -144,7 +144,7 @@ impl HostTensor {
             DType::BF16 => all(shape, values, bf16::from_f64),
             DType::I64 => all(shape, values, |x| x as i64),
             DType::I32 => all(shape, values, |x| x as i32),
-            DType::I8 => all(shape, values, |x| x as i8),
+            DType::I8 | DType::I4 => all(shape, values, |x| x as i8),
             DType::U8 | DType::U4 => all(shape, values, |x| x as u8),
             DType::Bool => all(shape, values, |x| x != 0.0),
         }

@@ -169,7 +169,7 @@ fn safetensors_name(dtype: DType) -> &'static str {
         DType::I64 => "I64",
         DType::I32 => "I32",
         DType::I8 => "I8",
-        DType::U8 | DType::U4 => "U8",
+        DType::U8 | DType::U4 | DType::I4 => "U8",
         DType::Bool => "BOOL",
     }
 }

@@ -1,5 +1,6 @@
 //! Matrix products, and activations that the IR spells with other operators.
 
+use super::quantized;
 use crate::ir::graph::Id;
 use crate::ir::{Dim, Op};
 use crate::onnx::build::{Build, Value};
@@ -25,7 +26,7 @@ pub fn matmul(b: &mut Build, call: &Call) -> Read {
     if let [n] = of_y.as_slice() {
         y = b.reshape(y, &[n.clone(), Dim::Known(1)])?;
     }
-    let id = b.op(Op::MatMul, &[x, y], &[])?;
+    let id = quantized::product(b, x, y)?;
     let mut shape = b.shape(id);
     if of_y.len() == 1 {
         shape.pop();
@@ -45,7 +46,7 @@ pub fn gemm(b: &mut Build, call: &Call) -> Read {
     if call.int_or("transB", 0) != 0 {
         y = b.swap_last(y)?;
     }
-    let mut id = b.op(Op::MatMul, &[x, y], &[])?;
+    let mut id = quantized::product(b, x, y)?;
     let (alpha, beta) = (call.float_or("alpha", 1.0), call.float_or("beta", 1.0));
     if alpha != 1.0 {
         id = with(b, Op::Mul, id, alpha)?;

@@ -1,12 +1,19 @@
 //! Quantised weights: `DequantizeLinear`, and `MatMulNBits` of ONNX Runtime's domain.
 
-use crate::ir::graph::{Id, LeafKind};
-use crate::ir::{DType, Dim, Lit, Op, TensorType};
-use crate::onnx::build::{Build, Value, ints};
+use crate::ir::codes::Codes;
+use crate::ir::graph::{Data, Id, Leaf, LeafKind};
+use crate::ir::recipe::Recipe;
+use crate::ir::{DType, Dim, Lit, Node, Op, TensorType};
+use crate::onnx::build::{Blocks, Build, Value, ints};
 use crate::onnx::call::{Call, Read};
+use crate::onnx::weights;
+use std::sync::Arc;
 
 /// `(x - zero_point) scale`, with one scale for all, for each index of an axis, or for each block along it.
 pub fn dequantize_linear(b: &mut Build, call: &Call) -> Read {
+    if let Some(weight) = coded(b, call)? {
+        return Ok(vec![Value::Node(weight)]);
+    }
     let (x, scale) = (call.node(b, 0)?, call.node(b, 1)?);
     let (shape, dtype) = (b.shape(x), b.ty(scale)?.dtype);
     let mut values = b.cast(x, dtype)?;
@@ -17,6 +24,116 @@ pub fn dequantize_linear(b: &mut Build, call: &Call) -> Read {
     }
     let scale = spread(b, call, scale, &shape)?;
     Ok(vec![Value::Node(b.op(Op::Mul, &[values, scale], &[])?)])
+}
+
+/// Codes of a matrix that stand in the file, as blocks along its rows; `None` for anything else.
+///
+/// Rows are what scales do not run along, so that the product with an `[in out]` matrix is one with its transpose, `[out in]`.
+/// With zero points z, the codes' middle less z, times the scale, is the same all over a block and is added.
+fn coded(b: &mut Build, call: &Call) -> Result<Option<Id>, String> {
+    let (x, scale) = (call.node(b, 0)?, call.node(b, 1)?);
+    let Some(leaf) = b.graph.as_leaf(x) else { return Ok(None) };
+    let held = b.graph.leaf(leaf).clone();
+    let (bits, signed) = match held.ty.dtype {
+        DType::U4 => (4, false),
+        DType::I4 => (4, true),
+        DType::U8 => (8, false),
+        DType::I8 => (8, true),
+        _ => return Ok(None),
+    };
+    let sizes: Option<Vec<usize>> = held.ty.shape.iter().map(|d| usize::try_from(d.known()?).ok()).collect();
+    let (Some(data), Some([first, second])) = (&held.data, sizes.as_deref()) else { return Ok(None) };
+    // Codes along this axis share scales.
+    let (block, own) = (call.int_or("block_size", 0), b.shape(scale));
+    let along = match own.len() {
+        2 if block > 1 => call.axis(1, 2)?,
+        1 if block == 0 && !own[0].is(1) => 1 - call.axis(1, 2)?,
+        _ => 0,
+    };
+    let (columns, rows) = if along == 0 { (*first, *second) } else { (*second, *first) };
+    let block = match own.len() {
+        2 => block,
+        // A power of two, as ONNX Runtime's products want it, of which rows are made where that can be.
+        _ => 1 << columns.trailing_zeros().clamp(4, 7),
+    };
+    let whole = held.ty.dtype.bytes((rows * columns) as u64) == data.len();
+    if rows == 0 || columns < 2 || block < 2 || block % 2 != 0 || !whole {
+        return Ok(None);
+    }
+    let form = Codes { bits, signed, rows, columns, transposed: along == 0, block: block as usize };
+    let dim = |n: usize| Dim::Known(n as i64);
+    let (n, blocks) = (dim(rows), dim(form.per_row()));
+    let middle = (1i64 << (bits - 1)) as f64;
+    let zeros = match call.optional(b, 2)? {
+        Some(zeros) if is_middle(b, zeros, signed, bits) => None,
+        given => Some(given).filter(|given| given.is_some() || !signed),
+    };
+    let per_block = |b: &mut Build, x: Id| -> Result<Id, String> {
+        let shape = b.shape(x);
+        match shape.len() {
+            2 if along == 0 => b.op(Op::Transpose, &[x], &[ints([1, 0])]),
+            2 => Ok(x),
+            rank => {
+                let column =
+                    if rank == 1 && !shape[0].is(1) { [n.clone(), Dim::Known(1)] } else { [1, 1].map(Dim::Known) };
+                let x = b.reshape(x, &column)?;
+                b.expand(x, &[n.clone(), blocks.clone()])
+            }
+        }
+    };
+    let scales = per_block(b, scale)?;
+    let codes = match b.codes.get(&leaf) {
+        Some((found, same)) if *same == form => *found,
+        Some(_) => return Ok(None),
+        None => {
+            let shape = [n.clone(), blocks.clone(), dim(form.block * bits as usize / 8)];
+            let source_name = held.source_name.clone().or_else(|| Some(held.name.clone()));
+            let from = Arc::new(data.clone());
+            let data = Some(Data::Derived { from, recipe: Recipe::Blocks(form.clone()) });
+            // Blocks have the name; nothing reads the codes as such.
+            b.graph.leaves[leaf.0 as usize].name += ".source";
+            let ty = TensorType::new(DType::U8, shape);
+            let id = b.graph.add_leaf(Leaf { ty, kind: LeafKind::Const, data, source_name, ..held });
+            b.codes.insert(leaf, (id, form.clone()));
+            id
+        }
+    };
+    let attributes = [i64::from(bits), columns as i64].map(|n| Lit::Int(Dim::Known(n)));
+    let mut dense = b.op(Op::Dequantize, &[codes, scales], &attributes)?;
+    if let Some(zeros) = zeros {
+        let dtype = b.ty(scales)?.dtype;
+        let zeros = match zeros {
+            Some(zeros) => {
+                let zeros = b.cast(zeros, dtype)?;
+                per_block(b, zeros)?
+            }
+            None => b.full(0.0, dtype, &[n.clone(), blocks.clone()])?,
+        };
+        // The code that means 0 where codes begin at 0.
+        let middle = b.float(if signed { 0.0 } else { middle })?;
+        let below = b.op(Op::Sub, &[middle, zeros], &[])?;
+        let offsets = b.op(Op::Mul, &[below, scales], &[])?;
+        let coded = Blocks { dense, offsets, block };
+        let each = b.reshape(offsets, &[n.clone(), blocks.clone(), Dim::Known(1)])?;
+        let each = b.expand(each, &[n.clone(), blocks.clone(), Dim::Known(block)])?;
+        let each = b.reshape(each, &[n.clone(), blocks.clone() * Dim::Known(block)])?;
+        let each = b.slice(each, 1, Dim::Known(0), dim(columns), 1)?;
+        dense = b.op(Op::Add, &[dense, each], &[])?;
+        b.blocks.insert(dense, coded);
+    }
+    Ok(Some(if along == 0 { b.op(Op::Transpose, &[dense], &[ints([1, 0])])? } else { dense }))
+}
+
+/// Whether zero points are all the code in the middle, which stands for 0 anyway.
+fn is_middle(b: &Build, zeros: Id, signed: bool, bits: u32) -> bool {
+    let leaf = b.graph.as_leaf(zeros).map(|leaf| b.graph.leaf(leaf));
+    let bytes = leaf.filter(|l| l.ty.dtype.is_int()).and_then(|leaf| weights::bytes(leaf).ok());
+    let middle = match (signed, bits) {
+        (true, _) => 0,
+        (false, 4) => 0x88,
+        (false, _) => 0x80,
+    };
+    bytes.is_some_and(|bytes| bytes.iter().all(|byte| *byte == middle || bits == 4 && *byte == middle & 15))
 }
 
 /// Scales or zero points so that they broadcast to `shape`.
@@ -74,9 +191,7 @@ pub fn matmul_nbits(b: &mut Build, call: &Call) -> Read {
     let mut y = times_transposed(b, x, dense)?;
     if let Some(zeros) = call.optional(b, 3)? {
         let offsets = offsets(b, zeros, scales, &sizes)?;
-        let sums = block_sums(b, x, &sizes)?;
-        let beside = times_transposed(b, sums, offsets)?;
-        y = b.op(Op::Add, &[y, beside], &[])?;
+        y = with_offsets(b, y, x, offsets, block)?;
     }
     if let Some(bias) = call.optional(b, 5)? {
         y = b.op(Op::Add, &[y, bias], &[])?;
@@ -90,6 +205,29 @@ struct Sizes {
     blocks: i64,
     block: i64,
     bits: i64,
+}
+
+/// `x w`, where w may be the transpose of a matrix in few bits with zero points: what is the same all over a block is
+/// multiplied by the sums of x over blocks.
+pub fn product(b: &mut Build, x: Id, w: Id) -> Result<Id, String> {
+    let turned = match b.graph.node(w) {
+        Node::Op(Op::Transpose, c) => b.blocks.get(&c[0]).cloned(),
+        _ => None,
+    };
+    match turned {
+        Some(Blocks { dense, offsets, block }) => {
+            let y = times_transposed(b, x, dense)?;
+            with_offsets(b, y, x, offsets, block)
+        }
+        None => b.op(Op::MatMul, &[x, w], &[]),
+    }
+}
+
+/// y and the sums of x over blocks times the offsets `[n, blocks]`.
+fn with_offsets(b: &mut Build, y: Id, x: Id, offsets: Id, block: i64) -> Result<Id, String> {
+    let sums = block_sums(b, x, &b.shape(offsets)[1].clone(), block)?;
+    let beside = times_transposed(b, sums, offsets)?;
+    b.op(Op::Add, &[y, beside], &[])
 }
 
 fn times_transposed(b: &mut Build, x: Id, w: Id) -> Result<Id, String> {
@@ -129,19 +267,19 @@ fn offsets(b: &mut Build, zeros: Id, scales: Id, sizes: &Sizes) -> Result<Id, St
 }
 
 /// The sums of x over blocks of its last axis, `[.., blocks]`.
-fn block_sums(b: &mut Build, x: Id, sizes: &Sizes) -> Result<Id, String> {
+fn block_sums(b: &mut Build, x: Id, blocks: &Dim, block: i64) -> Result<Id, String> {
     let (shape, dtype) = (b.shape(x), b.ty(x)?.dtype);
     let (width, rows) = shape.split_last().ok_or("its operand needs an axis")?;
-    let missing = Dim::Known(sizes.blocks * sizes.block) - width.clone();
+    let block = Dim::Known(block);
+    let missing = blocks.clone() * block.clone() - width.clone();
     let mut x = x;
     if !missing.is(0) {
         let zeros = b.full(0.0, dtype, &[rows, &[missing]].concat())?;
         x = b.concat(&[x, zeros], rows.len())?;
     }
-    let (blocks, block) = (Dim::Known(sizes.blocks), Dim::Known(sizes.block));
     let x = b.reshape(x, &[rows, &[blocks.clone(), block]].concat())?;
     let sums = b.op(Op::Sum, &[x], &[ints([-1])])?;
-    b.reshape(sums, &[rows, &[blocks]].concat())
+    b.reshape(sums, &[rows, &[blocks.clone()]].concat())
 }
 
 /// Two codes a byte, the first in its low half, as numbers in f32.
