@@ -11,6 +11,7 @@ onnxscript, onnxruntime and numpy; tried with PyTorch 2.15 and transformers 5.24
 
 import argparse
 import contextlib
+import inspect
 import json
 import os
 import pathlib
@@ -105,6 +106,24 @@ ENCODERS = {
     "Ernie": {},
 }
 
+# More of both, by the type of their configuration: they take those of SHAPE that they know.
+MORE_DECODERS = """bitnet ctrl diffllama doge exaone exaone4 gemma4_text glm gpt_bigcode gpt_neo gpt_neox_japanese granite_swa
+    hyperclovax internlm3 iquestcoder jais2 lfm3 minicpm3 ministral ministral3 nanochat olmo olmo3 vaultgemma xglm youtu""".split()
+MORE_ENCODERS = """big_bird camembert data2vec-text deberta flaubert gte jina_embeddings_v3 luke mra nomic_bert
+    roberta-prelayernorm ultrabert xlm""".split()
+SHAPE = dict(
+    GROUPED, head_dim=16, sliding_window=64, partial_rotary_factor=1.0, moe_intermediate_size=48, kv_lora_rank=16,
+    q_lora_rank=24, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16, n_positions=LENGTH, n_embd=64, n_layer=2, n_head=4,
+    n_inner=96, d_model=64, ffn_dim=96, dff=96, num_layers=2, attention_heads=4, n_layers=2, n_heads=4, dim=64, emb_dim=64,
+    embedding_size=64, attention_types=[[["global"], 2]],
+)
+# What they disagree about.
+OWN = {
+    "minicpm3": dict(num_key_value_heads=4, head_dim=8),
+    "youtu": dict(num_key_value_heads=4, head_dim=8),
+    "gpt_neo": dict(num_heads=4),
+}
+
 EXPORTERS = {"TorchScript 17": 17, "dynamo 18": 18, "dynamo 23": 23}
 
 
@@ -128,6 +147,19 @@ class Logits(torch.nn.Module):
         return ["input_ids", "attention_mask"][: 1 + self.masked]
 
 
+def more(kind, decodes):
+    """Classes and settings of a type of configuration."""
+    auto = transformers.models.auto
+    names = auto.modeling_auto
+    models = names.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if decodes else names.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    configuration = auto.configuration_auto.CONFIG_MAPPING[kind]
+    known = {*inspect.signature(configuration.__init__).parameters, *getattr(configuration, "attribute_map", {}),
+             *getattr(configuration, "__dataclass_fields__", {}), *getattr(configuration, "__annotations__", {})}
+    shape = {name: value for name, value in SHAPE.items() if name in known}
+    return dict(shape, **OWN.get(kind, {}), model=models[kind],
+                configuration=configuration.__name__.removesuffix("Config"))
+
+
 def build(name, settings, decodes):
     settings = dict(settings)
     attention, masked = settings.pop("attention", "sdpa"), settings.pop("masked", False)
@@ -137,7 +169,12 @@ def build(name, settings, decodes):
     torch.manual_seed(0)
     config = getattr(transformers, configuration)(**{**COMMON, **settings})
     config._attn_implementation = attention
-    inner = getattr(transformers, model)(config)
+    try:
+        inner = getattr(transformers, model)(config)
+    except ValueError:
+        # It has no other form of attention.
+        config._attn_implementation = "eager"
+        inner = getattr(transformers, model)(config)
     for module in inner.modules():
         if hasattr(module, "is_causal"):
             module.is_causal = False
@@ -262,11 +299,12 @@ def main():
         args.folder = args.folder or pathlib.Path(scratch)
         args.folder.mkdir(parents=True, exist_ok=True)
         print(f"| architecture | {' | '.join(EXPORTERS)} |\n|{'---|' * (1 + len(EXPORTERS))}")
-        for decodes, table in ((True, DECODERS), (False, ENCODERS)):
-            for name, settings in table.items():
+        for decodes, table, others in ((True, DECODERS, MORE_DECODERS), (False, ENCODERS, MORE_ENCODERS)):
+            for name, settings in {**table, **{kind: None for kind in others}}.items():
                 if args.names and name not in args.names:
                     continue
                 try:
+                    settings = more(name, decodes) if settings is None else settings
                     cells = [cell(name, settings, decodes, exporter, args) for exporter in EXPORTERS]
                 except Exception as error:
                     cells = [short(f"not built: {error}")] * len(EXPORTERS)

@@ -27,7 +27,7 @@ impl Scope<'_> {
         let wrong = || Error::internal("write", "codes must be [rows, blocks, bytes] of known size");
         let ty = self.graph.tensor_type(codes).ok_or_else(wrong)?;
         match ty.shape.iter().map(Dim::known).collect::<Option<Vec<i64>>>().as_deref() {
-            Some(&[rows, blocks, bytes]) => Ok(Sizes { rows, blocks, block: bytes * 8 / bits, bits }),
+            Some(&[rows, blocks, bytes]) if bits > 0 => Ok(Sizes { rows, blocks, block: bytes * 8 / bits, bits }),
             _ => Err(wrong()),
         }
     }

@@ -32,8 +32,17 @@ pub struct Beside {
     pub factors: [Weight; 2],
 }
 
+/// What was written otherwise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Replaced {
+    /// How many weights.
+    pub weights: usize,
+    /// How many adapters stand beside the product with their codes.
+    pub beside: usize,
+}
+
 /// Copies `source` to `out`, asking `new` for every initializer's bytes (`None` keeps them).  Weights that
-/// were external, or are too large, go to a file beside it.  Returns how many were replaced.
+/// were external, or are too large, go to a file beside it.
 ///
 /// Products with the codes of an adapter of `beside` get its own added.
 ///
@@ -41,7 +50,7 @@ pub struct Beside {
 ///
 /// # Errors
 /// Where a file cannot be read or written, `source` is no model, or a replacement has another size.
-pub fn replace(source: &Path, out: &Path, beside: &[Beside], new: Change<'_>) -> Result<usize> {
+pub fn replace(source: &Path, out: &Path, beside: &[Beside], new: Change<'_>) -> Result<Replaced> {
     let file = Bytes::from_owner(weights::map(source)?);
     let refuse =
         |place: &str, why: String| Error::Model { model: source.into(), problems: vec![Problem::new(place, why)] };
@@ -105,6 +114,7 @@ pub fn replace(source: &Path, out: &Path, beside: &[Beside], new: Change<'_>) ->
     let mut stay = old.node.iter().map(|n| !n.output.first().is_some_and(|name| held.contains(name.as_str())));
     graph_parts.retain(|f| f.tag != NODE || stay.next().unwrap_or(true));
     let mut by_codes: FxHashMap<String, &Beside> = beside.iter().map(|b| (b.codes.clone(), b)).collect();
+    let mut placed: FxHashSet<&str> = FxHashSet::default();
     let mut new_graph = Vec::new();
     for part in graph_parts.iter().filter(|f| f.tag != INITIALIZER) {
         let node = (part.tag == NODE && !beside.is_empty()).then(|| NodeProto::decode(part.content.clone()).ok());
@@ -112,12 +122,16 @@ pub fn replace(source: &Path, out: &Path, beside: &[Beside], new: Change<'_>) ->
             let from = |k: usize| by_codes.get(node.input.get(k)?).copied();
             match node.op_type.as_str() {
                 // The matrix that codes stand for, and its transpose, stand for the codes.
-                "DequantizeLinear" | "Transpose" => {
+                "DequantizeLinear" | "Transpose" | "Identity" | "Cast" => {
                     let adapter = from(0)?;
                     by_codes.insert(node.output.first()?.clone(), adapter);
                     None
                 }
-                "MatMulNBits" | "MatMul" | "Gemm" => adapted(node.clone(), from(1)?),
+                "MatMulNBits" | "MatMul" | "Gemm" if is_plain(&node) => {
+                    let adapter = from(1)?;
+                    placed.insert(&adapter.codes);
+                    adapted(node.clone(), adapter)
+                }
                 _ => None,
             }
         });
@@ -148,7 +162,13 @@ pub fn replace(source: &Path, out: &Path, beside: &[Beside], new: Change<'_>) ->
         }
     }
     atomic::write(out, |file| file.write_all(&model))?;
-    Ok(replaced)
+    Ok(Replaced { weights: replaced, beside: placed.len() })
+}
+
+/// Whether a product is one with its first operand as it is, not its transpose or a multiple.
+fn is_plain(product: &NodeProto) -> bool {
+    let attribute = |name: &str| product.attribute.iter().find(|a| a.name == name);
+    attribute("transA").is_none_or(|a| a.i() == 0) && attribute("alpha").is_none_or(|a| a.f() == 1.0)
 }
 
 /// The names of an adapter's factors and products.
@@ -228,7 +248,7 @@ mod tests {
             assert_eq!(old.dtype, DType::F32);
             Ok((name == "large").then(|| vec![7; 2048]))
         });
-        assert_eq!((replaced.unwrap(), seen), (1, vec![("large".into(), 2048), ("small".into(), 8)]));
+        assert_eq!((replaced.unwrap().weights, seen), (1, vec![("large".into(), 2048), ("small".into(), 8)]));
         assert!(std::fs::read(to.path().join("new.onnx.data")).unwrap() == vec![7; 2048]);
         let written = Bytes::from(std::fs::read(&out).unwrap());
         let model = ModelProto::decode(written.clone()).unwrap();

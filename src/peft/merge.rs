@@ -45,7 +45,7 @@ pub fn merge(args: &MergeArgs) -> Result<usize> {
     // A weight that the file holds twice is merged twice.
     let ties = ties(&args.model)?;
     let merged = RefCell::new(Vec::new());
-    replace(&args.model, &args.output, &beside, &mut |name, old| {
+    let replaced = replace(&args.model, &args.output, &beside, &mut |name, old| {
         let tie = ties.get(name);
         let Some((module, turned)) = chosen.get(tie.map_or(name, |t| &t.to)) else { return Ok(None) };
         let old = HostTensor::from_bytes(old.dtype, &old.shape, old.bytes.clone())?;
@@ -58,6 +58,10 @@ pub fn merge(args: &MergeArgs) -> Result<usize> {
     if merged.len() < chosen.len() {
         let lost: Vec<&str> = chosen.keys().filter(|n| !merged.contains(n)).map(String::as_str).collect();
         return Err(Error::internal("merge", format!("{} was not found again", lost.join(", "))));
+    }
+    if replaced.beside < beside.len() {
+        let message = format!("{} adapters of weights in few bits found no product", beside.len() - replaced.beside);
+        return Err(Error::internal("merge", message));
     }
     Ok(merged.len() + beside.len())
 }

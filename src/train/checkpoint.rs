@@ -7,7 +7,7 @@ use crate::atomic;
 use crate::error::{Error, Problem, Result};
 use crate::ir::DType;
 use crate::manifest::{Parameter, Role};
-use crate::onnx::replace::replace;
+use crate::onnx::replace::{Replaced, replace};
 use crate::onnx::train_file::{TrainFile, Weight};
 use crate::onnx::weights;
 use crate::onnx::{self, read};
@@ -65,9 +65,8 @@ pub fn save_weights(trainer: &dyn Weights, source: Option<&Path>, path: &Path) -
     write_tensors(path, tensors.collect(), ("format", "pt".into()))
 }
 
-/// Writes the source model with the trained weights in place of its own, and adapters beside weights in few bits; returns
-/// how many weights it replaced.
-pub fn save_model(trainer: &dyn Weights, source: &Path, path: &Path) -> Result<usize> {
+/// Writes the source model with the trained weights in place of its own, and adapters beside weights in few bits.
+pub fn save_model(trainer: &dyn Weights, source: &Path, path: &Path) -> Result<Replaced> {
     let parameters = &trainer.file().manifest.parameters;
     let by_source = |name: &str| parameters.iter().find(|p| p.source_name.as_deref().unwrap_or(&p.name) == name);
     let by_name = |name: &str| parameters.iter().find(|p| p.name == name);

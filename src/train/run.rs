@@ -376,8 +376,15 @@ fn save(trainer: &Trainer, source: Option<&Path>, out: &Path, summary: &mut Summ
         let replaced = checkpoint::save_model(trainer, source, &path)?;
         let bases = trainer.manifest().parameters.iter().filter(|p| adapter::is_merged(trainer, p)).count();
         let n = if trainer.manifest().adapter.is_some() { bases } else { trainer.parameters().count() };
-        if replaced < n {
-            summary.notes.push(format!("only {replaced} of {n} trained weights were found in {}", source.display()));
+        let lost = adapter::in_few_bits(trainer).saturating_sub(replaced.beside);
+        if lost > 0 {
+            summary
+                .notes
+                .push(format!("{lost} adapters of weights in few bits found no product: model.onnx has them not"));
+        }
+        if replaced.weights < n {
+            let found = replaced.weights;
+            summary.notes.push(format!("only {found} of {n} trained weights were found in {}", source.display()));
         }
         summary.written.push(path);
     }

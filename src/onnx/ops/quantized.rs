@@ -56,8 +56,8 @@ fn coded(b: &mut Build, call: &Call) -> Result<Option<Id>, String> {
         // A power of two, as ONNX Runtime's products want it, of which rows are made where that can be.
         _ => 1 << columns.trailing_zeros().clamp(4, 7),
     };
-    let whole = held.ty.dtype.bytes((rows * columns) as u64) == data.len();
-    if rows == 0 || columns < 2 || block < 2 || block % 2 != 0 || !whole {
+    let whole = held.ty.dtype.bytes((rows as u64).saturating_mul(columns as u64)) == data.len();
+    if rows == 0 || columns < 2 || block < 2 || block % 2 != 0 || block > columns.max(16) as i64 || !whole {
         return Ok(None);
     }
     let form = Codes { bits, signed, rows, columns, transposed: along == 0, block: block as usize };
@@ -279,7 +279,7 @@ fn block_sums(b: &mut Build, x: Id, blocks: &Dim, block: i64) -> Result<Id, Stri
     }
     let x = b.reshape(x, &[rows, &[blocks.clone(), block]].concat())?;
     let sums = b.op(Op::Sum, &[x], &[ints([-1])])?;
-    b.reshape(sums, &[rows, &[blocks.clone()]].concat())
+    b.reshape(sums, &[rows, std::slice::from_ref(blocks)].concat())
 }
 
 /// Two codes a byte, the first in its low half, as numbers in f32.
