@@ -126,14 +126,20 @@ fn coded(b: &mut Build, call: &Call) -> Result<Option<Id>, String> {
 
 /// Whether zero points are all the code in the middle, which stands for 0 anyway.
 fn is_middle(b: &Build, zeros: Id, signed: bool, bits: u32) -> bool {
-    let leaf = b.graph.as_leaf(zeros).map(|leaf| b.graph.leaf(leaf));
-    let bytes = leaf.filter(|l| l.ty.dtype.is_int()).and_then(|leaf| weights::bytes(leaf).ok());
-    let middle = match (signed, bits) {
-        (true, _) => 0,
-        (false, 4) => 0x88,
-        (false, _) => 0x80,
+    let Some(leaf) = b.graph.as_leaf(zeros).map(|leaf| b.graph.leaf(leaf)).filter(|l| l.ty.dtype.is_int()) else {
+        return false;
     };
-    bytes.is_some_and(|bytes| bytes.iter().all(|byte| *byte == middle || bits == 4 && *byte == middle & 15))
+    let count = leaf.ty.shape.iter().try_fold(1usize, |n, d| n.checked_mul(usize::try_from(d.known()?).ok()?));
+    count.is_some_and(|count| weights::bytes(leaf).is_ok_and(|bytes| all_middle(&bytes, count, signed, bits)))
+}
+
+/// The same of `count` codes; of 4 bits what fills up the last byte is none of them.
+fn all_middle(bytes: &[u8], count: usize, signed: bool, bits: u32) -> bool {
+    let middle = if signed { 0 } else { 1u8 << (bits - 1) };
+    match bits {
+        4 => bytes.iter().flat_map(|b| [b & 15, b >> 4]).take(count).all(|code| code == middle),
+        _ => bytes.iter().all(|code| *code == middle),
+    }
 }
 
 /// Scales or zero points so that they broadcast to `shape`.
@@ -295,4 +301,18 @@ fn halves(b: &mut Build, bytes: Id, shape: &[Dim]) -> Result<Id, String> {
     let (low, high) = (b.reshape(low, &column)?, b.reshape(high, &column)?);
     let pairs = b.concat(&[low, high], last)?;
     b.reshape(pairs, shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::all_middle;
+
+    #[test]
+    fn only_the_last_byte_is_filled_up() {
+        assert!(all_middle(&[0x88, 0x08], 3, false, 4));
+        // 8, 0, 8, 8: the second is no middle.
+        assert!(!all_middle(&[0x08, 0x88], 4, false, 4));
+        assert!(all_middle(&[0, 0], 4, true, 4) && !all_middle(&[0x10], 2, true, 4));
+        assert!(all_middle(&[128, 128], 2, false, 8) && !all_middle(&[128, 0], 2, false, 8));
+    }
 }
