@@ -333,7 +333,7 @@ impl<'a> Pipeline<'a> {
             token_input: ports.token_input.clone(),
             extra_inputs,
             logits_output: ports.logits_output.clone(),
-            vocab_size: ports.vocab_size,
+            vocab_size: ports.vocab_size(),
             adapter: None,
             packing: self.options.packing,
             recompute: None,

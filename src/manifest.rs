@@ -61,6 +61,7 @@ pub struct Manifest {
     pub extra_inputs: Vec<Input>,
     /// The source model's logits output.
     pub logits_output: String,
+    /// Tokens below this may be in data: they can be fed and predicted.
     pub vocab_size: i64,
     /// What was put beside frozen weights, where adapters are trained.
     #[serde(skip_serializing_if = "Option::is_none", default)]

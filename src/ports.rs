@@ -14,12 +14,28 @@ pub const DIAGNOSTICS: [&str; 4] = ["entropy", "mask_rate", "mask", "token_loss"
 /// The step's inputs beside the model's own; `beta` only where the probe is cached.
 pub const INPUTS: [&str; 4] = ["answer_mask", "t", "u", "beta"];
 
-/// The model's token input, `[B, L]` of integers, its logits, `[B, L, V]`, and the vocabulary size V.
+/// The model's token input, `[B, L]` of integers, and its logits, `[B, L, V]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ports {
     pub token_input: String,
     pub logits_output: String,
-    pub vocab_size: i64,
+    /// V, the number of tokens that can be predicted.
+    pub predicted: i64,
+    /// The number of tokens that can be looked up, where the model looks them up as they are.  It may be larger (SMDM has a
+    /// row for its mask token, which is never predicted) or smaller (a head that was padded).
+    pub embedded: Option<i64>,
+}
+
+impl Ports {
+    /// Tokens below this can be fed.
+    pub fn fed(&self) -> i64 {
+        self.embedded.unwrap_or(self.predicted)
+    }
+
+    /// Tokens below this can be fed and predicted: what data may hold.
+    pub fn vocab_size(&self) -> i64 {
+        self.fed().min(self.predicted)
+    }
 }
 
 /// What tokens may be in a model; training steps take them in the first of these.
@@ -54,14 +70,16 @@ pub fn find(graph: &Graph, token_input: Option<&str>, logits_output: Option<&str
     let mut problems = Vec::new();
     let logits = find_logits(graph, logits_output, &mut problems);
     let vocab = logits.as_ref().map(|(_, v)| *v);
-    let tokens = find_tokens(graph, token_input, vocab, &mut problems);
+    let rows = tables(graph);
+    let tokens = find_tokens(graph, token_input, vocab, &rows, &mut problems);
     check_names(graph, &mut problems);
     if let (Some((logits, _)), Some(tokens)) = (&logits, &tokens) {
         check_positions(graph, logits, tokens, &mut problems);
     }
     match (logits, tokens) {
-        (Some((logits_output, vocab_size)), Some(token_input)) if problems.is_empty() => {
-            Ok(Ports { token_input, logits_output, vocab_size })
+        (Some((logits_output, predicted)), Some(token_input)) if problems.is_empty() => {
+            let embedded = rows.get(token_input.as_str()).and_then(|rows| rows.iter().min().copied());
+            Ok(Ports { token_input, logits_output, predicted, embedded })
         }
         _ => Err(Error::Model { model: graph.name.clone().into(), problems }),
     }
@@ -156,8 +174,31 @@ fn find_logits(graph: &Graph, name: Option<&str>, problems: &mut Vec<Problem>) -
     None
 }
 
+/// How many rows the tables have that each input indexes as it is.
+fn tables(graph: &Graph) -> BTreeMap<&str, Vec<i64>> {
+    let mut rows: BTreeMap<&str, Vec<i64>> = BTreeMap::new();
+    for id in graph.live() {
+        let Node::Op(Op::Gather, c) = graph.node(id) else { continue };
+        let index = match graph.node(c[1]) {
+            Node::Op(Op::Cast, cast) => cast[0],
+            _ => c[1],
+        };
+        let (Some(table), Some(index)) = (graph.tensor_type(c[0]), graph.as_leaf(index)) else { continue };
+        if let Some(n) = table.shape.first().and_then(Dim::known) {
+            rows.entry(graph.leaf(index).name.as_str()).or_default().push(n);
+        }
+    }
+    rows
+}
+
 /// Integer inputs `[B, L]` that index rows of a table; with the vocabulary's number of rows if one has it.
-fn find_tokens(graph: &Graph, name: Option<&str>, vocab: Option<i64>, problems: &mut Vec<Problem>) -> Option<String> {
+fn find_tokens(
+    graph: &Graph,
+    name: Option<&str>,
+    vocab: Option<i64>,
+    rows: &BTreeMap<&str, Vec<i64>>,
+    problems: &mut Vec<Problem>,
+) -> Option<String> {
     let is_tokens = |n: &str| {
         graph
             .leaves
@@ -178,19 +219,6 @@ fn find_tokens(graph: &Graph, name: Option<&str>, vocab: Option<i64>, problems: 
                 .help(format!("the inputs are {}", list())),
         );
         return None;
-    }
-    // Which tables does each input index, and how many rows do they have?
-    let mut rows: BTreeMap<&str, Vec<i64>> = BTreeMap::new();
-    for id in graph.live() {
-        let Node::Op(Op::Gather, c) = graph.node(id) else { continue };
-        let index = match graph.node(c[1]) {
-            Node::Op(Op::Cast, cast) => cast[0],
-            _ => c[1],
-        };
-        let (Some(table), Some(index)) = (graph.tensor_type(c[0]), graph.as_leaf(index)) else { continue };
-        if let Some(n) = table.shape.first().and_then(Dim::known) {
-            rows.entry(graph.leaf(index).name.as_str()).or_default().push(n);
-        }
     }
     let mut candidates: Vec<&str> = inputs.iter().copied().filter(|n| rows.contains_key(n)).collect();
     if candidates.is_empty() {
@@ -231,7 +259,20 @@ mod tests {
     #[test]
     fn the_vocabulary_tells_tokens_from_segments() {
         let ports = ports(&TWO_TABLES.replace("ROWS", "2"), None).unwrap();
-        assert_eq!(ports, Ports { token_input: "input_ids".into(), logits_output: "logits".into(), vocab_size: 32 });
+        assert_eq!((ports.token_input.as_str(), ports.logits_output.as_str()), ("input_ids", "logits"));
+        assert_eq!((ports.predicted, ports.embedded), (32, Some(32)));
+    }
+
+    #[test]
+    fn tokens_that_are_fed_are_not_those_that_are_predicted() {
+        let of = |rows: &str| {
+            let text = "(graph m (input input_ids i64 [batch seq]) (param a f32 [ROWS 8]) (param head f32 [8 32])
+              (output logits (matmul (gather a input_ids 0) head)))";
+            let ports = ports(&text.replace("ROWS", rows), None).unwrap();
+            (ports.fed(), ports.vocab_size())
+        };
+        // A mask token that is never predicted; a head that was padded.
+        assert_eq!([of("33"), of("30")], [(33, 32), (30, 30)]);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use weftc::train::{Setup, Trainer};
 const OWN: &str = "models";
 const SHARED: &str = "../shared/models";
 
-const OWN_NAMES: [&str; 21] = [
+const OWN_NAMES: [&str; 23] = [
     "attention_einsum_dynamo18",
     "attention_filled_dynamo18",
     "attention_groups_dynamo18",
@@ -33,6 +33,8 @@ const OWN_NAMES: [&str; 21] = [
     "llada_micro_dynamo18",
     "llada_micro_legacy17",
     "llada_micro_native23",
+    "modulated_dynamo18",
+    "modulated_legacy17",
     "rope_alternating_f16_dynamo18",
     "rope_complex_f32_dynamo18",
     "rope_halves_f16_legacy17",

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 /// does not have.
 pub(super) fn chosen(options: &Options, library: &Library, ports: &Ports, notes: &mut Vec<String>) -> Result<Method> {
     let mut problems = Vec::new();
-    let vocab = ports.vocab_size;
+    let fed = ports.fed();
     let definition = library.methods.get(&options.method);
     if definition.is_none() {
         let known: Vec<&str> = library.methods.keys().map(String::as_str).collect();
@@ -25,9 +25,9 @@ pub(super) fn chosen(options: &Options, library: &Library, ports: &Ports, notes:
         None => problems.push(Problem::new("--mask-id", "the model file does not say which token is the mask").help(
             "pass the mask token's id from the model's tokenizer, often vocabulary - 1; or --profile llada, dream, .. for a published family",
         )),
-        Some(id) if !(0..vocab).contains(&id) => problems.push(
-            Problem::new("--mask-id", format!("token {id} is outside the vocabulary of {vocab}"))
-                .help(format!("ids run from 0 to {}", vocab - 1)),
+        Some(id) if !(0..fed).contains(&id) => problems.push(
+            Problem::new("--mask-id", format!("token {id} is outside the vocabulary of {fed}"))
+                .help(format!("ids run from 0 to {}", fed - 1)),
         ),
         Some(_) => {}
     }

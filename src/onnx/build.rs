@@ -1,7 +1,8 @@
 //! Nodes of the graph being read: layout helpers that leave nothing out of place, and known values
 //! turned into tensors where an operator needs one.
 
-use super::known::{Items, Known};
+use super::known::{Items, Known, floats};
+use super::weights;
 use crate::ir::Builder;
 use crate::ir::codes::Codes;
 use crate::ir::graph::{Data, Graph, Id, Leaf, LeafId, LeafKind, Node};
@@ -204,6 +205,14 @@ impl Build {
         let Node::Op(Op::Full, children) = self.graph.node(id) else { return None };
         let value = children.first().and_then(|v| self.graph.type_of(*v).lit()).and_then(Lit::number)?;
         Some((value, self.ty(id).ok()?.dtype))
+    }
+
+    /// Whether a leaf that is not learned has this number everywhere.
+    pub fn is_constant(&self, id: Id, number: f64) -> bool {
+        let leaf = self.graph.as_leaf(id).map(|leaf| self.graph.leaf(leaf)).filter(|l| l.kind == LeafKind::Const);
+        let Some((leaf, data)) = leaf.and_then(|l| Some((l, l.data.as_ref()?))) else { return false };
+        let Ok(bytes) = weights::load(data) else { return false };
+        floats(leaf.ty.dtype, &bytes).is_some_and(|mut all| all.all(|x| x == number))
     }
 
     pub fn full(&mut self, value: f64, dtype: DType, shape: &[Dim]) -> Result<Id, String> {

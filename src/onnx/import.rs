@@ -16,7 +16,7 @@ use super::proto::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodePr
 use super::symbols::Symbols;
 use super::tensor::{Site, Tensor};
 use crate::error::Problem;
-use crate::ir::{Graph, Id};
+use crate::ir::{Dim, Graph, Id};
 use indexmap::IndexMap;
 use order::Early;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -203,6 +203,12 @@ impl<'m> Importer<'m> {
                     let id = self.b.graph.add_leaf(leaf.clone());
                     leaves.insert(name.clone(), id);
                     Value::Node(id)
+                }
+                Entry::Row(leaf, rank) => {
+                    let id = self.b.graph.add_leaf(leaf.clone());
+                    let ones = std::iter::repeat_n(Dim::Known(1), rank.saturating_sub(1));
+                    let row: Vec<Dim> = ones.chain(leaf.ty.shape.iter().cloned()).collect();
+                    self.b.reshape(id, &row).map_or(Value::Refused, Value::Node)
                 }
                 Entry::Tied { .. } => continue,
             };

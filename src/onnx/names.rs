@@ -18,6 +18,8 @@ pub enum Entry {
     /// Elements known while reading; used as a tensor it is this leaf.
     Known(Known, Leaf),
     Leaf(Leaf),
+    /// The vector that the file has behind axes of size 1, so many in all.
+    Row(Leaf, usize),
     /// The same data as the leaf of another initializer.
     Tied {
         to: String,
@@ -48,12 +50,14 @@ pub fn plan(graph: &GraphProto, tensors: &[(&str, Tensor)]) -> Weights {
         let is_learned = tensor.dtype.is_float() && origins.is_learned(source, tensor, users);
         let new = recovered.get(source).filter(|_| is_learned);
         let codes = coded.get(source);
+        let is_row = new.is_some_and(|r| r.form == Layout::Row);
+        let dims = if is_row { &tensor.dims[tensor.dims.len() - 1..] } else { &tensor.dims };
         let leaf = Leaf {
             name: codes.or(new.map(|r| &r.name)).cloned().unwrap_or_else(|| source.to_string()),
-            ty: TensorType::new(tensor.dtype, tensor.dims.iter().map(|n| Dim::Known(*n as i64)).collect::<Vec<_>>()),
+            ty: TensorType::new(tensor.dtype, dims.iter().map(|n| Dim::Known(*n as i64)).collect::<Vec<_>>()),
             kind: LeafKind::Const,
             data: Some(tensor.data.clone()),
-            transposed: new.is_some_and(|r| r.transposed),
+            transposed: new.is_some_and(|r| r.form == Layout::Transposed),
             source_name: codes.or(new.map(|r| &r.name)).map(|_| source.to_string()),
         };
         let is_choice = users.iter().all(|u| u.node.op_type == "OneHot");
@@ -65,8 +69,16 @@ pub fn plan(graph: &GraphProto, tensors: &[(&str, Tensor)]) -> Weights {
         }
         let kind = if is_learned { LeafKind::Param } else { LeafKind::Const };
         if let Some(r) = new {
-            let how = if r.transposed { ", transposed" } else { "" };
+            let how = match r.form {
+                Layout::Own => "",
+                Layout::Transposed => ", transposed",
+                Layout::Row => ", as a row",
+            };
             weights.mended.push(format!("weight `{source}` is `{}`{how}", r.name));
+        }
+        if is_row {
+            weights.entries.push((source.to_string(), Entry::Row(Leaf { kind, ..leaf }, tensor.dims.len())));
+            continue;
         }
         if is_learned {
             // A copy of a weight that is there itself stands for it, wherever both are used.
@@ -120,7 +132,16 @@ fn in_place(computed: &[String]) -> Option<String> {
 
 struct Recovered {
     name: String,
-    transposed: bool,
+    form: Layout,
+}
+
+/// How a file has a parameter.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    Own,
+    Transposed,
+    /// A vector behind axes of size 1.
+    Row,
 }
 
 /// Names for tensors that the exporter renamed, from the modules of the nodes that use them.
@@ -133,18 +154,23 @@ fn recovered_names<'m>(
 ) -> BTreeMap<&'m str, Recovered> {
     let mut found: BTreeMap<&str, Recovered> = BTreeMap::new();
     let mut claims: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-    let nameless = |(n, t): &&(&str, Tensor)| origins.is_made_up(n) && t.dtype.is_float() && t.numel() > 1;
+    let is_learned = |n: &str, t: &Tensor| uses.get(n).is_some_and(|users| origins.is_learned(n, t, users));
+    let nameless =
+        |(n, t): &&(&str, Tensor)| origins.is_made_up(n) && t.dtype.is_float() && t.numel() > 1 && is_learned(n, t);
     for (source, tensor) in tensors.iter().filter(nameless) {
-        let original = origins.original(source);
+        let is_row = tensor.is_row();
+        let vector = origins.vector(source).filter(|_| is_row);
+        let original = origins.original(source).or(vector);
         // What was computed from several values is no parameter of its module.
         if original.is_none() && !origins.parents(source).is_empty() {
             continue;
         }
         let candidate = uses.get(source).into_iter().flatten().find_map(|u| {
-            let as_it_is = || (original.is_some() && u.takes_rows()).then_some(("", false));
-            let (suffix, transposed) = role(u, tensor.dims.len()).or_else(as_it_is)?;
+            let as_it_is = || (original.is_some() && u.takes_rows()).then_some(("", Layout::Own));
+            let row = || (is_row && (vector.is_some() || origins.scales(u))).then_some(("weight", Layout::Row));
+            let (suffix, form) = role(u, tensor.dims.len()).or_else(as_it_is).or_else(row)?;
             let of_module = || Some(format!("{}.{suffix}", scopes.module(u.node)?));
-            Some(Recovered { name: original.map(String::from).or_else(of_module)?, transposed })
+            Some(Recovered { name: original.map(String::from).or_else(of_module)?, form })
         });
         if let Some(r) = candidate.filter(|r| !names.contains(r.name.as_str())) {
             claims.entry(r.name.clone()).or_default().push(source);
@@ -192,15 +218,17 @@ fn coded_names<'m>(
 }
 
 /// Which parameter of its module an operand is, and whether the exporter transposed it.
-fn role(u: &Use, rank: usize) -> Option<(&'static str, bool)> {
+fn role(u: &Use, rank: usize) -> Option<(&'static str, Layout)> {
     let attribute = |name: &str| u.node.attribute.iter().find(|a| a.name == name).map_or(0, |a| a.i());
+    let factor = || if attribute("transB") == 0 { Layout::Transposed } else { Layout::Own };
     match (u.node.op_type.as_str(), u.operand, rank) {
-        ("MatMul" | "FusedMatMul", 1, 2) => Some(("weight", attribute("transB") == 0)),
-        ("Gemm", 1, 2) => Some(("weight", attribute("transB") == 0)),
-        ("Gemm", 2, 1) => Some(("bias", false)),
-        ("Gather", 0, 2) => Some(("weight", false)),
-        ("LayerNormalization" | "RMSNormalization" | "SimplifiedLayerNormalization", 1, 1) => Some(("weight", false)),
-        ("LayerNormalization", 2, 1) => Some(("bias", false)),
+        ("MatMul" | "FusedMatMul" | "Gemm", 1, 2) => Some(("weight", factor())),
+        ("Gemm", 2, 1) => Some(("bias", Layout::Own)),
+        ("Gather", 0, 2) => Some(("weight", Layout::Own)),
+        ("LayerNormalization" | "RMSNormalization" | "SimplifiedLayerNormalization", 1, 1) => {
+            Some(("weight", Layout::Own))
+        }
+        ("LayerNormalization", 2, 1) => Some(("bias", Layout::Own)),
         _ => None,
     }
 }

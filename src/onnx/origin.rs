@@ -116,6 +116,21 @@ impl<'m> Origins<'m> {
         (from.len() == 1).then_some(only)
     }
 
+    /// The vector that a row holds, where axes of size 1 are all that was added to it: each call in PyTorch that does more
+    /// leaves its name among those that the row was computed from.
+    pub fn vector(&self, name: &str) -> Option<&str> {
+        const ADD_AXES: &[&str] = &["unsqueeze", "view", "reshape", "val_"];
+        let Some(Origin::Folded(from)) = self.noted.get(name) else { return None };
+        let [only] = self.parents(name)[..] else { return None };
+        let mut others = from.iter().map(String::as_str).chain([name]).filter(|n| *n != only);
+        others.all(|n| ADD_AXES.iter().any(|call| n.starts_with(call))).then_some(only)
+    }
+
+    /// Whether it is a factor of normalised activations.
+    pub fn scales(&self, u: &Use) -> bool {
+        u.node.op_type == "Mul" && u.node.input.iter().any(|x| self.normalised.contains(x.as_str()))
+    }
+
     /// Whether a float tensor is learned, by its name, what is noted of it and where it is used.
     pub fn is_learned(&self, name: &str, tensor: &Tensor, users: &[Use]) -> bool {
         let is_matrix = || tensor.dims.len() > 1 && users.iter().any(Use::is_factor);
@@ -136,11 +151,8 @@ impl<'m> Origins<'m> {
             None => {}
         }
         if is_made_up(name) {
-            let scales = |u: &Use| {
-                u.node.op_type == "Mul"
-                    && tensor.dims.len() == 1
-                    && u.node.input.iter().any(|x| self.normalised.contains(x.as_str()))
-            };
+            let is_vector = tensor.dims.len() == 1 || tensor.is_row();
+            let scales = |u: &Use| is_vector && self.scales(u);
             return tensor.numel() > 1 && users.iter().any(|u| u.is_weight() || scales(u));
         }
         if has_table_word(name) {
@@ -309,7 +321,7 @@ fn embedded(graph: &GraphProto) -> BTreeSet<&str> {
     content
 }
 
-/// Products and quotients with the root of a mean: the scale of a norm stands beside one.
+/// Norms, and products and quotients with the root of a mean: the scale of a norm stands beside one.
 fn normalised(graph: &GraphProto) -> BTreeSet<&str> {
     // Behind a mean, and behind the root of one.
     let (mut means, mut roots, mut found) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
@@ -328,6 +340,8 @@ fn normalised(graph: &GraphProto) -> BTreeSet<&str> {
             }
             "Mul" if among(&roots) => found.extend(outputs()),
             "Cast" if among(&found) => found.extend(outputs()),
+            // One without weights of its own may have them behind it.
+            "LayerNormalization" | "RMSNormalization" => found.extend(outputs().take(1)),
             _ => {}
         }
     }

@@ -21,6 +21,11 @@ impl Tensor {
         self.dims.iter().product()
     }
 
+    /// A vector behind axes of size 1, `w[None, None, :]`.
+    pub fn is_row(&self) -> bool {
+        self.dims.len() > 1 && self.dims.last().is_some_and(|n| *n > 1 && *n == self.numel())
+    }
+
     /// Whether both hold the same elements; whole tensors are read only where their first pages agree.
     pub fn is_copy_of(&self, other: &Tensor) -> bool {
         let bytes = |t: &Tensor| weights::load(&t.data).ok();

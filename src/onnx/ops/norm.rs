@@ -70,14 +70,18 @@ pub fn embed_layer(b: &mut Build, call: &Call) -> Read {
     Ok([y, lengths, sum].map(Value::Node).into())
 }
 
-/// Layer normalisation with or without a bias.
+/// Layer normalisation with or without a bias.  Where a module has neither weight, exporters write ones and zeros.
 fn scaled(b: &mut Build, x: Id, w: Id, bias: Option<Id>, eps: Lit) -> Result<Id, String> {
-    match bias {
-        Some(bias) => b.op(Op::LayerNorm, &[x, w, bias], &[eps]),
-        None => {
-            let normal = b.op(Op::Normalize, &[x], &[eps])?;
-            b.op(Op::Mul, &[normal, w], &[])
-        }
+    let w = Some(w).filter(|w| !b.is_constant(*w, 1.0));
+    let bias = bias.filter(|bias| !b.is_constant(*bias, 0.0));
+    if let (Some(w), Some(bias)) = (w, bias) {
+        return b.op(Op::LayerNorm, &[x, w, bias], &[eps]);
+    }
+    let normal = b.op(Op::Normalize, &[x], &[eps])?;
+    match (w, bias) {
+        (Some(w), _) => b.op(Op::Mul, &[normal, w], &[]),
+        (None, Some(bias)) => b.op(Op::Add, &[normal, bias], &[]),
+        (None, None) => Ok(normal),
     }
 }
 
