@@ -31,6 +31,12 @@ fn options(adapter: &str) -> Options {
 fn run(folder: &Path, options: &Options, flags: &[&str]) -> (PathBuf, PathBuf) {
     let train = folder.join("train.onnx");
     compile(options).unwrap().write(&train).unwrap();
+    weftc::train::run(&parsed(folder, &train, flags)).unwrap();
+    (train, folder.join("out"))
+}
+
+/// The flags of a run of `train` in `folder`.
+fn parsed(folder: &Path, train: &Path, flags: &[&str]) -> RunArgs {
     let data = folder.join("data.jsonl");
     std::fs::write(&data, "{\"input_ids\": [1,2,3,4,5,6,7,8], \"prompt_len\": 2}\n".repeat(8)).unwrap();
     let out = folder.join("out");
@@ -43,8 +49,7 @@ fn run(folder: &Path, options: &Options, flags: &[&str]) -> (PathBuf, PathBuf) {
     let fixed = ["--batch-size", "2", "--quiet", "--lr", "0.02"];
     let line = ["weftc".to_string(), train.display().to_string()].into_iter().chain(paths.concat());
     let line = line.chain(fixed.iter().chain(flags).map(|f| f.to_string()));
-    weftc::train::run(&<Cli as clap::Parser>::parse_from(line).run).unwrap();
-    (train, out)
+    <Cli as clap::Parser>::parse_from(line).run
 }
 
 fn args(train: &Path, from: &Path) -> ExportArgs {
@@ -83,6 +88,34 @@ fn an_export_is_what_the_run_left() {
             assert!(a == b, "{adapter}: {file}");
         }
     }
+}
+
+/// A run that leaves its adapter alone leaves all that it learnt.
+#[test]
+fn one_result_is_enough_for_an_export() {
+    let here = |folder: &Path| {
+        let files = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap());
+        let mut files: Vec<String> = files.filter(|f| f.contains("model")).collect();
+        files.sort();
+        files
+    };
+    let folders = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let run =
+        |k: usize, results: &[&str]| run(folders[k].path(), &options("lora"), &[&["--steps", "4"], results].concat());
+    let (_, all) = run(0, &[]);
+    let (train, adapter) = run(1, &["--results", "adapter"]);
+    let (_, two) = run(2, &["--results", "safetensors,onnx"]);
+    assert_eq!(here(&adapter), ["adapter_model.safetensors"]);
+    assert_eq!(here(&two), ["model.onnx", "model.safetensors"]);
+    export(&ExportArgs { merged: Some(adapter.join("model.onnx")), ..args(&train, &adapter) }).unwrap();
+    let [a, b, c] = [&all, &adapter, &two].map(|folder| std::fs::read(folder.join("model.onnx")).unwrap());
+    assert!(a == b && a == c);
+
+    let folder = tempfile::tempdir().unwrap();
+    let full = folder.path().join("full.onnx");
+    compile(&options("full")).unwrap().write(&full).unwrap();
+    let problem = weftc::train::run(&parsed(folder.path(), &full, &["--results", "adapter"])).unwrap_err().to_string();
+    assert!(problem.contains("--results: train.onnx trains weights, not an adapter"), "{problem}");
 }
 
 /// What train.onnx holds in few bits is whole where the source is: the same weights as without, adapters merged into them.

@@ -2,6 +2,7 @@
 
 use super::data;
 use super::optimizer::{Algorithm, Decay, Kind, Optimizer, Schedule};
+use super::results::Form;
 use crate::error::{Error, Problem, Result};
 use crate::runtime::device::Choice;
 use serde::Serialize;
@@ -123,6 +124,11 @@ pub struct RunArgs {
     /// Where to write model.safetensors, model.onnx, metrics.jsonl and run.json
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// What a finished run leaves of weights: adapter, safetensors (all weights), onnx (the model), joined by commas; weftc
+    /// export makes the others later, of the adapter where there is one, else of safetensors [default: all there are]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "WHAT")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub results: Vec<Form>,
     /// Also write a checkpoint to --out, every N steps and at the end.  Ctrl-C writes one in any case
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub save_every: Option<u64>,

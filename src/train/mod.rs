@@ -21,6 +21,7 @@ pub mod prepare;
 pub mod probe;
 pub mod profiled;
 pub mod record;
+pub mod results;
 pub mod run;
 pub mod sampler;
 pub mod samples;

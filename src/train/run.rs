@@ -3,7 +3,6 @@
 use super::adapter;
 use super::args::RunArgs;
 use super::batch::{Batch, Shape};
-use super::checkpoint;
 use super::configuration;
 use super::dry_run;
 use super::held_out::HeldOut;
@@ -13,6 +12,7 @@ use super::plan::Plan;
 use super::prepare::{self, Prepared, open, prepare, source};
 use super::profiled::{self, Apart, Made, Watch};
 use super::record::{self, Record, State};
+use super::results;
 use super::samples::{self, Open, Samples};
 use super::settings::{Chosen, Settings};
 use super::state::{self, Position};
@@ -111,6 +111,7 @@ pub fn run_with(args: &RunArgs, compiler: Option<Compiler>) -> Result<Summary> {
     // Profiles are written when sessions close: their folder must be there longer.
     let mut watch = Watch::new(args, compiler.map(|c| c.apart))?;
     let mut trainer = open(args, watch.as_ref().map(Watch::folder), &mut notes)?;
+    results::check(&args.results, trainer.manifest())?;
     let prepared = prepare(args, trainer.manifest(), trainer.shape(), &mut notes)?;
     let Prepared { dataset, pad_id, shape, .. } = &prepared;
     let held_out = held_out(args, &trainer, &prepared, &mut notes)?;
@@ -268,7 +269,7 @@ pub fn run_with(args: &RunArgs, compiler: Option<Compiler>) -> Result<Summary> {
         stands(State::Interrupted, Some(&summary))?;
     } else if let Some(out) = &args.out {
         let known = summary.notes.len();
-        save(&trainer, source.as_deref(), out, &mut summary)?;
+        results::save(&args.results, &trainer, source.as_deref(), out, &mut summary)?;
         summary.written.push(out.join(record::FILE));
         stands(State::Finished, Some(&summary))?;
         summary.notes[known..].iter().for_each(|n| log.say(n));
@@ -311,6 +312,7 @@ fn dry_run(args: &RunArgs, compiler: Option<Compiler>) -> Result<Summary> {
     args.optimizer().check()?;
     let file = TrainFile::read(&args.train_onnx, prepare::folder(args).as_deref())?;
     let mut notes = Vec::new();
+    results::check(&args.results, &file.manifest)?;
     let prepared = prepare(args, &file.manifest, shape_of(&file), &mut notes)?;
     let plan = prepared.plan(args);
     let source = args.model.clone().unwrap_or_else(|| file.source());
@@ -363,43 +365,4 @@ fn leave(error: Error, trainer: &Trainer, good: &Position, store: Option<&Store>
         },
         Err(other) => Error::Several { errors: vec![error, other] },
     }
-}
-
-/// Writes what a whole run leaves beside its record.
-fn save(trainer: &Trainer, source: Option<&Path>, out: &Path, summary: &mut Summary) -> Result<()> {
-    state::check_finite(trainer)?;
-    let path = out.join(checkpoint::WEIGHTS);
-    checkpoint::save_weights(trainer, source, &path)?;
-    summary.written.push(path);
-    if let Some(source) = source {
-        let path = out.join(checkpoint::MODEL);
-        let replaced = checkpoint::save_model(trainer, source, &path)?;
-        let bases = trainer.manifest().parameters.iter().filter(|p| adapter::is_merged(trainer, p)).count();
-        let n = if trainer.manifest().adapter.is_some() { bases } else { trainer.parameters().count() };
-        let lost = adapter::in_few_bits(trainer).saturating_sub(replaced.beside);
-        if lost > 0 {
-            summary
-                .notes
-                .push(format!("{lost} adapters of weights in few bits found no product: model.onnx has them not"));
-        }
-        if replaced.weights < n {
-            let found = replaced.weights;
-            summary.notes.push(format!("only {found} of {n} trained weights were found in {}", source.display()));
-        }
-        summary.written.push(path);
-    }
-    if let Some(adapter) = &trainer.manifest().adapter {
-        summary.written.extend(adapter::save(trainer, adapter, out)?);
-        summary.notes.extend(
-            adapter::shared(trainer)
-                .iter()
-                .map(|name| format!("the adapter of {name} is not merged: the model uses this weight elsewhere too")),
-        );
-        let few = adapter::in_few_bits(trainer);
-        if few > 0 {
-            let place = "stand beside their products in model.onnx, and in no weight of model.safetensors";
-            summary.notes.push(format!("adapters of {few} weights in few bits {place}"));
-        }
-    }
-    Ok(())
 }

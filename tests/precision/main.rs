@@ -224,7 +224,7 @@ fn graph(file: &Path, compute: DType) -> (Graph, i64) {
     let mut step = objective::build(&typed, &ports, &method, &library.methods["weft"], &mut BTreeMap::new()).unwrap();
     let loss = step.outputs.iter().find(|(n, _)| n == "loss_sum").unwrap().1;
     compile::add_gradients(&mut step, loss, &trained, &library.grad).unwrap();
-    (compile::optimise(&step, &library, Target::Cpu).unwrap().graph, ports.vocab_size)
+    (compile::optimise(&step, &library, Target::Cpu).unwrap().graph, ports.vocab_size())
 }
 
 /// There is no bf16 on a CPU: the oracle stands in, with every value rounded to its type.

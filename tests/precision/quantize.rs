@@ -69,7 +69,7 @@ impl Typed {
     fn feeds(&self) -> [(String, HostTensor); 4] {
         let (b, l) = (2i64, 12i64);
         let n = b * l;
-        let tokens: Vec<i64> = (0..n).map(|k| (k * 7 + 5) % self.ports.vocab_size).collect();
+        let tokens: Vec<i64> = (0..n).map(|k| (k * 7 + 5) % self.ports.vocab_size()).collect();
         let answer: Vec<bool> = (0..n).map(|k| k % l >= 4 && k != n - 1).collect();
         let u: Vec<f32> = (0..n).map(|k| (k * 37 % 101) as f32 / 101.0).collect();
         [
