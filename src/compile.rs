@@ -118,6 +118,7 @@ impl<'a> Pipeline<'a> {
         let ports =
             ports::find(&source.graph, self.options.token_input.as_deref(), self.options.logits_output.as_deref())?;
         source.graph = ports::widened(source.graph, &ports.token_input)?;
+        source.graph = ports::fixed(source.graph, &self.options.inputs, &ports.token_input)?;
         self.notes.extend(not_fed(&source.graph, &ports.token_input));
         let tokens = source.graph.find_leaf(&ports.token_input).map(|l| &source.graph.leaf(l).ty.shape);
         let most_tokens = tokens.and_then(|shape| longest(&source.graph, shape.get(1)?));
@@ -332,6 +333,7 @@ impl<'a> Pipeline<'a> {
             source: manifest::Source { file: String::new(), sha256: source.sha256.clone() },
             token_input: ports.token_input.clone(),
             extra_inputs,
+            fixed_inputs: self.options.inputs.clone(),
             logits_output: ports.logits_output.clone(),
             vocab_size: ports.vocab_size(),
             adapter: None,

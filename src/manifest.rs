@@ -18,8 +18,8 @@ pub const PLACES: &str = "places";
 
 /// Further inputs of a model that weftc feeds, [B, L] each, and what the others need.
 pub const FED: [&str; 3] = ["attention_mask", "position_ids", "token_type_ids"];
-pub const NOT_FED: &str = "weftc feeds attention_mask, position_ids and token_type_ids, each [B, L]; export a module whose \
-                           forward takes these alone and fixes the others, as in model(input_ids, sigma=torch.zeros(1))";
+pub const NOT_FED: &str = "weftc feeds attention_mask, position_ids and token_type_ids, each [B, L]; compile --input \
+                           NAME=NUMBER fixes any other, as --input sigma=0 does for a model that is to ignore time";
 
 /// The inputs of dropout, where an adapter has one: the rate [] f32 (0 evaluates), and whole numbers below
 /// [`DROPOUT_FIELD`] as f32: [`DROPOUT_NUMBERS`] for each token, [B, L, k], and for each input of an adapted layer,
@@ -59,6 +59,9 @@ pub struct Manifest {
     pub token_input: String,
     /// The source model's other inputs, in order.
     pub extra_inputs: Vec<Input>,
+    /// Those that were compiled as a number.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub fixed_inputs: BTreeMap<String, f64>,
     /// The source model's logits output.
     pub logits_output: String,
     /// Tokens below this may be in data: they can be fed and predicted.

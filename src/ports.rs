@@ -1,7 +1,7 @@
 //! The ports of a model, which are its tokens and its logits, and those of its training step.
 
 use crate::error::{Error, Problem, Result};
-use crate::ir::{Builder, DType, Dim, Graph, Id, Leaf, LeafKind, Lit, Node, Op};
+use crate::ir::{Builder, DType, Dim, F64, Graph, Id, Leaf, LeafKind, Lit, Node, Op};
 use crate::manifest;
 use std::collections::BTreeMap;
 
@@ -63,6 +63,52 @@ pub fn widened(model: Graph, tokens: &str) -> Result<Graph> {
     });
     wide.outputs = model.outputs.iter().map(|(name, _)| name.clone()).zip(roots.map_err(internal)?).collect();
     Ok(wide)
+}
+
+/// The model with a number in the place of each of these inputs, everywhere the same.
+///
+/// # Errors
+/// `Model`: each name that is no such input, or whose size follows from nothing else.
+pub fn fixed(model: Graph, inputs: &BTreeMap<String, f64>, tokens: &str) -> Result<Graph> {
+    if inputs.is_empty() {
+        return Ok(model);
+    }
+    let others = || model.leaves.iter().filter(|l| l.kind == LeafKind::Input && l.name != tokens);
+    let fed = model.leaves.iter().find(|l| l.name == tokens).map(|l| l.ty.shape.clone()).unwrap_or_default();
+    let list = || others().map(|l| format!("{}: {}", l.name, l.ty)).collect::<Vec<_>>().join(", ");
+    let problems: Vec<Problem> = inputs
+        .keys()
+        .filter_map(|name| match others().find(|l| l.name == *name) {
+            None => Some(
+                Problem::new(name, "is no input that --input can fix")
+                    .help(format!("the model's inputs beside its tokens: {}", list())),
+            ),
+            Some(leaf) if leaf.ty.shape.iter().all(|d| d.known().is_some() || fed.contains(d)) => None,
+            Some(leaf) => Some(
+                Problem::new(name, format!("the sizes of {} are not those of the tokens", leaf.ty))
+                    .help("export the model with one name for the batch of both"),
+            ),
+        })
+        .collect();
+    if !problems.is_empty() {
+        return Err(Error::Model { model: model.name.clone().into(), problems });
+    }
+    let internal = |m: String| Error::internal("read", m);
+    let mut graph = Graph::with_leaves_of(&model);
+    graph.leaves.retain(|l| !inputs.contains_key(&l.name));
+    let roots: Vec<Id> = model.outputs.iter().map(|(_, id)| *id).collect();
+    let roots = graph.copy_from(&model, &roots, |g, old, node| {
+        let Some(leaf) = model.as_leaf(old).map(|l| model.leaf(l)) else { return g.insert(node) };
+        let Some(number) = inputs.get(&leaf.name) else {
+            let kept = g.find_leaf(&leaf.name).ok_or("a leaf is gone")?;
+            return g.insert(Node::Leaf(kept));
+        };
+        let value = [Lit::Float(F64(*number)), Lit::DType(leaf.ty.dtype), Lit::Ints(leaf.ty.shape.as_slice().into())];
+        let value = value.map(|lit| g.lit(lit)).into_iter().collect::<std::result::Result<Vec<Id>, String>>()?;
+        g.op(Op::Full, &value)
+    });
+    graph.outputs = model.outputs.iter().map(|(name, _)| name.clone()).zip(roots.map_err(internal)?).collect();
+    Ok(graph)
 }
 
 /// Finds the token input and the logits; the names, where given, must exist.
@@ -273,6 +319,25 @@ mod tests {
         };
         // A mask token that is never predicted; a head that was padded.
         assert_eq!([of("33"), of("30")], [(33, 32), (30, 30)]);
+    }
+
+    #[test]
+    fn inputs_are_fixed_by_name() {
+        let text = "(graph m (input input_ids i64 [batch seq]) (input sigma f32 [batch]) (input other f32 [n])
+          (param a f32 [32 8]) (param head f32 [8 32])
+          (output logits (matmul (mul (gather a input_ids 0) (reshape sigma [batch 1 1])) head)))";
+        let fix = |names: &[&str]| {
+            let inputs = names.iter().map(|n| (n.to_string(), 0.5)).collect();
+            fixed(text::parse(text).unwrap(), &inputs, "input_ids").map(|g| text::print(&g)).map_err(|e| e.to_string())
+        };
+        assert!(fix(&["sigma"]).unwrap().contains("(full 0.5 f32 [batch])"));
+        assert_eq!(
+            fix(&["input_ids", "other", "time"]).unwrap_err(),
+            "m: cannot use this model\n  input_ids: is no input that --input can fix\n    help: the model's inputs beside its \
+             tokens: sigma: f32[batch], other: f32[n]\n  other: the sizes of f32[n] are not those of the tokens\n    help: \
+             export the model with one name for the batch of both\n  time: is no input that --input can fix\n    help: the \
+             model's inputs beside its tokens: sigma: f32[batch], other: f32[n]"
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::tools::RulesArgs;
 use crate::adapt;
 use crate::compile::{self, Budget, Options, Trainable};
 use crate::error::{Error, Problem, Result};
-use crate::generate::language;
+use crate::generate::{input, language};
 use crate::manifest::Probe;
 use crate::precision::Compute;
 use crate::quantize::Quantization;
@@ -96,6 +96,9 @@ pub struct How {
     /// Name of the logits output, where the model has several of that shape
     #[arg(long)]
     logits_output: Option<String>,
+    /// A further input of the model that is this number everywhere: sigma=0, where a model is to ignore time
+    #[arg(long = "input", value_name = "NAME=NUMBER", value_parser = input)]
+    inputs: Vec<(String, f64)>,
     #[command(flatten)]
     rules: RulesArgs,
 }
@@ -213,6 +216,7 @@ impl How {
             }),
             token_input: self.token_input.clone(),
             logits_output: self.logits_output.clone(),
+            inputs: self.inputs.iter().cloned().collect(),
             rules: self.rules.rules.clone(),
             trust_rules: self.rules.trust_rules,
         };

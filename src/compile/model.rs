@@ -74,7 +74,7 @@ impl Pipeline<'_> {
     fn model(&self) -> Result<(Graph, Ports)> {
         let source = read(&self.options.model)?.graph;
         let ports = ports::find(&source, self.options.token_input.as_deref(), self.options.logits_output.as_deref())?;
-        Ok((source, ports))
+        Ok((ports::fixed(source, &self.options.inputs, &ports.token_input)?, ports))
     }
 
     /// A lifted model as it is written, without a training step.

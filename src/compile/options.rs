@@ -62,6 +62,8 @@ pub struct Options {
     pub memory: Option<Budget>,
     pub token_input: Option<String>,
     pub logits_output: Option<String>,
+    /// Further inputs of the model that have one number everywhere, by name.
+    pub inputs: BTreeMap<String, f64>,
     /// A folder of the user's own rules (`rules::user`).
     pub rules: Option<PathBuf>,
     /// Use the rules of that folder without proof.
@@ -88,6 +90,7 @@ impl Options {
             memory: None,
             token_input: None,
             logits_output: None,
+            inputs: BTreeMap::new(),
             rules: None,
             trust_rules: false,
         }
@@ -124,6 +127,7 @@ impl Options {
             quantize: manifest.parameters.iter().find_map(|p| p.quantized),
             token_input: Some(manifest.token_input.clone()),
             logits_output: Some(manifest.logits_output.clone()),
+            inputs: manifest.fixed_inputs.clone(),
             rules,
             ..Options::new(source)
         }

@@ -26,6 +26,16 @@ pub struct DeviceArgs {
     /// Threads within an operator; 0 leaves the choice to the runtime
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
+    /// A further input of the model that is this number everywhere, as when it was trained: sigma=0
+    #[arg(long = "input", value_name = "NAME=NUMBER", value_parser = input)]
+    pub inputs: Vec<(String, f64)>,
+}
+
+/// Reads `NAME=NUMBER`.
+pub fn input(text: &str) -> std::result::Result<(String, f64), String> {
+    let (name, value) = text.split_once('=').ok_or("an input is fixed as NAME=NUMBER")?;
+    let number: f64 = value.trim().parse().map_err(|_| format!("`{value}` is no number"))?;
+    Ok((name.trim().into(), number))
 }
 
 impl DeviceArgs {
@@ -41,6 +51,7 @@ impl DeviceArgs {
         let options = runtime::Options { threads: self.threads, device, ..runtime::Options::default() };
         let compiled = |say: &mut dyn FnMut(&str)| self.compiled(path, &options, say);
         match device {
+            _ if !self.inputs.is_empty() => compiled(say),
             Device::Cpu => Model::open(path, &options).or_else(|direct| match direct {
                 Error::Runtime { .. } => compiled(say).map_err(|_| direct),
                 other => Err(other),
@@ -59,7 +70,8 @@ impl DeviceArgs {
             Device::Cpu => (Target::Cpu, Compute::F32),
             Device::Cuda(_) => (Target::Cuda, self.compute),
         };
-        let (bytes, functions) = answering(&Options { target, compute, ..Options::new(path) })?;
+        let inputs = self.inputs.iter().cloned().collect();
+        let (bytes, functions) = answering(&Options { target, compute, inputs, ..Options::new(path) })?;
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut options = runtime::Options { folder: Some(folder.to_path_buf()), ..options.clone() };
         environment(say)?;

@@ -14,7 +14,7 @@ mod schedule;
 mod watch;
 
 pub use args::DecodingArgs;
-pub use device::DeviceArgs;
+pub use device::{DeviceArgs, input};
 pub use model::Model;
 pub use schedule::{EPS, Schedule};
 

@@ -52,7 +52,10 @@ impl Model {
             .inputs()
             .iter()
             .filter(|p| p.name != token_input && !is_known(&p.name))
-            .map(|p| Problem::new(p.name.clone(), "no value is known for this input"))
+            .map(|p| {
+                Problem::new(p.name.clone(), "no value is known for this input")
+                    .help("--input NAME=NUMBER fixes one that is a number, as when the model was trained")
+            })
             .collect();
         if tokens.is_none_or(|p| !integer(p.dtype) || p.shape.len() != 2) {
             problems.push(
