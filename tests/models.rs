@@ -1,11 +1,14 @@
 //! The models in `models/` compute in ONNX Runtime what PyTorch computed when they were exported.
 
+use prost::Message;
 use safetensors::SafeTensors;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use weftc::compile::{Options as Compile, compile};
-use weftc::generate::Model;
+use weftc::generate::{DeviceArgs, Model};
+use weftc::onnx::proto::tensor_shape_proto::{Dimension, dimension};
+use weftc::onnx::proto::{ModelProto, TensorShapeProto, TypeProto, ValueInfoProto, type_proto};
 use weftc::runtime::Options;
 
 /// f32 on both sides; the largest logit is about 10.
@@ -76,5 +79,54 @@ fn a_modulated_model_keeps_the_names_and_shapes_of_its_modules() -> Result<(), B
         assert_eq!(named.collect::<BTreeSet<_>>(), expected, "{exporter}");
         assert_eq!(manifest.vocab_size, 64, "{exporter}");
     }
+    Ok(())
+}
+
+/// The modulated model with its time as an input, `time` [batch].
+fn timed(folder: &Path) -> Result<PathBuf, Box<dyn Error>> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/modulated_legacy17.onnx");
+    let mut model = ModelProto::decode(std::fs::read(source)?.as_slice())?;
+    let graph = model.graph.as_mut().ok_or("no graph")?;
+    let zeros = graph.node.iter().position(|n| n.op_type == "ConstantOfShape").ok_or("no zeros")?;
+    let zeros = graph.node.remove(zeros);
+    for input in graph.node.iter_mut().flat_map(|n| &mut n.input).filter(|n| **n == zeros.output[0]) {
+        *input = "time".into();
+    }
+    let batch = Dimension { value: Some(dimension::Value::DimParam("batch".into())), ..Default::default() };
+    let tensor = type_proto::Tensor { elem_type: 1, shape: Some(TensorShapeProto { dim: vec![batch] }) };
+    let r#type = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() };
+    graph.input.push(ValueInfoProto { name: "time".into(), r#type: Some(r#type), ..Default::default() });
+    let path = folder.join("timed.onnx");
+    std::fs::write(&path, model.encode_to_vec())?;
+    Ok(path)
+}
+
+/// A time that is fixed is the number that the exporter would have written.
+#[test]
+fn an_input_is_fixed_for_training_and_for_answers() -> Result<(), Box<dyn Error>> {
+    let folder = tempfile::tempdir()?;
+    let model = timed(folder.path())?;
+    let at = |time: f64| Compile {
+        mask_id: Some(64),
+        inputs: BTreeMap::from([("time".to_string(), time)]),
+        ..Compile::new(&model)
+    };
+    let unfed = compile(&Compile { mask_id: Some(64), ..Compile::new(&model) })?;
+    assert!(unfed.notes.iter().any(|note| note.starts_with("weftc run cannot feed `time`")), "{:?}", unfed.notes);
+    assert!(compile(&Compile { inputs: BTreeMap::from([("tim".to_string(), 0.0)]), ..at(0.0) }).is_err());
+
+    let named = compile(&at(0.0))?.manifest;
+    assert_eq!((named.extra_inputs.len(), named.fixed_inputs), (0, BTreeMap::from([("time".to_string(), 0.0)])));
+    let tokens: Vec<i64> = (0..24).map(|k| k * 7 % 65).collect();
+    let logits = |path: &Path, inputs: &[(&str, f64)]| {
+        let inputs = inputs.iter().map(|(n, x)| (n.to_string(), *x)).collect();
+        DeviceArgs { threads: 1, inputs, ..DeviceArgs::default() }.open(path, &mut |_| ())?.logits(&tokens, 2, 12)
+    };
+    let exported = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/modulated_legacy17.onnx");
+    let far = |a: &[f32], b: &[f32]| a.iter().zip(b).fold(0f32, |far, (a, b)| far.max((a - b).abs()));
+    let (fixed, later) = (logits(&model, &[("time", 0.0)])?, logits(&model, &[("time", 0.7)])?);
+    assert!(far(&logits(&exported, &[])?, &fixed) < TOLERANCE && far(&fixed, &later) > 100.0 * TOLERANCE);
+    let refusal = logits(&model, &[]).unwrap_err().to_string();
+    assert!(refusal.contains("--input NAME=NUMBER"), "{refusal}");
     Ok(())
 }
