@@ -162,7 +162,7 @@ impl<'a> Pipeline<'a> {
         let order = schedule::order(&lowered);
         self.done(Stage::Schedule, &lowered, on_stage);
         let mut manifest = self.manifest(&source, &ports, method, &lowered, &trainable, compute);
-        manifest.recompute = recompute;
+        (manifest.recompute, manifest.longest) = (recompute, most_tokens);
         for p in manifest.parameters.iter_mut().filter(|p| quantized.names.contains(&p.name)) {
             p.quantized = self.options.quantize;
         }
@@ -336,6 +336,7 @@ impl<'a> Pipeline<'a> {
             fixed_inputs: self.options.inputs.clone(),
             logits_output: ports.logits_output.clone(),
             vocab_size: ports.vocab_size(),
+            longest: None,
             adapter: None,
             packing: self.options.packing,
             recompute: None,

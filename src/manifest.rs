@@ -17,7 +17,9 @@ pub const BETA: &str = "beta";
 pub const PLACES: &str = "places";
 
 /// Further inputs of a model that weftc feeds, [B, L] each, and what the others need.
-pub const FED: [&str; 3] = ["attention_mask", "position_ids", "token_type_ids"];
+pub const FED: [&str; 3] = ["attention_mask", POSITIONS, "token_type_ids"];
+/// Of these the one that counts from 0.
+pub const POSITIONS: &str = "position_ids";
 pub const NOT_FED: &str = "weftc feeds attention_mask, position_ids and token_type_ids, each [B, L]; compile --input \
                            NAME=NUMBER fixes any other, as --input sigma=0 does for a model that is to ignore time";
 
@@ -66,6 +68,9 @@ pub struct Manifest {
     pub logits_output: String,
     /// Tokens below this may be in data: they can be fed and predicted.
     pub vocab_size: i64,
+    /// The most tokens of a sequence, where the model has tables of positions.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub longest: Option<i64>,
     /// What was put beside frozen weights, where adapters are trained.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub adapter: Option<Adapter>,

@@ -144,7 +144,7 @@ impl Language {
             eos: self.eos_ids.first().copied(),
             turns: Turns::All,
             seed: 0,
-            limits: Limits { vocab_size, mask_id: self.mask_id, max_length, fixed_length: None },
+            limits: Limits { vocab_size, mask_id: self.mask_id, max_length, fixed_length: None, longest: None },
         }
     }
 

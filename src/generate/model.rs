@@ -137,7 +137,17 @@ impl Model {
             };
             feeds.push((port.name.clone(), value));
         }
-        let mut outputs = self.session.run(feeds.iter().map(|(name, value)| (name.as_str(), value)))?;
+        let outputs = self.session.run(feeds.iter().map(|(name, value)| (name.as_str(), value)));
+        let mut outputs = outputs.map_err(|e| match e {
+            Error::Runtime { message, help: None } => {
+                let largest = tokens.iter().max().copied().unwrap_or_default();
+                let help = format!(
+                    "does the model take {len} tokens (prompt and answer; --length), and has its vocabulary token {largest}?"
+                );
+                Error::Runtime { message, help: Some(help) }
+            }
+            other => other,
+        })?;
         let logits = outputs.swap_remove(&self.logits_output);
         let logits = logits.ok_or_else(|| Error::runtime(format!("the model has no output {}", self.logits_output)))?;
         match logits.dtype() {

@@ -84,5 +84,5 @@ pub(super) fn providers() -> Result<Vec<String>> {
 
 /// Names what ONNX Runtime was doing in front of its message.
 pub(super) fn failed(doing: &'static str) -> impl Fn(ort::Error) -> Error {
-    move |e| Error::runtime(format!("ONNX Runtime cannot {doing}: {}", e.message()))
+    move |e| Error::runtime(format!("ONNX Runtime cannot {doing}: {}", e.message().trim_end()))
 }

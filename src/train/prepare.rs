@@ -61,6 +61,7 @@ pub fn prepare(args: &RunArgs, manifest: &Manifest, shape: Shape, notes: &mut Ve
         mask_id: manifest.method.mask_id,
         max_length: args.max_length,
         fixed_length: shape.length,
+        longest: manifest.longest.and_then(|n| usize::try_from(n).ok()),
     };
     let (dataset, prompts) = dataset(args, tokenizer.as_ref(), profile, limits, notes)?;
     let pad_id = args.pad_id.or(profile.map(|p| p.pad_id)).unwrap_or_else(|| data::pad_id(tokenizer.as_ref()));

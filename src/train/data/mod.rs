@@ -54,6 +54,8 @@ pub struct Limits {
     pub max_length: Option<usize>,
     /// The length of a graph that was exported for one length; longer rows are refused.
     pub fixed_length: Option<usize>,
+    /// The rows of the model's tables of positions; longer rows are refused.
+    pub longest: Option<usize>,
 }
 
 /// The samples of a file, in its order.
@@ -252,6 +254,7 @@ impl Encoder<'_> {
         let (Padding::All, Some(eos)) = (self.padding, self.eos) else { return };
         let longest = data.samples.iter().map(|s| s.tokens.len()).max().unwrap_or(0);
         let length = self.limits.fixed_length.or(self.limits.max_length).unwrap_or(longest);
+        let length = length.min(self.limits.longest.unwrap_or(length));
         for sample in data.samples.iter_mut().filter(|s| s.total == s.tokens.len()) {
             let full = length.max(sample.total);
             sample.tokens.resize(full, eos);
@@ -300,6 +303,10 @@ impl Encoder<'_> {
                     "--max-length {length} cuts longer rows; or export the model with a dynamic length"
                 )));
         }
+        if let Some(most) = limits.longest.filter(|n| tokens.len() > *n) {
+            let message = format!("{} tokens do not fit a model that has positions for {most}", tokens.len());
+            problems.push(bad(message).help(format!("--max-length {most} cuts longer rows")));
+        }
         if problems.is_empty() { Ok((Sample { tokens, prompt, total }, cut)) } else { Err(problems) }
     }
 }
@@ -309,7 +316,7 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    const LIMITS: Limits = Limits { vocab_size: 10, mask_id: 9, max_length: None, fixed_length: None };
+    const LIMITS: Limits = Limits { vocab_size: 10, mask_id: 9, max_length: None, fixed_length: None, longest: None };
 
     fn read(text: &str, limits: Limits) -> Result<Dataset> {
         let mut file = tempfile::Builder::new().prefix("data").suffix(".jsonl").tempfile().unwrap();
@@ -391,6 +398,8 @@ mod tests {
         assert_eq!((cut.samples[0].total, cut.samples[0].tokens.len(), cut.cut), (3, 3, 1));
         let refused = read(text, Limits { fixed_length: Some(3), ..LIMITS }).unwrap_err().to_string();
         assert!(refused.contains("--max-length 3"), "{refused}");
+        let refused = read(text, Limits { longest: Some(3), ..LIMITS }).unwrap_err().to_string();
+        assert!(refused.contains("4 tokens do not fit a model that has positions for 3"), "{refused}");
         let nothing_left = read(text, Limits { max_length: Some(1), ..LIMITS }).unwrap_err().to_string();
         assert!(nothing_left.contains("there is no answer"), "{nothing_left}");
     }
