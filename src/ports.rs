@@ -225,6 +225,9 @@ fn tables(graph: &Graph) -> BTreeMap<&str, Vec<i64>> {
     let mut rows: BTreeMap<&str, Vec<i64>> = BTreeMap::new();
     for id in graph.live() {
         let Node::Op(Op::Gather, c) = graph.node(id) else { continue };
+        if !graph.type_of(c[2]).lit().and_then(Lit::int).is_some_and(|axis| axis.is(0)) {
+            continue;
+        }
         let index = match graph.node(c[1]) {
             Node::Op(Op::Cast, cast) => cast[0],
             _ => c[1],
