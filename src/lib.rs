@@ -12,7 +12,7 @@
 //! | stage | what happens | where its knowledge lives |
 //! |---|---|---|
 //! | read | exporters' differences end; weights stay on disk | [`mod@onnx::read`] |
-//! | | tokens and logits are found | [`ports`] |
+//! | | tokens, logits and the longest length are found | [`ports`], [`positions`] |
 //! | lift | idioms become composites (`rms_norm`, `rope`, `attention`) | `rules/lift.egg`, `rules/simplify.egg` |
 //! | adapt | trained factors beside frozen weights, in their cheapest order | `rules/adapters/*.egg`, `rules/factor.egg`, [`adapt`] |
 //! | pack | sequences share rows, where that is asked for | [`packing`] |
@@ -145,6 +145,7 @@ pub mod onnx;
 pub mod packing;
 pub mod peft;
 pub mod ports;
+pub mod positions;
 pub mod precision;
 pub mod profile;
 pub mod quantize;

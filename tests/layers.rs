@@ -18,6 +18,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("schedule", &["ir", "schedule"]),
     ("recompute.rs", &["ir", "error"]),
     ("memory.rs", &["ir", "rules", "lower", "schedule", "error"]),
+    ("positions.rs", &["ir", "manifest"]),
     ("adapt", &["adapt", "ir", "rules", "rewrite", "manifest", "rng", "error"]),
     ("method.rs", &["ir", "rules", "manifest", "error"]),
     ("objective.rs", &["ir", "rules", "rewrite", "manifest", "method", "ports", "error"]),

@@ -18,7 +18,7 @@ pub enum Entry {
     /// Elements known while reading; used as a tensor it is this leaf.
     Known(Known, Leaf),
     Leaf(Leaf),
-    /// The vector that the file has behind axes of size 1, so many in all.
+    /// A parameter that the file has behind more axes of size 1, so many in all.
     Row(Leaf, usize),
     /// The same data as the leaf of another initializer.
     Tied {
@@ -50,8 +50,10 @@ pub fn plan(graph: &GraphProto, tensors: &[(&str, Tensor)]) -> Weights {
         let is_learned = tensor.dtype.is_float() && origins.is_learned(source, tensor, users);
         let new = recovered.get(source).filter(|_| is_learned);
         let codes = coded.get(source);
-        let is_row = new.is_some_and(|r| r.form == Layout::Row);
-        let dims = if is_row { &tensor.dims[tensor.dims.len() - 1..] } else { &tensor.dims };
+        let dims = match new.map(|r| r.form) {
+            Some(Layout::Row(rank)) => &tensor.dims[tensor.dims.len() - rank..],
+            _ => &tensor.dims,
+        };
         let leaf = Leaf {
             name: codes.or(new.map(|r| &r.name)).cloned().unwrap_or_else(|| source.to_string()),
             ty: TensorType::new(tensor.dtype, dims.iter().map(|n| Dim::Known(*n as i64)).collect::<Vec<_>>()),
@@ -72,11 +74,11 @@ pub fn plan(graph: &GraphProto, tensors: &[(&str, Tensor)]) -> Weights {
             let how = match r.form {
                 Layout::Own => "",
                 Layout::Transposed => ", transposed",
-                Layout::Row => ", as a row",
+                Layout::Row(_) => ", as a row",
             };
             weights.mended.push(format!("weight `{source}` is `{}`{how}", r.name));
         }
-        if is_row {
+        if dims.len() < tensor.dims.len() {
             weights.entries.push((source.to_string(), Entry::Row(Leaf { kind, ..leaf }, tensor.dims.len())));
             continue;
         }
@@ -140,8 +142,8 @@ struct Recovered {
 enum Layout {
     Own,
     Transposed,
-    /// A vector behind axes of size 1.
-    Row,
+    /// Behind more axes of size 1 than it has axes.
+    Row(usize),
 }
 
 /// Names for tensors that the exporter renamed, from the modules of the nodes that use them.
@@ -159,15 +161,16 @@ fn recovered_names<'m>(
         |(n, t): &&(&str, Tensor)| origins.is_made_up(n) && t.dtype.is_float() && t.numel() > 1 && is_learned(n, t);
     for (source, tensor) in tensors.iter().filter(nameless) {
         let is_row = tensor.is_row();
-        let vector = origins.vector(source).filter(|_| is_row);
-        let original = origins.original(source).or(vector);
+        let vector = origins.vector(source, tensor.dims.len()).filter(|_| is_row);
+        let original = origins.original(source).or(vector.map(|(name, _)| name));
         // What was computed from several values is no parameter of its module.
         if original.is_none() && !origins.parents(source).is_empty() {
             continue;
         }
         let candidate = uses.get(source).into_iter().flatten().find_map(|u| {
             let as_it_is = || (original.is_some() && u.takes_rows()).then_some(("", Layout::Own));
-            let row = || (is_row && (vector.is_some() || origins.scales(u))).then_some(("weight", Layout::Row));
+            let scale = || (is_row && origins.scales(u)).then_some(1);
+            let row = || Some(("weight", Layout::Row(vector.map(|(_, rank)| rank).or_else(scale)?)));
             let (suffix, form) = role(u, tensor.dims.len()).or_else(as_it_is).or_else(row)?;
             let of_module = || Some(format!("{}.{suffix}", scopes.module(u.node)?));
             Some(Recovered { name: original.map(String::from).or_else(of_module)?, form })

@@ -116,14 +116,19 @@ impl<'m> Origins<'m> {
         (from.len() == 1).then_some(only)
     }
 
-    /// The vector that a row holds, where axes of size 1 are all that was added to it: each call in PyTorch that does more
-    /// leaves its name among those that the row was computed from.
-    pub fn vector(&self, name: &str) -> Option<&str> {
-        const ADD_AXES: &[&str] = &["unsqueeze", "view", "reshape", "val_"];
+    /// The parameter that a row of so many axes holds and how many of them are its own, where axes of size 1 are all that was
+    /// added: each call in PyTorch that does more leaves its name among those that the row was computed from.
+    pub fn vector(&self, name: &str, rank: usize) -> Option<(&str, usize)> {
+        const UNSQUEEZE: &str = "unsqueeze";
+        const ADD_AXES: &[&str] = &[UNSQUEEZE, "view", "reshape"];
+        let adds = |n: &str| ADD_AXES.iter().any(|call| n.starts_with(call));
         let Some(Origin::Folded(from)) = self.noted.get(name) else { return None };
         let [only] = self.parents(name)[..] else { return None };
-        let mut others = from.iter().map(String::as_str).chain([name]).filter(|n| *n != only);
-        others.all(|n| ADD_AXES.iter().any(|call| n.starts_with(call))).then_some(only)
+        // Axes and shapes have numbers for names.
+        let calls = || from.iter().map(String::as_str).filter(|n| *n != only && !n.starts_with("val_")).chain([name]);
+        let added = calls().filter(|n| n.starts_with(UNSQUEEZE)).count();
+        let own = if added == calls().count() { rank.saturating_sub(added).max(1) } else { 1 };
+        calls().all(adds).then_some((only, own))
     }
 
     /// Whether it is a factor of normalised activations.
