@@ -112,6 +112,9 @@ pub struct Method {
     pub name: String,
     pub mask_id: i64,
     pub logits_shift: i64,
+    /// Whether the mask token counts as one that cannot be predicted.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub excludes_mask: bool,
     /// When the entropy pass runs.
     #[serde(default)]
     pub probe: Probe,

@@ -4,13 +4,16 @@
 //! rule unfold it; what entropy, mask rate and loss are stands in `rules/methods/` and METHOD.md.
 
 use crate::error::{Error, Problem, Result};
-use crate::ir::{Builder, DType, Dim, Graph, Id, Lit, Node, Op};
+use crate::ir::{Builder, DType, Dim, F64, Graph, Id, Lit, Node, Op};
 use crate::manifest::{Method, Probe};
 use crate::method;
 use crate::ports::{OUTPUTS, Ports};
 use crate::rewrite::{self, Options};
 use crate::rules::Rule;
 use std::collections::BTreeMap;
+
+/// What is added to the logit of a token that cannot be predicted: about as low as 16 bits go, where e^z is 0.
+const EXCLUDED: f64 = -6e4;
 
 /// The training step's forward part: a graph with the outputs of `OUTPUTS` and those that the method adds.
 pub fn build(
@@ -24,6 +27,9 @@ pub fn build(
     let mut graph = model.clone();
     let logits = graph.outputs.iter().find(|(n, _)| *n == ports.logits_output).map(|(_, id)| *id);
     let mut logits = logits.ok_or_else(|| internal("the logits are gone".into()))?;
+    if method.excludes_mask && method.mask_id < ports.predicted {
+        logits = excluded(&mut graph, logits, method.mask_id, ports.predicted).map_err(internal)?;
+    }
     // Entropy, rates and loss are f32 whatever the model computes in.
     if graph.tensor_type(logits).is_some_and(|t| t.dtype != DType::F32) {
         let to = graph.lit(Lit::DType(DType::F32)).map_err(internal)?;
@@ -51,6 +57,28 @@ pub fn build(
     let graph = &mut unfolded.graph;
     graph.outputs = outputs(graph, &method.name)?;
     Ok(unfolded.graph)
+}
+
+/// Logits `[B, L, V]` of which that of `token` is so low that its probability is 0: zero masking probabilities (MDLM,
+/// arXiv 2406.07524, section 3.2.3).  A bias takes the row, so that the head stays a product and one row.
+fn excluded(graph: &mut Graph, logits: Id, token: i64, vocabulary: i64) -> std::result::Result<Id, String> {
+    let number = |n: i64| Lit::Int(Dim::Known(n));
+    let dtype = graph.tensor_type(logits).ok_or("the logits are no tensor")?.dtype;
+    let lits = [number(vocabulary), number(token), Lit::DType(dtype), Lit::Float(F64(EXCLUDED))];
+    let [vocabulary, token, dtype, low] = lits.map(|lit| graph.lit(lit));
+    let ids = graph.op(Op::Iota, &[vocabulary?])?;
+    let own = graph.op(Op::Equal, &[ids, token?])?;
+    let own = graph.op(Op::Cast, &[own, dtype?])?;
+    let row = graph.op(Op::Mul, &[own, low?])?;
+    let parts = if let Node::Op(Op::Add, c) = graph.node(logits).clone() { c.to_vec() } else { vec![] };
+    let (bias, rest): (Vec<Id>, Vec<Id>) = parts.into_iter().partition(|c| graph.type_of(*c).shape().len() == 1);
+    match (bias.as_slice(), rest.as_slice()) {
+        ([bias], [product]) => {
+            let bias = graph.op(Op::Add, &[*bias, row])?;
+            graph.op(Op::Add, &[*product, bias])
+        }
+        _ => graph.op(Op::Add, &[logits, row]),
+    }
 }
 
 /// The named results of the unfolded method.

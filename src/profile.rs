@@ -29,6 +29,8 @@ pub struct Profile {
     pub pad_id: i64,
     /// 1 where row `i` of the logits predicts token `i + 1`.
     pub logits_shift: i64,
+    /// Whether the mask token's probability is 0 whatever its logit.
+    pub excludes_mask: bool,
     /// The chat template that is built in; `None`: the tokenizer's own, if it has one.
     pub template: Option<&'static str>,
     pub decoder: Decoder,
@@ -44,13 +46,14 @@ const LLADA: Profile = Profile {
     turn_end: Some(("<|eot_id|>", 126348)),
     pad_id: 126081,
     logits_shift: 0,
+    excludes_mask: false,
     template: Some("llada"),
     decoder: Decoder::Llada,
     source: "ids: github.com/ML-GSAI/LLaDA, generate.py and GUIDELINES.md; texts: its tokenizer, not checked here",
 };
 
 /// Every profile, in the order in which they are tried on a tokenizer.
-pub const PROFILES: [Profile; 7] = [
+pub const PROFILES: [Profile; 8] = [
     LLADA,
     Profile {
         name: "llada-1.5",
@@ -66,6 +69,7 @@ pub const PROFILES: [Profile; 7] = [
         turn_end: None,
         pad_id: 156892,
         logits_shift: 0,
+        excludes_mask: false,
         template: None,
         decoder: Decoder::Llada,
         source: "ids: github.com/inclusionAI/dInfer (mask_id, eos_id); their texts, padding and turns not checked here",
@@ -78,6 +82,7 @@ pub const PROFILES: [Profile; 7] = [
         turn_end: Some(("<|im_end|>", 151645)),
         pad_id: 151643,
         logits_shift: 1,
+        excludes_mask: false,
         template: Some("chatml"),
         decoder: Decoder::Dream,
         source: "mask: github.com/DreamLM/Dream; end of text and of turn: Qwen2.5's tokenizer, not checked here",
@@ -90,6 +95,7 @@ pub const PROFILES: [Profile; 7] = [
         turn_end: None,
         pad_id: 151643,
         logits_shift: 0,
+        excludes_mask: false,
         template: Some("chatml"),
         decoder: Decoder::Llada,
         source: "github.com/ZHZisZZ/dllm: examples/a2d, MDLMSampler (right_shift_logits false)",
@@ -102,6 +108,7 @@ pub const PROFILES: [Profile; 7] = [
         turn_end: None,
         pad_id: 50283,
         logits_shift: 0,
+        excludes_mask: false,
         template: None,
         decoder: Decoder::Llada,
         source: "mask: github.com/ZHZisZZ/dllm, examples/bert; the rest: ModernBERT's tokenizer, not checked here",
@@ -115,9 +122,24 @@ pub const PROFILES: [Profile; 7] = [
         turn_end: None,
         pad_id: 2,
         logits_shift: 0,
+        excludes_mask: false,
         template: None,
         decoder: Decoder::Llada,
         source: "mask: github.com/ML-GSAI/SMDM, evaluate_diff.py; the rest: TinyLlama's tokenizer, not checked here",
+    },
+    Profile {
+        name: "mdlm",
+        models: "kuleshov-group/mdlm-owt and bd3lm-owt",
+        // Behind the vocabulary of GPT-2, whose tokenizer has no text for it either.
+        mask: ("", 50257),
+        eos: ("<|endoftext|>", 50256),
+        turn_end: None,
+        pad_id: 50256,
+        logits_shift: 0,
+        excludes_mask: true,
+        template: None,
+        decoder: Decoder::Llada,
+        source: "mask: github.com/kuleshov-group/mdlm, diffusion.py; the rest: GPT-2's tokenizer, not checked here",
     },
 ];
 
@@ -148,7 +170,8 @@ impl Profile {
     /// What was taken for granted, for people; `why` says how the profile was found.
     pub fn note(&self, why: &str) -> String {
         let shift = if self.logits_shift == 0 { "" } else { ", row i of the logits predicts token i + 1" };
-        format!("profile {} ({why}): mask {}, end of text {}{shift}", self.name, self.mask.1, self.eos.1)
+        let excluded = if self.excludes_mask { " (never predicted)" } else { "" };
+        format!("profile {} ({why}): mask {}{excluded}, end of text {}{shift}", self.name, self.mask.1, self.eos.1)
     }
 }
 

@@ -26,6 +26,7 @@ fn draw(k: usize) -> f64 {
 struct Model {
     graph: Graph,
     vars: BTreeMap<String, Var>,
+    excludes_mask: bool,
 }
 
 impl Model {
@@ -45,7 +46,7 @@ impl Model {
         }
         let vars = interp::run(&values, &BTreeMap::new()).unwrap();
         let vars = vars.into_iter().map(|(n, v)| (n, Var::from_tensor(&v).unwrap())).collect();
-        Model { graph, vars }
+        Model { graph, vars, excludes_mask: options.excludes_mask }
     }
 
     /// log softmax of the logits, `[B, L, V]`.
@@ -54,7 +55,11 @@ impl Model {
         let mut feeds =
             BTreeMap::from([("input_ids".to_string(), Tensor::from_vec(ids, SHAPE, &Device::Cpu).unwrap())]);
         feeds.extend(self.vars.iter().map(|(n, v)| (n.clone(), v.as_tensor().clone())));
-        let z = interp::run(&self.graph, &feeds).unwrap().remove("logits").unwrap();
+        let mut z = interp::run(&self.graph, &feeds).unwrap().remove("logits").unwrap();
+        if self.excludes_mask {
+            let row: Vec<f64> = (0..=MASK).map(|k| if k == MASK { -1e9 } else { 0.0 }).collect();
+            z = z.broadcast_add(&Tensor::new(row, &Device::Cpu).unwrap()).unwrap();
+        }
         let top = z.max_keepdim(D::Minus1).unwrap().detach();
         let z = z.broadcast_sub(&top).unwrap();
         z.broadcast_sub(&z.exp().unwrap().sum_keepdim(D::Minus1).unwrap().log().unwrap()).unwrap()
@@ -208,22 +213,60 @@ fn every_method_is_the_one_of_method_md() {
         (Method { name: "papl", norm: "masked", ..plain }, papl.to_vec()),
         (Method { name: "papl", ..plain }, [&papl[..], &[("loss_norm", "sequence")]].concat()),
     ];
-    let model = Model::new(&options(&plain, &[]));
     for (method, settings) in cases {
-        let place = format!("{} {settings:?}", method.name);
-        let mut trainer = trainer(&options(&method, &settings));
-        let result = step(&mut trainer, &batch());
-        // The first update has moved the weights; the gradients are from before.
-        let (loss, gradients) = method.step(&model, &batch());
-        assert!(result.masked > 3 && ((result.loss - loss) / loss).abs() < 1e-5, "{place}: {} and {loss}", result.loss);
-        let mut worst = 0f64;
-        for (name, theirs) in &gradients {
-            let ours: Vec<f64> =
-                trainer.gradient(name).unwrap().to_f64().iter().map(|g| g / result.loss_count).collect();
-            worst = worst.max(distance(&ours, theirs));
+        check(&method, &settings, &options(&method, &settings));
+    }
+}
+
+/// Loss and gradients of a step are those of METHOD.md.
+fn check(method: &Method, settings: &[(&str, &str)], options: &Options) {
+    let place = format!("{} {settings:?}", method.name);
+    let mut trainer = trainer(options);
+    let result = step(&mut trainer, &batch());
+    // The first update has moved the weights; the gradients are from before.
+    let (loss, gradients) = method.step(&Model::new(options), &batch());
+    assert!(result.masked > 3 && ((result.loss - loss) / loss).abs() < 1e-5, "{place}: {} and {loss}", result.loss);
+    let mut worst = 0f64;
+    for (name, theirs) in &gradients {
+        let ours: Vec<f64> = trainer.gradient(name).unwrap().to_f64().iter().map(|g| g / result.loss_count).collect();
+        worst = worst.max(distance(&ours, theirs));
+    }
+    assert!(worst < 1e-5, "{place}: a gradient differs by {worst:.1e}");
+    println!("{place}: loss {:.1e}, gradients {worst:.1e}", ((result.loss - loss) / loss).abs());
+}
+
+/// A mask token that cannot be predicted has no part in entropies and losses, nor its row of the head a gradient.
+#[test]
+fn a_mask_token_that_is_never_predicted() {
+    let plain =
+        Method { name: "weft", transform: &f64::sqrt, batch_scope: false, norm: "sequence", power: 1.0, floor: 1e-3 };
+    let papl = Method { name: "papl", norm: "masked", ..plain };
+    for (method, settings) in [(&plain, &[][..]), (&papl, &[("papl_tau", "2"), ("papl_alpha", "0.7")])] {
+        let with = |target| Options { excludes_mask: true, target, ..options(method, settings) };
+        for target in [Target::Cpu, Target::Portable] {
+            check(method, settings, &with(target));
         }
-        assert!(worst < 1e-5, "{place}: a gradient differs by {worst:.1e}");
-        println!("{place}: loss {:.1e}, gradients {worst:.1e}", ((result.loss - loss) / loss).abs());
+        let mut trainer = trainer(&with(Target::Cpu));
+        assert!(
+            step(&mut trainer, &batch()).loss < step(&mut self::trainer(&options(method, settings)), &batch()).loss
+        );
+        let head = trainer.parameters().find(|n| n.ends_with("transformer.ff_out.weight")).unwrap().to_string();
+        let head = trainer.gradient(&head).unwrap();
+        // A column of [width, vocabulary].
+        let own = |k: usize| k % (MASK as usize + 1) == MASK as usize;
+        assert_eq!(head.shape()[1], MASK + 1);
+        assert!(head.to_f64().iter().enumerate().all(|(k, g)| (*g == 0.0) == own(k)));
+    }
+}
+
+/// The head's bias takes what makes a token impossible, on whatever side it is added: no logits are kept.
+#[test]
+fn a_head_without_logits_leaves_the_mask_token_out() {
+    for (name, mask_id) in [("llada_micro_dynamo18", MASK), ("modulated_dynamo18", 63), ("modulated_legacy17", 63)] {
+        let path = model().with_file_name(format!("{name}.onnx"));
+        let options = Options { mask_id: Some(mask_id), excludes_mask: true, ..Options::new(path) };
+        let graph = compile(&options).unwrap().graph.histogram();
+        assert!(["head_entropy", "head_expect"].iter().all(|op| graph.contains_key(op)), "{name}: {graph:?}");
     }
 }
 

@@ -24,7 +24,7 @@ pub struct How {
     #[arg(long, default_value = "weft")]
     method: String,
     /// The model's family, for its mask token and logits shift: llada, llada-1.5, llada-moe, dream, tiny-a2d, modernbert,
-    /// smdm [default: what a tokenizer.json beside the model tells]
+    /// smdm, mdlm [default: what a tokenizer.json beside the model tells]
     #[arg(long, value_name = "NAME")]
     profile: Option<String>,
     /// Id of the mask token [default: the profile's]
@@ -34,6 +34,10 @@ pub struct How {
     /// applied in the entropy pass and in the loss [default: the profile's, else 0]
     #[arg(long, allow_negative_numbers = true)]
     logits_shift: Option<i64>,
+    /// The mask token cannot be predicted: its probability is 0 in entropies and losses, whatever its logit, as MDLM and
+    /// what came of it have it outside of the module that is exported (arXiv 2406.07524) [default: the profile's]
+    #[arg(long)]
+    exclude_mask: bool,
     #[command(flatten)]
     settings: Settings,
     /// An option of the method's file
@@ -169,6 +173,7 @@ impl How {
             ("--mask-id", self.mask_id.is_some()),
             ("--profile", self.profile.is_some()),
             ("--logits-shift", self.logits_shift.is_some()),
+            ("--exclude-mask", self.exclude_mask),
             ("--method", self.method != "weft"),
             ("--set", !self.set.is_empty() || !self.settings.given().is_empty()),
             ("--probe", self.probe != Probe::EveryStep),
@@ -194,6 +199,7 @@ impl How {
             method: self.method.clone(),
             mask_id: self.mask_id.or(profile.map(|p| p.mask.1)),
             logits_shift: self.logits_shift.or(profile.map(|p| p.logits_shift)).unwrap_or(0),
+            excludes_mask: self.exclude_mask || profile.is_some_and(|p| p.excludes_mask),
             settings: self.settings.given(),
             set: self.set.iter().cloned().collect(),
             probe: self.probe,

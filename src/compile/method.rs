@@ -64,6 +64,7 @@ pub(super) fn chosen(options: &Options, library: &Library, ports: &Ports, notes:
         name: name.clone(),
         mask_id: options.mask_id.unwrap_or_default(),
         logits_shift: options.logits_shift,
+        excludes_mask: options.excludes_mask,
         probe: options.probe,
         options: values,
     })

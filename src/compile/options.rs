@@ -42,6 +42,8 @@ pub struct Options {
     /// The token that stands for "masked"; there is no safe default.
     pub mask_id: Option<i64>,
     pub logits_shift: i64,
+    /// The mask token's probability is 0, whatever its logit.
+    pub excludes_mask: bool,
     /// Values of the method's options by name (`t_floor`, `loss_norm`), from flags that any method may ignore.
     pub settings: BTreeMap<String, String>,
     /// The same, where the method must have them.
@@ -78,6 +80,7 @@ impl Options {
             method: "weft".into(),
             mask_id: None,
             logits_shift: 0,
+            excludes_mask: false,
             settings: BTreeMap::new(),
             set: BTreeMap::new(),
             probe: Probe::EveryStep,

@@ -77,8 +77,12 @@ impl Judge<'_> {
                 rows.extend_from_slice(tokens);
                 masked.iter().for_each(|p| rows[start + p] = self.language.mask_id);
             }
-            let z = self.model.logits(&rows, part.len(), len)?;
+            let mut z = self.model.logits(&rows, part.len(), len)?;
             let vocab = z.len() / rows.len().max(1);
+            if let (true, Ok(mask)) = (self.language.excludes_mask, usize::try_from(self.language.mask_id)) {
+                let own = z.chunks_exact_mut(vocab.max(1)).filter_map(|row| row.get_mut(mask));
+                own.for_each(|logit| *logit = f32::NEG_INFINITY);
+            }
             for (row, (masked, weight)) in part.iter().enumerate() {
                 for p in masked {
                     let source = row * len + p.saturating_sub(self.language.logits_shift);

@@ -11,7 +11,7 @@ use tokenizers::Tokenizer;
 #[derive(Args, Clone, Debug, Default)]
 pub struct LanguageArgs {
     /// The model's family, for its mask and end-of-text tokens, template and way of decoding: llada, llada-1.5, llada-moe,
-    /// dream, tiny-a2d, modernbert, smdm [default: what the tokenizer tells]
+    /// dream, tiny-a2d, modernbert, smdm, mdlm [default: what the tokenizer tells]
     #[arg(long, value_name = "NAME")]
     pub profile: Option<String>,
     /// A tokenizer.json [default: the one beside the model]
@@ -23,6 +23,9 @@ pub struct LanguageArgs {
     /// 1 where row i of the logits predicts token i+1 [default: the profile's, else 0]
     #[arg(long, value_name = "0|1")]
     pub logits_shift: Option<i64>,
+    /// The mask token has probability 0, whatever its logit; `generate` never writes it in any case [default: the profile's]
+    #[arg(long)]
+    pub exclude_mask: bool,
     /// The token that ends a text [default: the profile's, else the tokenizer's]
     #[arg(long, value_name = "ID")]
     pub eos_id: Option<i64>,
@@ -49,6 +52,8 @@ pub struct Language {
     pub eos_ids: Vec<i64>,
     pub pad_id: i64,
     pub logits_shift: usize,
+    /// Whether the mask token's probability is 0, whatever its logit.
+    pub excludes_mask: bool,
     pub decoder: Decoder,
     /// What was chosen for the user, a line each.
     pub notes: Vec<String>,
@@ -127,6 +132,7 @@ impl Language {
             eos_ids,
             pad_id,
             logits_shift,
+            excludes_mask: args.exclude_mask || profile.is_some_and(|p| p.excludes_mask),
             decoder: profile.map_or(Decoder::Llada, |p| p.decoder),
             notes,
         })

@@ -31,6 +31,7 @@ pub fn options(manifest: &Manifest, source: &Path) -> Options {
     Options {
         method: manifest.method.name.clone(),
         logits_shift: manifest.method.logits_shift,
+        excludes_mask: manifest.method.excludes_mask,
         settings: manifest.method.options.iter().map(|(name, setting)| (name.clone(), setting.to_string())).collect(),
         probe: manifest.method.probe,
         memory: manifest.recompute.as_ref().map(budget),

@@ -53,7 +53,8 @@ impl fmt::Display for Training {
         let has_probe = self.outputs.iter().any(|p| ["entropy", "nll", PROBE].contains(&p.name.as_str()));
         let probe = if has_probe { format!(", entropy pass {}", String::from(method.probe)) } else { String::new() };
         let (name, mask, shift) = (&method.name, method.mask_id, method.logits_shift);
-        line("method", format!("{name}, mask token {mask}, logits shift {shift}{probe}"))?;
+        let excluded = if method.excludes_mask { " (never predicted)" } else { "" };
+        line("method", format!("{name}, mask token {mask}{excluded}, logits shift {shift}{probe}"))?;
         if !method.options.is_empty() {
             line(
                 "",

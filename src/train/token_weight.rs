@@ -78,7 +78,14 @@ mod tests {
 
     fn method(name: &str, options: &[(&str, Setting)]) -> Method {
         let options = options.iter().map(|(n, v)| (n.to_string(), v.clone())).collect();
-        Method { name: name.into(), mask_id: 0, logits_shift: 0, probe: Probe::EveryStep, options }
+        Method {
+            name: name.into(),
+            mask_id: 0,
+            logits_shift: 0,
+            excludes_mask: false,
+            probe: Probe::EveryStep,
+            options,
+        }
     }
 
     fn of(method: &Method, at: usize) -> Option<f64> {
