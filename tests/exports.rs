@@ -253,7 +253,16 @@ const CASES: &[(&str, &str)] = &[
         "lift-normalize",
         "(mul (sub x (mean x [-1])) (rsqrt (add (mean (mul (sub x (mean x [-1])) (sub x (mean x [-1]))) [-1]) 1e-5)))",
     ),
+    (
+        "lift-normalize-moments",
+        "(mul (sub x (mean x [-1])) (rsqrt (add (max (sub (mean (mul x x) [-1]) (mul (mean x [-1]) (mean x [-1]))) 0.0) 1e-5)))",
+    ),
     ("lift-layer-norm", "(add (mul (normalize x 1e-5) w) b)"),
+    (
+        "lift-layer-norm-affine",
+        "(add (mul x (mul (rsqrt (add (mean (mul (sub x (mean x [-1])) (sub x (mean x [-1]))) [-1]) 1e-5)) w))
+           (sub b (mul (mean x [-1]) (mul (rsqrt (add (mean (mul (sub x (mean x [-1])) (sub x (mean x [-1]))) [-1]) 1e-5)) w))))",
+    ),
     (
         "lift-rope-halves",
         "(concat (sub (mul (slice q 3 0 2 1) c) (mul (slice q 3 2 4 1) d))
@@ -302,6 +311,7 @@ const CASES: &[(&str, &str)] = &[
         "lift-attention-kept",
         "(matmul (softmax (where (greater m 0.0) (mul (matmul q (transpose k [0 1 3 2])) 0.5) -inf) -1) v)",
     ),
+    ("attention-even-bias", "(attention_bias q k v (full 1e-9 f32 [batch 1 1 seq]) 0.5)"),
     ("sum-over-count", "(div (sum x [-1]) 8.0)"),
     ("scale-rope", "(rope (mul q 0.5) cos sin)"),
     ("expand-identity", "(expand x [batch 8])"),

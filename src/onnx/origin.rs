@@ -104,7 +104,7 @@ impl<'m> Origins<'m> {
         let is_parameter = |n: &&str| match self.noted.get(n) {
             Some(Origin::Parameter) => true,
             Some(Origin::Buffer) => false,
-            _ => is_module_path(n) && !n.contains(".lifted_tensor") && !has_table_word(n),
+            _ => is_module_path(n) && !is_written_down(n) && !has_table_word(n),
         };
         from.iter().map(String::as_str).filter(is_parameter).collect()
     }
@@ -147,7 +147,7 @@ impl<'m> Origins<'m> {
             Some(Origin::Buffer) => return false,
             _ if self.angles.contains(name) => return false,
             Some(Origin::Folded(from)) => {
-                let created = |n: &String| CREATED.iter().any(|c| n.starts_with(c)) || n.contains(".lifted_tensor");
+                let created = |n: &String| CREATED.iter().any(|c| n.starts_with(c)) || is_written_down(n);
                 let by_use = || is_matrix() && !from.iter().any(created);
                 return tensor.numel() > 1
                     && (!self.parents(name).is_empty() || by_use())
@@ -160,7 +160,7 @@ impl<'m> Origins<'m> {
             let scales = |u: &Use| is_vector && self.scales(u);
             return tensor.numel() > 1 && users.iter().any(|u| u.is_weight() || scales(u));
         }
-        if has_table_word(name) {
+        if has_table_word(name) || is_written_down(name) {
             return false;
         }
         let is_named = is_module_path(name) || self.torchscript;
@@ -254,9 +254,16 @@ fn is_made_up(name: &str) -> bool {
             .any(|p| numbered(p))
 }
 
-/// `transformer.ln_f.weight`, as PyTorch names parameters and buffers.
+/// `transformer.ln_f.weight`, as PyTorch names parameters and buffers.  TensorFlow's `encoder/layer_._0/attention/add/y:0` is
+/// a number in the code.
 pub fn is_module_path(name: &str) -> bool {
-    name.contains('.') && !is_made_up(name)
+    name.contains('.') && !name.contains('/') && !is_made_up(name)
+}
+
+/// A number in a module's code, which is a tensor of the module for `torch.export`: `model.layers.0.lifted_tensor_1`.
+fn is_written_down(name: &str) -> bool {
+    name.rsplit_once('.')
+        .is_some_and(|(_, own)| ["lifted_tensor", "_tensor_constant"].iter().any(|c| own.starts_with(c)))
 }
 
 pub fn has_table_word(name: &str) -> bool {

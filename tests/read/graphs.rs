@@ -52,6 +52,74 @@ fn shape_arithmetic_disappears() {
     ");
 }
 
+/// Open ends are 1e9 for tf2onnx, positions are counted as floats, and a mask that masks nothing is 1 - 1.
+#[test]
+fn what_tensorflow_writes() {
+    let x = input("x", Float, &["batch", "seq", "4"]);
+    let weights = [
+        ints("zero", &[], &[0]),
+        ints("zeros", &[2], &[0, 0]),
+        ints("ends", &[2], &[1_000_000_000, 1_000_000_000]),
+        ints("one", &[1], &[1]),
+        ints("two", &[1], &[2]),
+        ints("axis0", &[1], &[0]),
+        floats("from", &[], &[0.0]),
+        floats("by", &[], &[1.0]),
+        floats("far", &[], &[-1e4]),
+    ];
+    let nodes = [
+        node("Slice", &["x", "zeros", "ends"], &["all"]),
+        node("GlobalAveragePool", &["all"], &["mean"]),
+        node("Shape", &["x"], &["shape"]),
+        node("Slice", &["shape", "one", "two"], &["length1"]),
+        node("Squeeze", &["length1", "axis0"], &["length"]),
+        node("Cast", &["length"], &["lengthf"]).int("to", 1),
+        node("Range", &["from", "lengthf", "by"], &["positions"]),
+        node("Unsqueeze", &["positions", "one"], &["column"]),
+        node("Expand", &["by", "length1"], &["shown"]),
+        node("Sub", &["by", "shown"], &["hidden"]),
+        node("Mul", &["hidden", "far"], &["low"]),
+        node("Unsqueeze", &["low", "one"], &["bias"]),
+        node("Add", &["mean", "column"], &["sum"]),
+        node("Add", &["sum", "bias"], &["y"]),
+    ];
+    insta::assert_snapshot!(text(&model(&[x], &weights, &nodes)), @"
+    (graph g
+      (input x f32 [batch seq 4])
+      (let %0 (mean x [-1])) ; f32[batch seq 1]
+      (let %1 (iota seq)) ; i64[seq]
+      (let %2 (cast %1 f32)) ; f32[seq]
+      (let %3 (reshape %2 [seq 1])) ; f32[seq 1]
+      (let %4 (add %0 %3)) ; f32[batch seq 1]
+      (output y %4))
+    ");
+}
+
+/// A size of 1 as a scalar cuts an axis away, where `keepdims` says so: ONNX Runtime does what the standard does not say.
+/// `repeats` are as many ones as there are axes.
+#[test]
+fn what_older_exporters_leave_unoptimised() {
+    let x = input("x", Float, &["batch", "seq", "4"]);
+    let weights = [ints("size", &[], &[1]), ints("second", &[], &[1]), ints("repeats", &[2], &[1, 3])];
+    let nodes = [
+        node("SplitToSequence", &["x", "size"], &["parts"]).int("axis", 2).int("keepdims", 0),
+        node("SequenceAt", &["parts", "second"], &["part"]),
+        node("Shape", &["repeats"], &["rank"]),
+        node("Expand", &["size", "rank"], &["ones"]),
+        node("Expand", &["part", "ones"], &["same"]),
+        node("Tile", &["same", "repeats"], &["y"]),
+    ];
+    insta::assert_snapshot!(text(&model(&[x], &weights, &nodes)), @"
+    (graph g
+      (input x f32 [batch seq 4])
+      (let %0 (slice x 2 1 2 1)) ; f32[batch seq 1]
+      (let %1 (reshape %0 [1 batch 1 seq])) ; f32[1 batch 1 seq]
+      (let %2 (expand %1 [1 batch 3 seq])) ; f32[1 batch 3 seq]
+      (let %3 (reshape %2 [batch 3*seq])) ; f32[batch 3*seq]
+      (output y %3))
+    ");
+}
+
 /// ONNX Runtime's optimiser splits a shape where the exporter gathered from it.
 #[test]
 fn sizes_are_split() {

@@ -102,6 +102,10 @@ fn products_and_reductions() {
         cases.push(case(op, &[x()]));
     }
     cases.push(case("ReduceSumSquare", &[x()]).numbers("axes", &[0]));
+    for op in ["GlobalAveragePool", "GlobalMaxPool"] {
+        cases.push(case(op, &[x()]));
+        cases.push(case(op, &[real("x", &["batch=2", "3", "4", "5"])]));
+    }
     for (exclusive, reverse) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
         let sum = case("CumSum", &[x()]).table(ints("axis", &[], &[1]));
         cases.push(sum.int("exclusive", exclusive).int("reverse", reverse));

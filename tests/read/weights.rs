@@ -68,6 +68,9 @@ fn names_and_uses_decide_where_nothing_is_noted() {
         ("filled", &[4], -1e9, "Add", ""),
         ("temperature", &[], 0.5, "Mul", ""),
         ("blocks.0.temperature", &[], 0.5, "Mul", ""),
+        ("model.blocks.0.lifted_tensor_1", &[], 0.5, "Mul", ""),
+        ("model/layer_._0/attention/add/y:0", &[], 0.5, "Add", ""),
+        ("model/layer_._0/attention/BiasAdd/ReadVariableOp:0", &[4], 0.5, "Add", ""),
         ("val_7", &[4], 0.5, "Mul", ""),
         ("val_8", &[4, 4], 0.5, "MatMul", ""),
     ]));

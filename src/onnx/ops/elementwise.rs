@@ -51,6 +51,15 @@ fn decided(b: &mut Build, op: Op, x: Id, y: Id) -> Result<Option<Id>, String> {
             }
         }
     }
+    let number = |id| b.uniform(id).map(|(value, _)| value).or_else(|| b.graph.type_of(id).lit().and_then(Lit::number));
+    if let (Op::Add | Op::Sub | Op::Mul, Some(p), Some(q)) = (op, number(x), number(y))
+        && let Some(dtype) = [x, y].iter().find_map(|id| b.graph.tensor_type(*id)).map(|t| t.dtype)
+        && let Some(value) = Known::binary(op, &Known::float(p), &Known::float(q)).and_then(|k| k.uniform())
+        && dtype.is_float()
+    {
+        let shape = broadcast_shapes(&b.shape(x), &b.shape(y))?;
+        return b.full(value, dtype, &shape).map(Some);
+    }
     let least = b.graph.type_of(y).lit().and_then(Lit::number);
     if op == Op::GreaterEqual && least.is_some_and(|n| n <= 0.0) && is_position(b, x) {
         let shape = b.shape(x);

@@ -12,8 +12,8 @@ use crate::onnx::known::{Known, MAX_KNOWN, sign};
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
-/// Bounds at or beyond this size mean "to the end", as exporters write it.
-const HUGE: i64 = i32::MAX as i64;
+/// Bounds at or beyond this size mean "to the end", as exporters write it; this is tf2onnx's, PyTorch's are larger.
+const HUGE: i64 = 1_000_000_000;
 
 /// A slice bound as a place in `0..=size`.
 ///

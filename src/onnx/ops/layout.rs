@@ -1,8 +1,8 @@
 //! Shapes and layout: most of it is resolved while reading and leaves no node.
 
 use crate::ir::dim::numel;
-use crate::ir::infer::{resolve_axes, resolve_axis, slice_len};
-use crate::ir::{DType, Dim, Lit, Op};
+use crate::ir::infer::{broadcast_shapes, resolve_axes, resolve_axis, slice_len};
+use crate::ir::{Builder, DType, Dim, Id, Lit, Node, Op};
 use crate::onnx::build::{Build, Value};
 use crate::onnx::call::{Call, Read};
 use crate::onnx::known::{Items, Known, MAX_KNOWN};
@@ -36,8 +36,7 @@ pub fn size(b: &mut Build, call: &Call) -> Read {
 /// A value in another shape, known or not.
 pub fn reshaped(b: &mut Build, value: &Value, shape: &[Dim]) -> Result<Value, String> {
     if let Value::Known(known) = value {
-        let sizes: Option<Vec<usize>> = shape.iter().map(|d| d.known().and_then(|n| usize::try_from(n).ok())).collect();
-        if let Some(folded) = sizes.and_then(|s| known.reshaped(s)) {
+        if let Some(folded) = whole(shape).and_then(|sizes| known.reshaped(sizes)) {
             return Ok(Value::Known(folded));
         }
     }
@@ -128,6 +127,14 @@ pub fn transpose(b: &mut Build, call: &Call) -> Read {
 pub fn expand(b: &mut Build, call: &Call) -> Read {
     let x = call.value(0)?;
     let to = call.dims(1, "the shape")?.ok_or("the shape is missing")?;
+    // Sizes that a shape is made of stay known.
+    let sizes = call.known(0).filter(|k| k.dims().is_some()).and_then(|known| {
+        let own: Vec<Dim> = known.shape.iter().map(|n| Dim::Known(*n as i64)).collect();
+        known.expanded(&whole(&broadcast_shapes(&own, &to).ok()?)?)
+    });
+    if let Some(sizes) = sizes {
+        return one(Value::Known(sizes));
+    }
     let id = b.tensor(x)?;
     one(Value::Node(b.expand(id, &to)?))
 }
@@ -229,7 +236,9 @@ pub fn split_to_sequence(b: &mut Build, call: &Call) -> Read {
         }
     };
     let mut parts = split_at(b, call, axis, &sizes)?;
-    if call.get(1).is_none() && call.int_or("keepdims", 1) == 0 {
+    // The standard has `keepdims` for pieces without given sizes; ONNX Runtime, and so PyTorch, for a size of 1 as well.
+    let by_list = call.known(1).is_some_and(|sizes| !sizes.shape.is_empty());
+    if !by_list && call.int_or("keepdims", 1) == 0 && sizes.iter().all(|n| n.is(1)) {
         let kept: Vec<Dim> = dims.iter().enumerate().filter(|(k, _)| *k != axis).map(|(_, d)| d.clone()).collect();
         parts = parts.iter().map(|p| reshaped(b, p, &kept)).collect::<Result<_, _>>()?;
     }
@@ -250,6 +259,11 @@ pub fn sequence_at(_: &mut Build, call: &Call) -> Read {
     one(items[place].clone())
 }
 
+/// Sizes that are all known.
+fn whole(dims: &[Dim]) -> Option<Vec<usize>> {
+    dims.iter().map(|d| d.known().and_then(|n| usize::try_from(n).ok())).collect()
+}
+
 pub fn constant_of_shape(b: &mut Build, call: &Call) -> Read {
     let dims = call.dims(0, "the shape")?.ok_or("the shape is missing")?;
     let (value, dtype) = match call.tensor_attr("value") {
@@ -259,8 +273,7 @@ pub fn constant_of_shape(b: &mut Build, call: &Call) -> Read {
             (known.uniform().ok_or("the value must be one number")?, known.dtype)
         }
     };
-    let sizes: Option<Vec<usize>> = dims.iter().map(|d| d.known().and_then(|n| usize::try_from(n).ok())).collect();
-    if let Some(shape) = sizes {
+    if let Some(shape) = whole(&dims) {
         let items = match dtype.is_float() {
             true => Items::Floats(vec![value]),
             false => Items::Ints(vec![Dim::Known(value as i64)]),
@@ -273,8 +286,26 @@ pub fn constant_of_shape(b: &mut Build, call: &Call) -> Read {
     one(Value::Node(b.full(value, dtype, &dims)?))
 }
 
+/// The unknown size that was cast to a float.
+fn size_as_float(b: &Build, id: Id) -> Option<Dim> {
+    match b.graph.node(id) {
+        Node::Op(Op::Cast | Op::Reshape, c) => size_as_float(b, c[0]),
+        // As sizes become tensors: the size added to 0.
+        Node::Op(Op::Add, c) if b.uniform(c[0]).is_some_and(|(value, _)| value == 0.0) => {
+            b.graph.type_of(c[1]).lit().and_then(Lit::int).cloned()
+        }
+        _ => None,
+    }
+}
+
 /// `start, start + delta, ... < limit`.
 pub fn range(b: &mut Build, call: &Call) -> Read {
+    if let (Some(start), Value::Node(limit), Some(delta)) = (call.known(0), call.value(1)?, call.known(2))
+        && let (Some(0.0), Some(1.0), Some(n)) = (start.uniform(), delta.uniform(), size_as_float(b, *limit))
+    {
+        let id = b.iota(n)?;
+        return one(Value::Node(b.cast(id, start.dtype)?));
+    }
     let (Some(start), Some(limit), Some(delta)) = (call.known(0), call.known(1), call.known(2)) else {
         return Err("bounds must not depend on the model's inputs, only on their shapes".into());
     };

@@ -108,6 +108,8 @@ static STANDARD: &[Row] = &[
     row("GatherND", 11, Fn(nd::gather_nd)),
     row("Gelu", 20, Fn(compose::gelu)),
     row("Gemm", 7, Fn(compose::gemm)),
+    row("GlobalAveragePool", 1, Fn(|b, call| reduce::global_pool(b, call, reduce::Kind::Mean))),
+    row("GlobalMaxPool", 1, Fn(|b, call| reduce::global_pool(b, call, reduce::Kind::Max))),
     row("Greater", 1, Binary(Op::Greater)),
     row("GreaterOrEqual", 12, Binary(Op::GreaterEqual)),
     row("HardSigmoid", 1, Fn(compose::hard_sigmoid)),

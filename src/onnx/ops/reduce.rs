@@ -22,8 +22,7 @@ pub enum Kind {
 }
 
 pub fn reduce(b: &mut Build, call: &Call, kind: Kind) -> Read {
-    let dims = shape_of(b, call.value(0)?)?;
-    let rank = dims.len();
+    let rank = shape_of(b, call.value(0)?)?.len();
     let mut axes = match call.integers("axes", 1)?.filter(|a| !a.is_empty()) {
         Some(axes) => axes.iter().map(|a| resolve_axis(*a, rank)).collect::<Result<Vec<_>, _>>()?,
         None if call.int_or("noop_with_empty_axes", 0) != 0 => return Ok(vec![call.value(0)?.clone()]),
@@ -31,9 +30,21 @@ pub fn reduce(b: &mut Build, call: &Call, kind: Kind) -> Read {
     };
     axes.sort();
     axes.dedup();
-    let kept: Vec<Dim> = match call.int_or("keepdims", 1) {
-        0 => (0..rank).filter(|k| !axes.contains(k)).map(|k| dims[k].clone()).collect(),
-        _ => (0..rank).map(|k| if axes.contains(&k) { Dim::Known(1) } else { dims[k].clone() }).collect(),
+    along(b, call, kind, &axes, call.int_or("keepdims", 1) != 0)
+}
+
+/// Over every axis behind the first two: how tf2onnx writes the mean of each row of `[batch, length, width]`.
+pub fn global_pool(b: &mut Build, call: &Call, kind: Kind) -> Read {
+    let rank = shape_of(b, call.value(0)?)?.len();
+    along(b, call, kind, &(2..rank).collect::<Vec<_>>(), true)
+}
+
+fn along(b: &mut Build, call: &Call, kind: Kind, axes: &[usize], keeps: bool) -> Read {
+    let dims = shape_of(b, call.value(0)?)?;
+    let rank = dims.len();
+    let kept: Vec<Dim> = match keeps {
+        false => (0..rank).filter(|k| !axes.contains(k)).map(|k| dims[k].clone()).collect(),
+        true => (0..rank).map(|k| if axes.contains(&k) { Dim::Known(1) } else { dims[k].clone() }).collect(),
     };
     if let Some(known) = call.known(0)
         && axes.len() == rank
