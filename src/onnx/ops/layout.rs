@@ -35,10 +35,10 @@ pub fn size(b: &mut Build, call: &Call) -> Read {
 
 /// A value in another shape, known or not.
 pub fn reshaped(b: &mut Build, value: &Value, shape: &[Dim]) -> Result<Value, String> {
-    if let Value::Known(known) = value {
-        if let Some(folded) = whole(shape).and_then(|sizes| known.reshaped(sizes)) {
-            return Ok(Value::Known(folded));
-        }
+    if let Value::Known(known) = value
+        && let Some(folded) = whole(shape).and_then(|sizes| known.reshaped(sizes))
+    {
+        return Ok(Value::Known(folded));
     }
     let id = b.tensor(value)?;
     b.reshape(id, shape).map(Value::Node)
