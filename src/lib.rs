@@ -44,6 +44,8 @@
 //! # Where to start
 //!
 //! - an operator: a row in [`ir::op`], an arm in [`interp`], a line in `rules/grad.egg`;
+//! - an operator of ONNX that is to be read, in terms of those that exist: a row in `onnx/ops/mod.rs`;
+//!   `tests/read/operators.rs` compares it with ONNX Runtime;
 //! - a rule: a form in `rules/` (the language: `rules/README.md`; what it may call: [`rules::builtin`]);
 //! - a kernel: a type in a file of its family in [`kernels`] and a line in its table (on a GPU: a function in a `.cu` file, a
 //!   plan and a line); `tests/kernels.rs` compares it with the function's body, `benches/kernels.rs` says whether it pays;
