@@ -270,6 +270,17 @@ fn a_head_without_logits_leaves_the_mask_token_out() {
     }
 }
 
+/// SMDM's mask token has no logit at all.
+#[test]
+fn a_mask_token_without_a_logit_needs_no_leaving_out() {
+    let path = model().with_file_name("modulated_dynamo18.onnx");
+    let notes = |excludes_mask| {
+        compile(&Options { mask_id: Some(64), excludes_mask, ..Options::new(&path) }).unwrap().notes.join("\n")
+    };
+    let told = "--exclude-mask has no effect: the model has no logit for its mask token 64";
+    assert!(notes(true).contains(told) && !notes(false).contains(told));
+}
+
 /// Without an entropy pass there is half the forward work.
 #[test]
 fn sft_has_no_probe() {

@@ -60,6 +60,9 @@ pub(super) fn chosen(options: &Options, library: &Library, ports: &Ports, notes:
     if !problems.is_empty() {
         return Err(Error::Usage { problems });
     }
+    if let (true, Some(id)) = (options.excludes_mask, options.mask_id.filter(|id| *id >= ports.predicted)) {
+        notes.push(format!("--exclude-mask has no effect: the model has no logit for its mask token {id}"));
+    }
     Ok(Method {
         name: name.clone(),
         mask_id: options.mask_id.unwrap_or_default(),
