@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 /// The flags of `weftc compile`.
 #[derive(Args)]
 pub struct CompileArgs {
-    /// The model: an ONNX file of any exporter, opsets 13 to 25
+    /// The model: an ONNX file of any exporter, opsets 7 to 28
     model: PathBuf,
     /// Where to write the training graph
     #[arg(short, long, default_value = "train.onnx")]

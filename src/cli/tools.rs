@@ -54,7 +54,7 @@ pub struct ExplainArgs {
 
 #[derive(Args)]
 pub struct GradArgs {
-    /// The model: an ONNX file of any exporter, opsets 13 to 25
+    /// The model: an ONNX file of any exporter, opsets 7 to 28
     model: PathBuf,
     /// Weights and inputs to differentiate by, separated by commas; `*` stands for any characters
     /// [default: every weight that the scalar depends on]

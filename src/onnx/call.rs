@@ -141,11 +141,29 @@ impl<'m> Call<'m> {
         }
     }
 
-    /// Integers from attribute `name` (older opsets) or operand `k`.
-    pub fn integers(&self, name: &str, k: usize) -> Result<Option<Vec<i64>>, String> {
-        if let Some(ints) = self.ints(name) {
-            return Ok(Some(ints.to_vec()));
+    /// Puts attributes that newer opsets have as operands into those places.
+    pub fn promote(&mut self, attributes: &[(&str, usize)]) {
+        for (name, place) in attributes {
+            let Some(attribute) = self.attr(name).filter(|_| self.get(*place).is_none()) else { continue };
+            let known = match kind(attribute) {
+                AttributeType::Int => Known::scalar(Dim::Known(attribute.i())),
+                AttributeType::Float => Known::float(attribute.f().into()),
+                AttributeType::Ints => Known::vector(attribute.ints.iter().copied().map(Dim::Known).collect()),
+                other => {
+                    let wanted = format!("attribute {name} must be a number or a list of integers, not");
+                    self.mistyped.borrow_mut().push(format!("{wanted} {}", other.as_str_name()));
+                    continue;
+                }
+            };
+            if self.inputs.len() <= *place {
+                self.inputs.resize_with(place + 1, || Value::Absent);
+            }
+            self.inputs[*place] = Value::Known(known);
         }
+    }
+
+    /// The known integers of operand `k`, called `name`; `None` where it is not given.
+    pub fn integers(&self, name: &str, k: usize) -> Result<Option<Vec<i64>>, String> {
         let Some(dims) = self.dims(k, name)? else { return Ok(None) };
         let known: Option<Vec<i64>> = dims.iter().map(Dim::known).collect();
         known.map(Some).ok_or_else(|| format!("{name} must be known numbers"))

@@ -341,7 +341,7 @@ impl<'m> Importer<'m> {
         scope: &Scope<'m>,
         place: &str,
     ) -> Vec<Value> {
-        let call = Call {
+        let mut call = Call {
             op: &node.op_type,
             inputs,
             outputs: node.output.iter().filter(|o| !o.is_empty()).count(),
@@ -357,12 +357,15 @@ impl<'m> Importer<'m> {
         } else if standard && call.op == "If" {
             self.branch(&call, env, scope, place)
         } else {
-            match ops::find(&node.domain, &node.op_type) {
-                Some(row) if !standard || row.since <= scope.opset => row.read(&mut self.b, &call),
+            match ops::find(&node.domain, &node.op_type, scope.opset) {
+                Some(row) if row.since <= scope.opset => {
+                    call.promote(row.was);
+                    row.read(&mut self.b, &call)
+                }
                 Some(row) => {
                     let message = format!("{} needs opset {}, the file says {}", row.name, row.since, scope.opset);
                     let help = "the exporter wrote an invalid file (it does for opsets that it does not know): export \
-                                again with opset_version=23, 24 or 25";
+                                again with opset_version=25";
                     return self.refuse(message, help.into(), place);
                 }
                 None => {

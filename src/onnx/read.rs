@@ -16,7 +16,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 /// The opsets that are read.
-pub const OPSETS: RangeInclusive<i64> = 13..=25;
+pub const OPSETS: RangeInclusive<i64> = 7..=28;
 
 /// A model as it was read.
 #[derive(Clone, Debug)]

@@ -184,25 +184,31 @@ pub fn softsign(b: &mut Build, call: &Call) -> Read {
     one(b.op(Op::Div, &[x, size], &[])?)
 }
 
-/// `x sigmoid(alpha x)`.
-fn gated(b: &mut Build, call: &Call, default: f64) -> Read {
+/// `x sigmoid(alpha x)` of the first operand.
+fn gated(b: &mut Build, call: &Call, default: f64) -> Result<Id, String> {
     let x = call.node(b, 0)?;
     match call.float_or("alpha", default) {
-        1.0 => one(b.op(Op::Silu, &[x], &[])?),
+        1.0 => b.op(Op::Silu, &[x], &[]),
         alpha => {
             let gate = with(b, Op::Mul, x, alpha)?;
             let gate = b.op(Op::Sigmoid, &[gate], &[])?;
-            one(b.op(Op::Mul, &[x, gate], &[])?)
+            b.op(Op::Mul, &[x, gate], &[])
         }
     }
 }
 
+/// `swish(gate) * x`, operands of one shape.
+pub fn swiglu(b: &mut Build, call: &Call) -> Read {
+    let (gate, x) = (gated(b, call, 1.0)?, call.node(b, 1)?);
+    one(b.op(Op::Mul, &[gate, x], &[])?)
+}
+
 pub fn swish(b: &mut Build, call: &Call) -> Read {
-    gated(b, call, 1.0)
+    one(gated(b, call, 1.0)?)
 }
 
 pub fn quick_gelu(b: &mut Build, call: &Call) -> Read {
-    gated(b, call, f64::from(1.702f32))
+    one(gated(b, call, f64::from(1.702f32))?)
 }
 
 pub fn gelu(b: &mut Build, call: &Call) -> Read {

@@ -56,6 +56,12 @@ pub fn non_zero(b: &mut Build, call: &Call) -> Read {
     if ty.rank() == 0 {
         return Err("a scalar has no places".into());
     }
+    if b.uniform(mask).is_some_and(|(value, _)| value != 0.0) {
+        // How opsets without Range count.
+        let all = b.iota(numel(&ty.shape))?;
+        let indices = unravelled(b, all, &ty.shape)?;
+        return Ok(vec![Value::Node(listed(b, indices)?)]);
+    }
     if ty.dtype != DType::Bool {
         let zero = if ty.dtype.is_float() { b.float(0.0)? } else { b.lit_int(Dim::Known(0))? };
         let is_zero = b.op(Op::Equal, &[mask, zero], &[])?;
@@ -73,12 +79,20 @@ pub fn non_zero(b: &mut Build, call: &Call) -> Read {
         let starts = b.op(Op::Mul, &[found, size], &[])?;
         let starts = b.reshape(starts, &[n, Dim::Known(1)])?;
         let places = b.op(Op::Add, &[starts, columns], &[])?;
-        b.reshape(places, std::slice::from_ref(&all))?
+        b.reshape(places, &[all])?
     };
-    let row = [Dim::Known(1), all];
-    // places = (i_0 d_1 + i_1) d_2 + ..: the last index is the rest of the last division.
+    let indices = unravelled(b, places, &ty.shape)?;
+    let listed = listed(b, indices)?;
+    b.row_masks.insert(listed, RowMask { mask: narrow, rows: found, width, shape: ty.shape });
+    Ok(vec![Value::Node(listed)])
+}
+
+/// The indices of places `[n]` in row-major order, one vector an axis.
+///
+/// places = (i_0 d_1 + i_1) d_2 + ..: the last index is the rest of the last division.
+fn unravelled(b: &mut Build, places: Id, shape: &[Dim]) -> Result<Vec<Id>, String> {
     let (mut rest, mut indices) = (places, Vec::new());
-    for size in ty.shape[1..].iter().rev() {
+    for size in shape[1..].iter().rev() {
         let size = b.lit_int(size.clone())?;
         let whole = b.op(Op::Div, &[rest, size], &[])?;
         let below = b.op(Op::Mul, &[whole, size], &[])?;
@@ -86,10 +100,15 @@ pub fn non_zero(b: &mut Build, call: &Call) -> Read {
         rest = whole;
     }
     indices.push(rest);
-    let rows: Vec<Id> = indices.into_iter().rev().map(|i| b.reshape(i, &row)).collect::<Result<_, _>>()?;
-    let listed = if let [only] = rows[..] { only } else { b.op(Op::Concat, &rows, &[Lit::Int(Dim::Known(0))])? };
-    b.row_masks.insert(listed, RowMask { mask: narrow, rows: found, width, shape: ty.shape });
-    Ok(vec![Value::Node(listed)])
+    indices.reverse();
+    Ok(indices)
+}
+
+/// Vectors `[n]` as the rows of a matrix.
+fn listed(b: &mut Build, vectors: Vec<Id>) -> Result<Id, String> {
+    let row = [&[Dim::Known(1)], &b.shape(vectors[0])[..]].concat();
+    let rows: Vec<Id> = vectors.into_iter().map(|i| b.reshape(i, &row)).collect::<Result<_, _>>()?;
+    if let [only] = rows[..] { Ok(only) } else { b.op(Op::Concat, &rows, &[Lit::Int(Dim::Known(0))]) }
 }
 
 /// Whether indices are places that `NonZero` listed, and so never count from the end.
@@ -102,7 +121,7 @@ pub fn is_listed(b: &Build, index: Id) -> bool {
         match b.graph.node(id) {
             Node::Op(Op::Reshape | Op::Transpose | Op::Slice | Op::Cast, children) => stack.push(children[0]),
             Node::Op(Op::Concat, children) => stack.extend(children.iter().take(children.len().saturating_sub(1))),
-            Node::Op(Op::TrueRows, _) => {}
+            Node::Op(Op::TrueRows | Op::Iota, _) => {}
             _ => return false,
         }
     }

@@ -162,10 +162,9 @@ pub fn concat(b: &mut Build, call: &Call) -> Read {
 
 /// The pieces of `split`: bounds along an axis of size `whole`.
 fn pieces(call: &Call, whole: &Dim, count: usize) -> Result<Vec<Dim>, String> {
-    let sizes: Vec<Dim> = match (call.ints("split"), call.dims(1, "split")?) {
-        (Some(sizes), _) => sizes.iter().map(|n| Dim::Known(*n)).collect(),
-        (None, Some(sizes)) => sizes,
-        (None, None) => {
+    let sizes: Vec<Dim> = match call.dims(1, "split")? {
+        Some(sizes) => sizes,
+        None => {
             let n = call.int("num_outputs").unwrap_or(count as i64);
             if !(1..=MAX_KNOWN as i64).contains(&n) {
                 return Err(format!("cannot split into {n} pieces"));

@@ -1,7 +1,8 @@
 //! How each ONNX operator is read: one row an operator.
 //!
 //! To read another operator, add a row here and, unless it is elementwise, a function in the file of its
-//! family.  An operator the IR lacks is spelled in operators that it has.
+//! family.  An operator the IR lacks is spelled in operators that it has.  One whose meaning changed has a row for
+//! each; one whose attributes became operands has one row that names them.
 
 mod attention;
 mod compose;
@@ -37,9 +38,15 @@ pub struct Row {
     /// The first opset that has the operator in the form that is read.
     pub since: i64,
     pub reader: Reader,
+    /// Attributes of older opsets that are operands of newer ones, by the place they have there.
+    pub was: &'static [(&'static str, usize)],
 }
 
 impl Row {
+    const fn was(self, attributes: &'static [(&'static str, usize)]) -> Row {
+        Row { was: attributes, ..self }
+    }
+
     pub fn read(&self, b: &mut Build, call: &Call) -> Read {
         match self.reader {
             Reader::Unary(_) if call.inputs.len() > 1 => Err("takes one operand".into()),
@@ -53,14 +60,16 @@ impl Row {
     }
 }
 
-/// The row of an operator of the standard domain, or of ONNX Runtime's.
-pub fn find(domain: &str, name: &str) -> Option<&'static Row> {
+/// The row of an operator of the standard domain, or of ONNX Runtime's: its newest form in an opset.  Where that has
+/// none yet, the first.
+pub fn find(domain: &str, name: &str, opset: i64) -> Option<&'static Row> {
     let rows = match domain {
         "" | "ai.onnx" => STANDARD,
         "com.microsoft" => CONTRIB,
         _ => return None,
     };
-    rows.iter().find(|r| r.name == name)
+    let rank = |since: i64| if since <= opset { (true, since) } else { (false, -since) };
+    rows.iter().filter(|r| r.name == name).max_by_key(|r| rank(r.since))
 }
 
 /// The names of all operators that are read, of ONNX and of ONNX Runtime.
@@ -69,8 +78,14 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 const fn row(name: &'static str, since: i64, reader: Reader) -> Row {
-    Row { name, since, reader }
+    Row { name, since, reader, was: &[] }
 }
+
+const fn reduces(name: &'static str, kind: reduce::Kind) -> Row {
+    row(name, 1, Reduce(kind)).was(AXES)
+}
+
+const AXES: &[(&str, usize)] = &[("axes", 1)];
 
 use Reader::{Binary, Fn, Join, Reduce, Unary};
 
@@ -86,7 +101,7 @@ static STANDARD: &[Row] = &[
     row("CastLike", 15, Fn(elementwise::cast_like)),
     row("Ceil", 1, Unary(Op::Ceil)),
     row("Celu", 12, Fn(compose::celu)),
-    row("Clip", 11, Fn(elementwise::clip)),
+    row("Clip", 6, Fn(elementwise::clip)).was(&[("min", 1), ("max", 2)]),
     row("Concat", 1, Fn(layout::concat)),
     row("ConstantOfShape", 9, Fn(layout::constant_of_shape)),
     row("Conv", 1, Fn(conv::conv)),
@@ -94,7 +109,7 @@ static STANDARD: &[Row] = &[
     row("CumSum", 11, Fn(reduce::cumsum)),
     row("DequantizeLinear", 10, Fn(quantized::dequantize_linear)),
     row("Div", 1, Binary(Op::Div)),
-    row("Dropout", 12, Fn(elementwise::dropout)),
+    row("Dropout", 7, Fn(elementwise::dropout)),
     row("Einsum", 12, Fn(einsum::einsum)),
     row("Elu", 1, Fn(compose::elu)),
     row("Equal", 1, Binary(Op::Equal)),
@@ -122,7 +137,8 @@ static STANDARD: &[Row] = &[
     row("Less", 1, Binary(Op::Less)),
     row("LessOrEqual", 12, Binary(Op::LessEqual)),
     row("Log", 1, Unary(Op::Log)),
-    row("LogSoftmax", 13, Fn(reduce::log_softmax)),
+    row("LogSoftmax", 1, Fn(|b, call| reduce::of_rows(b, call, reduce::log_softmax))),
+    row("LogSoftmax", 13, Fn(|b, call| reduce::along_axis(b, call, reduce::log_softmax))),
     row("LpNormalization", 1, Fn(norm::lp)),
     row("MatMul", 1, Fn(compose::matmul)),
     row("Max", 8, Join(Op::Max)),
@@ -133,26 +149,29 @@ static STANDARD: &[Row] = &[
     row("Mul", 1, Binary(Op::Mul)),
     row("Neg", 1, Unary(Op::Neg)),
     row("Not", 1, Unary(Op::Not)),
-    row("OneHot", 11, Fn(index::one_hot)),
+    row("OneHot", 9, Fn(index::one_hot)),
     row("Or", 1, Binary(Op::Or)),
-    row("Pad", 11, Fn(layout::pad)),
+    row("Pad", 2, Fn(layout::pad)).was(&[("pads", 1), ("value", 2)]),
     row("Pow", 1, Binary(Op::Pow)),
     row("PRelu", 7, Fn(compose::prelu)),
     row("RMSNormalization", 23, Fn(norm::rms)),
     row("Range", 11, Fn(layout::range)),
     row("Reciprocal", 1, Unary(Op::Reciprocal)),
-    row("ReduceL1", 1, Reduce(reduce::Kind::L1)),
-    row("ReduceL2", 1, Reduce(reduce::Kind::L2)),
-    row("ReduceLogSumExp", 1, Reduce(reduce::Kind::LogSumExp)),
-    row("ReduceMax", 1, Reduce(reduce::Kind::Max)),
-    row("ReduceMean", 1, Reduce(reduce::Kind::Mean)),
-    row("ReduceMin", 1, Reduce(reduce::Kind::Min)),
-    row("ReduceProd", 1, Reduce(reduce::Kind::Prod)),
-    row("ReduceSum", 1, Reduce(reduce::Kind::Sum)),
-    row("ReduceSumSquare", 1, Reduce(reduce::Kind::SumSquare)),
+    reduces("ReduceL1", reduce::Kind::L1),
+    reduces("ReduceL2", reduce::Kind::L2),
+    reduces("ReduceLogSum", reduce::Kind::LogSum),
+    reduces("ReduceLogSumExp", reduce::Kind::LogSumExp),
+    reduces("ReduceMax", reduce::Kind::Max),
+    reduces("ReduceMean", reduce::Kind::Mean),
+    reduces("ReduceMin", reduce::Kind::Min),
+    reduces("ReduceProd", reduce::Kind::Prod),
+    reduces("ReduceSum", reduce::Kind::Sum),
+    reduces("ReduceSumSquare", reduce::Kind::SumSquare),
     row("Relu", 1, Fn(compose::relu)),
     row("Reshape", 5, Fn(layout::reshape)),
     row("RotaryEmbedding", 23, Fn(rotary::rotary_embedding)),
+    // The former name of ScatterElements.
+    row("Scatter", 9, Fn(index::scatter_elements)),
     row("ScatterElements", 11, Fn(index::scatter_elements)),
     row("ScatterND", 11, Fn(nd::scatter_nd)),
     row("Selu", 6, Fn(compose::selu)),
@@ -165,24 +184,26 @@ static STANDARD: &[Row] = &[
     row("SimplifiedLayerNormalization", 1, Fn(norm::rms)),
     row("Sin", 7, Unary(Op::Sin)),
     row("Size", 1, Fn(layout::size)),
-    row("Slice", 10, Fn(index::slice)),
-    row("Softmax", 13, Fn(reduce::softmax)),
+    row("Slice", 1, Fn(index::slice)).was(&[("starts", 1), ("ends", 2), ("axes", 3)]),
+    row("Softmax", 1, Fn(|b, call| reduce::of_rows(b, call, reduce::softmax))),
+    row("Softmax", 13, Fn(|b, call| reduce::along_axis(b, call, reduce::softmax))),
     row("Softplus", 1, Unary(Op::Softplus)),
     row("Softsign", 1, Fn(compose::softsign)),
-    row("Split", 2, Fn(layout::split)),
+    row("Split", 2, Fn(layout::split)).was(&[("split", 1)]),
     row("SplitToSequence", 11, Fn(layout::split_to_sequence)),
     row("Sqrt", 1, Unary(Op::Sqrt)),
     row("NonZero", 9, Fn(index::non_zero)),
-    row("Squeeze", 1, Fn(layout::squeeze)),
+    row("Squeeze", 1, Fn(layout::squeeze)).was(AXES),
     row("Sub", 1, Binary(Op::Sub)),
     row("Sum", 8, Join(Op::Add)),
+    row("SwiGLU", 28, Fn(compose::swiglu)),
     row("Swish", 24, Fn(compose::swish)),
     row("Tanh", 1, Unary(Op::Tanh)),
     row("Tile", 6, Fn(layout::tile)),
-    row("TopK", 10, Fn(topk::topk)),
+    row("TopK", 1, Fn(topk::topk)).was(&[("k", 1)]),
     row("Transpose", 1, Fn(layout::transpose)),
     row("Trilu", 14, Fn(index::trilu)),
-    row("Unsqueeze", 1, Fn(layout::unsqueeze)),
+    row("Unsqueeze", 1, Fn(layout::unsqueeze)).was(AXES),
     row("Where", 9, Fn(elementwise::select)),
     row("Xor", 1, Fn(elementwise::xor)),
 ];

@@ -1,6 +1,7 @@
 //! Reductions, softmax, cumulative sums.  Axes are written from the end, as the lift rules expect.
 
 use super::layout::shape_of;
+use crate::ir::dim::numel;
 use crate::ir::graph::Id;
 use crate::ir::infer::resolve_axis;
 use crate::ir::{Builder, DType, Dim, Lit, Node, Op};
@@ -12,6 +13,7 @@ use crate::onnx::known::Known;
 pub enum Kind {
     L1,
     L2,
+    LogSum,
     LogSumExp,
     Max,
     Mean,
@@ -112,6 +114,10 @@ fn spelled(b: &mut Build, x: Id, kind: Kind, axes: &Lit) -> Result<Id, String> {
             let square = b.op(Op::Mul, &[x, x], &[])?;
             b.op(Op::Sum, &[square], axes)
         }
+        Kind::LogSum => {
+            let sum = b.op(Op::Sum, &[x], axes)?;
+            b.op(Op::Log, &[sum], &[])
+        }
         Kind::LogSumExp => {
             let most = b.op(Op::ReduceMax, &[x], axes)?;
             let shifted = b.op(Op::Sub, &[x, most], &[])?;
@@ -124,22 +130,32 @@ fn spelled(b: &mut Build, x: Id, kind: Kind, axes: &Lit) -> Result<Id, String> {
     }
 }
 
-fn axis_from_end(b: &Build, x: Id, call: &Call) -> Result<i64, String> {
+/// Along one axis, counted from the end; without an attribute the last.
+pub fn along_axis(b: &mut Build, call: &Call, f: fn(&mut Build, Id, i64) -> Result<Id, String>) -> Read {
+    let x = call.node(b, 0)?;
     let rank = b.shape(x).len();
-    Ok(call.axis(-1, rank)? as i64 - rank as i64)
+    let axis = call.axis(-1, rank)? as i64 - rank as i64;
+    Ok(vec![Value::Node(f(b, x, axis)?)])
 }
 
-pub fn softmax(b: &mut Build, call: &Call) -> Read {
+/// Along the axis and all behind it together, as opsets before 13 have it; without an attribute all but the first.
+pub fn of_rows(b: &mut Build, call: &Call, f: fn(&mut Build, Id, i64) -> Result<Id, String>) -> Read {
     let x = call.node(b, 0)?;
-    let axis = axis_from_end(b, x, call)?;
-    Ok(vec![Value::Node(b.op(Op::Softmax, &[x], &[Lit::Int(Dim::Known(axis))])?)])
+    let shape = b.shape(x);
+    let axis = call.axis(1.min(shape.len() as i64 - 1), shape.len())?;
+    let row = [&shape[..axis], &[numel(&shape[axis..])]].concat();
+    let rows = b.reshape(x, &row)?;
+    let result = f(b, rows, -1)?;
+    Ok(vec![Value::Node(b.reshape(result, &shape)?)])
 }
 
-pub fn log_softmax(b: &mut Build, call: &Call) -> Read {
-    let x = call.node(b, 0)?;
-    let axis = axis_from_end(b, x, call)?;
+pub fn softmax(b: &mut Build, x: Id, axis: i64) -> Result<Id, String> {
+    b.op(Op::Softmax, &[x], &[Lit::Int(Dim::Known(axis))])
+}
+
+pub fn log_softmax(b: &mut Build, x: Id, axis: i64) -> Result<Id, String> {
     let total = spelled(b, x, Kind::LogSumExp, &ints([axis]))?;
-    Ok(vec![Value::Node(b.op(Op::Sub, &[x, total], &[])?)])
+    b.op(Op::Sub, &[x, total], &[])
 }
 
 pub fn cumsum(b: &mut Build, call: &Call) -> Read {
