@@ -277,6 +277,10 @@ impl Build {
     /// Elements that mention unknown sizes: computed at run time, one by one.
     fn symbolic(&mut self, known: &Known, shape: &[Dim]) -> Result<Id, String> {
         let Items::Ints(dims) = &known.items else { return Err("a constant has no value".into()) };
+        if known.dtype.is_float() {
+            let sizes = self.symbolic(&Known { dtype: DType::I64, ..known.clone() }, shape)?;
+            return self.cast(sizes, known.dtype);
+        }
         let mut parts = Vec::new();
         for dim in dims {
             let zero = self.full(0.0, known.dtype, &[Dim::Known(1)])?;

@@ -14,9 +14,12 @@ use std::cmp::Ordering;
 /// The most elements that are kept as known; larger tables stay tensors.
 pub const MAX_KNOWN: usize = 4096;
 
+/// No size of a model is this large: exporters write it, or more, for "to the end".  This is tf2onnx's, PyTorch's are larger.
+pub const HUGE: i64 = 1_000_000_000;
+
 #[derive(Clone, Debug, PartialEq)]
 pub enum Items {
-    /// Integers, and booleans as 0 and 1.
+    /// Integers, and booleans as 0 and 1.  Of a float type where one is an unknown size that was cast.
     Ints(Vec<Dim>),
     Floats(Vec<f64>),
 }
@@ -86,6 +89,15 @@ impl Known {
         match &self.items {
             Items::Ints(dims) => dims.iter().map(|d| d.known().map(|n| n as f64)).collect(),
             Items::Floats(floats) => Some(floats.clone()),
+        }
+    }
+
+    /// Every element as a size, where none has a fraction.
+    pub fn whole(&self) -> Option<Vec<Dim>> {
+        let exact = |x: &f64| (x.fract() == 0.0 && x.abs() < MAX_WHOLE).then_some(Dim::Known(*x as i64));
+        match &self.items {
+            Items::Ints(dims) => Some(dims.clone()),
+            Items::Floats(xs) => xs.iter().map(exact).collect(),
         }
     }
 
@@ -174,7 +186,12 @@ impl Known {
             (Items::Floats(xs), DType::Bool) => {
                 Items::Ints(xs.iter().map(|x| Dim::Known((*x != 0.0).into())).collect())
             }
-            (_, to) if to.is_float() => Items::Floats(self.numbers()?.iter().map(|x| round_to(*x, to)).collect()),
+            (items, to) if to.is_float() => match self.numbers() {
+                Some(numbers) => Items::Floats(numbers.iter().map(|x| round_to(*x, to)).collect()),
+                // Sizes are exact in these.
+                None if matches!(to, DType::F32 | DType::F64) => items.clone(),
+                None => return None,
+            },
             (Items::Ints(dims), _) => Items::Ints(dims.clone()),
             (Items::Floats(xs), _) => Items::Ints(xs.iter().map(|x| Dim::Known(x.trunc() as i64)).collect()),
         };
@@ -209,17 +226,21 @@ impl Known {
         let (a, b) = (a.expanded(&shape)?, b.expanded(&shape)?);
         let compares =
             matches!(op, Op::Equal | Op::Less | Op::LessEqual | Op::Greater | Op::GreaterEqual | Op::And | Op::Or);
-        let items = match (&a.items, &b.items) {
-            (Items::Ints(x), Items::Ints(y)) => {
-                Items::Ints(x.iter().zip(y).map(|(x, y)| int_binary(op, x, y)).collect::<Option<_>>()?)
-            }
-            _ => {
-                let pairs = a.numbers()?.into_iter().zip(b.numbers()?);
-                let results: Vec<f64> = pairs.map(|(x, y)| float_binary(op, x, y)).collect::<Option<_>>()?;
+        let numbers = if a.dtype.is_float() { a.numbers().zip(b.numbers()) } else { None };
+        let items = match numbers {
+            Some((x, y)) => {
+                let results = x.into_iter().zip(y).map(|(x, y)| float_binary(op, x, y));
+                let results: Vec<f64> = results.collect::<Option<_>>()?;
                 match compares {
                     true => Items::Ints(results.iter().map(|x| Dim::Known(*x as i64)).collect()),
                     false => Items::Floats(results),
                 }
+            }
+            // A quotient of floats has a fraction.
+            None if a.dtype.is_float() && matches!(op, Op::Div | Op::Pow) => return None,
+            None => {
+                let pairs = a.whole()?.into_iter().zip(b.whole()?);
+                Items::Ints(pairs.map(|(x, y)| int_binary(op, &x, &y)).collect::<Option<_>>()?)
             }
         };
         let dtype = if compares { DType::Bool } else { a.dtype };
@@ -248,6 +269,9 @@ pub fn floats(dtype: DType, bytes: &[u8]) -> Option<Box<dyn Iterator<Item = f64>
         _ => return None,
     })
 }
+
+/// Floats of 64 bits have every integer below.
+const MAX_WHOLE: f64 = (1u64 << 53) as f64;
 
 /// The number of elements, where that and every size is small enough to be kept.
 fn elements(shape: &[usize]) -> Option<usize> {
@@ -295,7 +319,7 @@ fn common_shape(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
         .collect()
 }
 
-/// The least and the greatest value of a dimension for all sizes from 1 up, where there are such.
+/// The least and the greatest value of a dimension for all sizes from 1 up, and below `HUGE`, where there are such.
 fn bounds(d: &Dim) -> (Option<i64>, Option<i64>) {
     if let Some(n) = d.known() {
         return (Some(n), Some(n));
@@ -306,7 +330,17 @@ fn bounds(d: &Dim) -> (Option<i64>, Option<i64>) {
     let at_least = |symbols: &[Sym], c: i64| if symbols.iter().any(|s| s.as_str().starts_with(ROWS)) { 0 } else { c };
     let nearest = terms.iter().fold(0i64, |sum, (symbols, c)| sum.saturating_add(at_least(symbols, *c)));
     let symbolic = |positive: bool| terms.iter().filter(|(s, _)| !s.is_empty()).all(|(_, c)| (*c > 0) == positive);
-    (symbolic(true).then_some(nearest), symbolic(false).then_some(nearest))
+    // One size and a number that no size reaches.
+    let beyond = if d.extent().1 == 1 {
+        nearest.checked_abs().filter(|n| *n >= HUGE - 1).map(|_| nearest.signum())
+    } else {
+        None
+    };
+    match (symbolic(true), symbolic(false)) {
+        (true, _) => (Some(nearest), beyond.filter(|s| *s < 0)),
+        (_, true) => (beyond.filter(|s| *s > 0), Some(nearest)),
+        _ => (None, None),
+    }
 }
 
 /// The sign of a dimension, where it is the same for all sizes from 1 up.
@@ -430,6 +464,14 @@ mod tests {
         assert_eq!(Known::binary(Op::Greater, &v("seq"), &v("1")), None);
         assert_eq!(Known::binary(Op::Greater, &v("1+rows.0"), &v("0")).unwrap().dims(), v("1").dims());
         assert_eq!(Known::binary(Op::Greater, &v("rows.0"), &v("0")), None);
+        let sizes = v("seq 0").cast(DType::F32).unwrap();
+        let ends = Known { items: Items::Floats(vec![-1e9, 1e9]), ..sizes.clone() };
+        let ends = Known::binary(Op::Max, &sizes, &ends).unwrap().cast(DType::I64).unwrap();
+        assert_eq!(ends, v("seq 1000000000"));
+        assert_eq!(Known::binary(Op::Equal, &ends, &v("1000000000")).unwrap().dims(), v("0 1").dims());
+        assert_eq!(Known::binary(Op::Less, &v("2*batch*seq"), &v("1000000000")), None);
+        let two = Known { items: Items::Floats(vec![2.0]), ..Known::float(2.0) };
+        assert_eq!(Known::binary(Op::Div, &v("2*seq").cast(DType::F32).unwrap(), &two), None);
         assert_eq!(Known::select(&v("0 1"), &v("5 seq"), &v("6 7")), Some(v("6 seq")));
     }
 

@@ -62,7 +62,12 @@ pub fn plan(graph: &GraphProto, tensors: &[(&str, Tensor)]) -> Weights {
             transposed: new.is_some_and(|r| r.form == Layout::Transposed),
             source_name: codes.or(new.map(|r| &r.name)).map(|_| source.to_string()),
         };
-        let is_choice = users.iter().all(|u| u.node.op_type == "OneHot");
+        // What is chosen from, and bounds of sizes, which TensorFlow has as floats.
+        let is_choice = users.iter().all(|u| match u.node.op_type.as_str() {
+            "OneHot" => true,
+            "Max" | "Min" => !is_learned,
+            _ => false,
+        });
         let is_known = !tensor.dtype.is_float() || tensor.numel() == 1 && !is_learned || is_choice;
         let known = if is_known { Known::load(tensor) } else { None };
         if let Some(known) = known {

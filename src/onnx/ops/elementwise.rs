@@ -128,8 +128,10 @@ fn operands(b: &mut Build, x: &Value, y: &Value) -> Result<(Id, Id), String> {
 /// A known value as an operand beside a tensor.
 pub fn scalar_beside(b: &mut Build, known: &Known, other: Id) -> Result<Id, String> {
     let boolean = b.ty(other)?.dtype == DType::Bool;
+    // A size among floats is a cast.
+    let exact = !known.dtype.is_float() || known.numbers().is_some();
     let literal = match (&known.items, known.len()) {
-        (Items::Ints(dims), 1) if !boolean => dims.first().map(|d| Lit::Int(d.clone())),
+        (Items::Ints(dims), 1) if exact && !boolean => dims.first().map(|d| Lit::Int(d.clone())),
         (Items::Floats(xs), 1) => xs.first().map(|x| Lit::Float(F64(*x))),
         _ => None,
     };

@@ -8,12 +8,9 @@ use crate::ir::infer::resolve_axis;
 use crate::ir::{DType, Dim, Lit, Node, Op};
 use crate::onnx::build::{Build, RowMask, Value};
 use crate::onnx::call::{Call, Read};
-use crate::onnx::known::{Known, MAX_KNOWN, sign};
+use crate::onnx::known::{HUGE, Known, MAX_KNOWN, sign};
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
-
-/// Bounds at or beyond this size mean "to the end", as exporters write it; this is tf2onnx's, PyTorch's are larger.
-const HUGE: i64 = 1_000_000_000;
 
 /// A slice bound as a place in `0..=size`.
 ///

@@ -2,7 +2,7 @@
 
 use crate::ir::dim::numel;
 use crate::ir::infer::{broadcast_shapes, resolve_axes, resolve_axis, slice_len};
-use crate::ir::{Builder, DType, Dim, Id, Lit, Node, Op};
+use crate::ir::{DType, Dim, Lit, Op};
 use crate::onnx::build::{Build, Value};
 use crate::onnx::call::{Call, Read};
 use crate::onnx::known::{Items, Known, MAX_KNOWN};
@@ -285,32 +285,13 @@ pub fn constant_of_shape(b: &mut Build, call: &Call) -> Read {
     one(Value::Node(b.full(value, dtype, &dims)?))
 }
 
-/// The unknown size that was cast to a float.
-fn size_as_float(b: &Build, id: Id) -> Option<Dim> {
-    match b.graph.node(id) {
-        Node::Op(Op::Cast | Op::Reshape, c) => size_as_float(b, c[0]),
-        // As sizes become tensors: the size added to 0.
-        Node::Op(Op::Add, c) if b.uniform(c[0]).is_some_and(|(value, _)| value == 0.0) => {
-            b.graph.type_of(c[1]).lit().and_then(Lit::int).cloned()
-        }
-        _ => None,
-    }
-}
-
 /// `start, start + delta, ... < limit`.
 pub fn range(b: &mut Build, call: &Call) -> Read {
-    if let (Some(start), Value::Node(limit), Some(delta)) = (call.known(0), call.value(1)?, call.known(2))
-        && let (Some(0.0), Some(1.0), Some(n)) = (start.uniform(), delta.uniform(), size_as_float(b, *limit))
-    {
-        let id = b.iota(n)?;
-        return one(Value::Node(b.cast(id, start.dtype)?));
-    }
     let (Some(start), Some(limit), Some(delta)) = (call.known(0), call.known(1), call.known(2)) else {
         return Err("bounds must not depend on the model's inputs, only on their shapes".into());
     };
-    if start.dtype.is_float() {
-        let bounds = [start, limit, delta].map(Known::uniform);
-        let [Some(from), Some(to), Some(by)] = bounds else { return Err("bounds must be known".into()) };
+    let numbers = [start, limit, delta].map(Known::uniform);
+    if let ([Some(from), Some(to), Some(by)], true) = (numbers, start.dtype.is_float()) {
         let n = ((to - from) / by).ceil().max(0.0);
         if !n.is_finite() || n > MAX_KNOWN as f64 {
             return Err("the range of floats is too long".into());
@@ -318,7 +299,8 @@ pub fn range(b: &mut Build, call: &Call) -> Read {
         let items = Items::Floats((0..n as usize).map(|k| from + k as f64 * by).collect());
         return one(Value::Known(Known { dtype: start.dtype, shape: vec![n as usize], items, table: None }));
     }
-    let bound = |k: &Known| k.dims().and_then(|d| d.first().cloned()).ok_or("bounds must be scalars".to_string());
+    let bound =
+        |k: &Known| k.whole().and_then(|d| d.first().cloned()).ok_or("bounds must be whole numbers".to_string());
     let (from, to) = (bound(start)?, bound(limit)?);
     let by = bound(delta)?.known().filter(|n| *n != 0).ok_or("the step must be known and not 0")?;
     // A falling range counts the negated one.
