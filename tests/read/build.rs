@@ -34,6 +34,16 @@ pub trait With: Sized {
         })
     }
 
+    fn list(self, name: &str, ints: &[i64]) -> Self {
+        let r#type = AttributeType::Ints as i32;
+        self.with(AttributeProto { name: name.into(), ints: ints.to_vec(), r#type, ..Default::default() })
+    }
+
+    fn tensor(self, name: &str, t: TensorProto) -> Self {
+        let r#type = AttributeType::Tensor as i32;
+        self.with(AttributeProto { name: name.into(), t: Some(t), r#type, ..Default::default() })
+    }
+
     fn refer(self, name: &str, to: &str) -> Self {
         self.with(AttributeProto { name: name.into(), ref_attr_name: to.into(), ..Default::default() })
     }

@@ -103,11 +103,6 @@ impl Case {
         })
     }
 
-    pub fn list(self, name: &str, ints: &[i64]) -> Self {
-        let r#type = attribute_proto::AttributeType::Ints as i32;
-        self.with(AttributeProto { name: name.into(), ints: ints.to_vec(), r#type, ..Default::default() })
-    }
-
     /// A further operand that stands in the file.
     pub fn table(mut self, table: TensorProto) -> Self {
         self.node.input.push(table.name.clone());

@@ -9,4 +9,5 @@ mod graphs;
 mod models;
 mod numbers;
 mod operators;
+mod opsets;
 mod weights;

@@ -3,10 +3,8 @@
 use crate::build::*;
 use crate::case::*;
 use weftc::ir::DType;
-use weftc::ir::text::print;
+use weftc::onnx::proto::TensorProto;
 use weftc::onnx::proto::tensor_proto::DataType;
-use weftc::onnx::proto::{NodeProto, TensorProto};
-use weftc::onnx::read::read;
 
 #[test]
 fn elementwise() {
@@ -56,65 +54,6 @@ fn elementwise() {
     cases.push(case("Clip", &[x(), real("low", &[])]));
     cases.push(case("Where", &[flags("c", &["batch=2", "3"]), x(), y()]));
     check(cases);
-}
-
-/// Attributes that are operands now, and softmax over all axes behind one.
-#[test]
-fn forms_of_older_opsets() {
-    let x = || real("x", &["batch=2", "3", "seq=4"]);
-    let at = |values: &[i64]| indices("i", &["batch=2", "2", "4"], values);
-    let mut cases = vec![
-        case("Softmax", &[x()]).opset(12),
-        case("Softmax", &[x()]).int("axis", -1).opset(11),
-        case("Softmax", &[x()]).int("axis", 0).opset(7),
-        case("Softmax", &[real("x", &["seq=4"])]).int("axis", 0).opset(9),
-        case("LogSoftmax", &[x()]).opset(12),
-        case("LogSoftmax", &[x()]).int("axis", 2).opset(9),
-        case("Dropout", &[x()]).float("ratio", 0.3).opset(10),
-        case("Dropout", &[x()]).float("ratio", 0.3).opset(7),
-        case("Clip", &[x()]).float("min", -0.5).float("max", 0.75).opset(10),
-        case("Clip", &[x()]).float("max", 0.5).opset(7),
-        case("Pad", &[x()]).list("pads", &[0, 1, -1, 0, 2, 0]).float("value", 0.5).opset(10),
-        case("Pad", &[x()]).list("pads", &[0, 1, 2, 0, 0, 1]).opset(7),
-        case("Slice", &[x()]).list("starts", &[1, -3]).list("ends", &[3, 1 << 40]).list("axes", &[1, 2]).opset(9),
-        case("Slice", &[x()]).list("starts", &[0, 1]).list("ends", &[1, 3]).opset(7),
-        case("Split", &[x()]).list("split", &[1, 2]).int("axis", 1).results(&["y", "z"]).opset(11),
-        case("Squeeze", &[real("x", &["batch=2", "1", "4"])]).list("axes", &[1]).opset(11),
-        case("Unsqueeze", &[x()]).list("axes", &[0, 2]).opset(9),
-        case("Scatter", &[x(), at(&[0, 1, 0, 1, 2, 2, 2, 0]), real("u", &["batch=2", "2", "4"])])
-            .int("axis", 1)
-            .opset(10),
-        case("OneHot", &[indices("i", &["2", "3"], &[0, 3, 2])])
-            .number("depth", 4.0)
-            .table(floats("values", &[2], &[-0.5, 2.0]))
-            .opset(9)
-            .flat(),
-        case("Sum", &[x(), real("other", &["3", "1"])]).opset(8),
-    ];
-    for op in ["ReduceSum", "ReduceMean", "ReduceMax", "ReduceL2"] {
-        cases.push(case(op, &[x()]).list("axes", &[1, -1]).int("keepdims", 0).opset(11));
-    }
-    for opset in [7, 9] {
-        cases.push(case("TopK", &[x()]).int("k", 2).int("axis", 1).results(&["y", "at"]).opset(opset));
-    }
-    check(cases);
-}
-
-/// Opset 28's gated activation, which ONNX Runtime does not have yet, beside its definition.
-#[test]
-fn swiglu_is_a_gate_and_a_product() {
-    for alpha in [1.0, 1.5] {
-        let operands = ["a", "b"].map(|name| input(name, DataType::Float, &["2", "3"]));
-        let text = |opset: i64, nodes: &[NodeProto]| {
-            let mut m = model(&operands, &[], nodes);
-            m.opset_import[0].version = opset;
-            let (_folder, path) = written(&m);
-            print(&read(&path).unwrap().graph)
-        };
-        let spelled = [node("Swish", &["a"], &["s"]).float("alpha", alpha), node("Mul", &["s", "b"], &["y"])];
-        let fused = [node("SwiGLU", &["a", "b"], &["y"]).float("alpha", alpha)];
-        assert_eq!(text(28, &fused), text(24, &spelled));
-    }
 }
 
 #[test]
