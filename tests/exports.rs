@@ -249,6 +249,7 @@ fn shared_exports_are_lifted() {
 const CASES: &[(&str, &str)] = &[
     ("power-minus-half", "(pow x -0.5)"),
     ("div-sqrt", "(div x (sqrt y))"),
+    ("lift-rms-norm-factor", "(mul x (mul (rsqrt (add (mean (mul x x) [-1]) 1e-5)) w))"),
     (
         "lift-normalize",
         "(mul (sub x (mean x [-1])) (rsqrt (add (mean (mul (sub x (mean x [-1])) (sub x (mean x [-1]))) [-1]) 1e-5)))",

@@ -8,6 +8,7 @@ const FORMS: &[(&str, &str)] = &[
     ("Bernoulli", "export in evaluation mode: randomness is an input of the training step"),
     ("ConvTranspose", "nothing that language models do; Conv along one axis is read"),
     ("DynamicQuantizeLinear", "export the model before quantization: quantized weights have no gradient"),
+    ("Erfc", "ONNX has no such operator: tf2onnx leaves TensorFlow's in the file; its tanh form of GELU is read"),
     ("GroupNormalization", "LayerNormalization over a Reshape is read"),
     ("InstanceNormalization", "LayerNormalization over a Reshape is read"),
     ("Loop", "export with a fixed number of steps, so that the loop is unrolled; no cache"),

@@ -155,6 +155,10 @@ impl<'m> Origins<'m> {
             }
             None => {}
         }
+        // An exporter that folds has left behind what only gave its shape.
+        if !users.is_empty() && users.iter().all(|u| u.node.op_type == "Shape") {
+            return false;
+        }
         if is_made_up(name) {
             let is_vector = tensor.dims.len() == 1 || tensor.is_row();
             let scales = |u: &Use| is_vector && self.scales(u);
