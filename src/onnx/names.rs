@@ -2,7 +2,7 @@
 
 use super::held;
 use super::known::Known;
-use super::origin::{Origins, Use};
+use super::origin::{Origins, Use, is_module_path};
 use super::proto::GraphProto;
 use super::scope::Scopes;
 use super::tensor::Tensor;
@@ -52,6 +52,10 @@ pub fn plan(graph: &GraphProto, tensors: &[(&str, Tensor)]) -> Weights {
         let codes = coded.get(source);
         let dims = match new.map(|r| r.form) {
             Some(Layout::Row(rank)) => &tensor.dims[tensor.dims.len() - rank..],
+            // Keras lays the weights of a norm out for broadcasting.
+            None if is_learned && tensor.is_row() && !is_module_path(source) && users.iter().all(Use::broadcasts) => {
+                &tensor.dims[tensor.dims.len() - 1..]
+            }
             _ => &tensor.dims,
         };
         let leaf = Leaf {

@@ -205,6 +205,11 @@ impl Use<'_> {
         }
     }
 
+    /// A term or factor of every row.
+    pub fn broadcasts(&self) -> bool {
+        matches!(self.node.op_type.as_str(), "Add" | "Sub" | "Mul")
+    }
+
     /// The codes of a weight in few bits.
     pub fn is_codes(&self) -> bool {
         matches!((self.node.op_type.as_str(), self.operand), ("MatMulNBits", 1) | ("DequantizeLinear", 0))

@@ -3,7 +3,7 @@
 use super::layout::shape_of;
 use crate::ir::graph::{Id, Node};
 use crate::ir::infer::broadcast_shapes;
-use crate::ir::{Builder, DType, Dim, F64, Lit, Op};
+use crate::ir::{Builder, DType, Dim, F64, LeafKind, Lit, Op};
 use crate::onnx::build::{Build, Value};
 use crate::onnx::call::{Call, Read};
 use crate::onnx::known::{Items, Known};
@@ -31,11 +31,21 @@ pub fn combine(b: &mut Build, op: Op, x: &Value, y: &Value) -> Result<Value, Str
         return logic(b, op, x, y).map(Value::Node);
     }
     let (xs, ys) = operands(b, x, y)?;
+    let (xs, ys) = (row(b, xs, ys), row(b, ys, xs));
     if let Some(id) = decided(b, op, xs, ys)? {
         return Ok(Value::Node(b.pad_rank(id, rank(b, x).max(rank(b, y)))?));
     }
     let id = b.op(op, &[xs, ys], &[])?;
     Ok(Value::Node(b.pad_rank(id, rank(b, x).max(rank(b, y)))?))
+}
+
+/// A parameter as it is, where it is put behind axes of size 1 beside a tensor that has those axes too.
+fn row(b: &Build, id: Id, beside: Id) -> Id {
+    let Node::Op(Op::Reshape, children) = b.graph.node(id) else { return id };
+    let (inner, shape) = (children[0], b.shape(id));
+    let is_vector = b.shape(inner).len() == 1 && shape.last() == b.shape(inner).first();
+    let is_param = matches!(b.graph.node(inner), Node::Leaf(leaf) if b.graph.leaf(*leaf).kind == LeafKind::Param);
+    if is_vector && is_param && b.shape(beside).len() >= shape.len() { inner } else { id }
 }
 
 /// Results that need no computation.  Exporters write masks that mask nothing: `positions >= 0`, sums with
