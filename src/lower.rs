@@ -110,11 +110,33 @@ fn has_kernel(name: &str, target: Target) -> bool {
 pub fn finish(graph: &Graph, rules: &[Rule], target: Target, fired: &mut BTreeMap<String, usize>) -> Result<Graph> {
     let gradients = graph.outputs.iter().filter(|(name, _)| name.starts_with("grad/"));
     let ops: Vec<Op> = gradients.filter_map(|(_, id)| graph.node(*id).op()).collect();
-    expand_where(graph, rules, fired, |g, op, children| match (op.row().emit, op) {
+    expand_where(&joined(graph)?, rules, fired, |g, op, children| match (op.row().emit, op) {
         (Emit::Weft(name), _) => ops.contains(&op) && !has_kernel(name, target),
         (_, Op::Dequantize) => target == Target::Cuda,
         (emit, _) => emit == Emit::Expand || lacks_bf16(g, op, children),
     })
+}
+
+/// The graph with concatenations of concatenations along one axis as one.  The gradients of layers whose weights are stacked
+/// are put side by side one by one, and each would be a copy of all before it.
+fn joined(graph: &Graph) -> Result<Graph> {
+    let mut next = Graph::with_leaves_of(graph);
+    let roots: Vec<Id> = graph.outputs.iter().map(|(_, id)| *id).collect();
+    let ids = next.copy_from(graph, &roots, |g, _, node| match &node {
+        Node::Op(Op::Concat, children) => {
+            let Some((axis, parts)) = children.split_last() else { return g.insert(node) };
+            let inner = |g: &Graph, id: Id| match g.node(id) {
+                Node::Op(Op::Concat, c) if c.last() == Some(axis) => c[..c.len() - 1].to_vec(),
+                _ => vec![id],
+            };
+            let parts = parts.iter().flat_map(|id| inner(g, *id)).chain([*axis]).collect();
+            g.insert(Node::Op(Op::Concat, parts))
+        }
+        _ => g.insert(node),
+    });
+    let ids = ids.map_err(|m| Error::internal("lower", m))?;
+    next.outputs = graph.outputs.iter().map(|(n, _)| n.clone()).zip(ids).collect();
+    Ok(next)
 }
 
 /// Whether an operator must be computed in f32 between casts: values of bf16 are on a GPU alone.

@@ -11,7 +11,6 @@ const FORMS: &[(&str, &str)] = &[
     ("Erfc", "ONNX has no such operator: tf2onnx leaves TensorFlow's in the file; its tanh form of GELU is read"),
     ("GroupNormalization", "LayerNormalization over a Reshape is read"),
     ("InstanceNormalization", "LayerNormalization over a Reshape is read"),
-    ("Loop", "export with a fixed number of steps, so that the loop is unrolled; no cache"),
     ("MatMulInteger", "export the model before quantization: quantized weights have no gradient"),
     ("Multinomial", "choosing tokens belongs after the model: export up to the logits"),
     ("MatMulBnb4", "export the model before quantization: quantized weights have no gradient"),
@@ -22,7 +21,6 @@ const FORMS: &[(&str, &str)] = &[
     ("RandomUniform", "export in evaluation mode: randomness is an input of the training step"),
     ("RandomUniformLike", "export in evaluation mode: randomness is an input of the training step"),
     ("Round", "Floor and Ceil are read"),
-    ("Scan", "export with a fixed number of steps, so that the loop is unrolled; no cache"),
 ];
 
 /// Help for operator `name` of `domain` (empty: ONNX's own).

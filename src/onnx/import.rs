@@ -3,6 +3,7 @@
 mod declared;
 mod inline;
 mod order;
+mod repeat;
 
 use super::build::{Build, Value};
 use super::call::Call;
@@ -282,7 +283,7 @@ impl<'m> Importer<'m> {
         self.read += 1;
         let why = match self.read {
             _ if self.read > MAX_NODES + 1 => return false,
-            n if n > MAX_NODES => format!("the model's functions unfold to more than {MAX_NODES} nodes"),
+            n if n > MAX_NODES => format!("the model's functions and loops unfold to more than {MAX_NODES} nodes"),
             _ if self.elements > MAX_ELEMENTS => {
                 self.read = MAX_NODES + 1;
                 format!("more than {MAX_ELEMENTS} constants are computed while reading")
@@ -356,6 +357,10 @@ impl<'m> Importer<'m> {
             self.constant(&call, node.output.first().map_or("", String::as_str))
         } else if standard && call.op == "If" {
             self.branch(&call, env, scope, place)
+        } else if standard && call.op == "Loop" {
+            self.repeat(&call, env, scope, place)
+        } else if standard && call.op == "Scan" && scope.opset >= 9 {
+            self.scan(&call, env, scope, place)
         } else {
             match ops::find(&node.domain, &node.op_type, scope.opset) {
                 Some(row) if row.since <= scope.opset => {

@@ -115,9 +115,16 @@ fn uses(graph: &GraphProto) -> BTreeMap<&str, Vec<Use<'_>>> {
         for (operand, name) in node.input.iter().enumerate().filter(|(_, n)| !n.is_empty()) {
             uses.entry(name).or_default().push(Use { node, operand });
         }
-        for branch in node.attribute.iter().filter_map(|a| a.g.as_ref()) {
-            for (name, inner) in self::uses(branch) {
-                uses.entry(name).or_default().extend(inner);
+        for body in node.attribute.iter().filter_map(|a| a.g.as_ref()) {
+            // A loop's operands are its body's inputs, by place.
+            let outer: BTreeMap<&str, &str> = body
+                .input
+                .iter()
+                .zip(&node.input)
+                .map(|(inner, outer)| (inner.name.as_str(), outer.as_str()))
+                .collect();
+            for (name, inner) in self::uses(body) {
+                uses.entry(outer.get(name).copied().unwrap_or(name)).or_default().extend(inner);
             }
         }
     }

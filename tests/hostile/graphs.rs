@@ -42,6 +42,20 @@ fn truth() -> TensorProto {
     TensorProto { data_type: DataType::Bool.into(), int64_data: vec![], int32_data: vec![1], ..int("truth", 1) }
 }
 
+/// A loop over `hidden` that hands on what `nodes` make of it, `on` and `next`.
+fn repeated(steps: i64, nodes: Vec<NodeProto>) -> NodeProto {
+    let input = [("k", DataType::Int64), ("was", DataType::Bool), ("state", DataType::Float)];
+    let results = [("on", DataType::Bool), ("next", DataType::Float)];
+    let values = |all: &[(&str, DataType)]| all.iter().map(|(name, ty)| value(name, *ty, &[])).collect();
+    let body = GraphProto { node: nodes, input: values(&input), output: values(&results), ..Default::default() };
+    let constant = int("steps", steps);
+    named("step", node("Loop", &[&constant.name, "truth", "hidden"], &["last"])).graph("body", body)
+}
+
+fn on() -> NodeProto {
+    node("Identity", &["was"], &["on"])
+}
+
 refused! {
     cycle => |_| through(vec![
         named("first", node("Add", &["hidden", "b"], &["a"])),
@@ -66,7 +80,7 @@ refused! {
         named("conv_1", node("ConvTranspose", &["hidden"], &["c1"])),
         named("conv_2", node("ConvTranspose", &["hidden"], &["c2"])),
         named("conv_3", node("ConvTranspose", &["c2"], &["c3"])),
-        named("loop", node("Loop", &["hidden"], &["l"])),
+        named("recurrence", node("LSTM", &["hidden"], &["l"])),
         named("pick", node("NonMaxSuppression", &["hidden", "hidden"], &["n"])),
         named("soft", node("SoftMax", &["hidden"], &["s"])),
         of_domain("com.microsoft", named("four_bits", node("MatMulNBits", &["hidden"], &["q"]))),
@@ -109,6 +123,19 @@ refused! {
             .graph("then_branch", branch("a", vec![node("Neg", &["hidden"], &["a"])]))
             .graph("else_branch", branch("b", vec![node("Exp", &["hidden"], &["b"])])),
     ]);
+    loop_without_a_body => |_| through_with(&[truth(), int("steps", 2)], vec![
+        named("step", node("Loop", &["steps", "truth", "hidden"], &["last"])),
+    ]);
+    loop_without_end => |_| through_with(&[truth(), int("steps", i64::MAX)], vec![
+        repeated(i64::MAX, vec![on(), node("Identity", &["state"], &["next"])]),
+    ]);
+    loop_of_the_unknown => |_| through_with(&[truth(), int("steps", 3)], vec![
+        repeated(3, vec![on(), node("Mystery", &["state"], &["next"])]),
+    ]);
+    loop_that_hands_nothing_on => |_| through_with(&[truth(), int("steps", 3)], vec![repeated(3, vec![on()])]);
+    scan_over_nothing => |_| through(vec![named("step", node("Scan", &["hidden"], &["last"]))
+        .graph("body", branch("gone", vec![]))
+        .int("num_scan_inputs", 7)]);
     branches_nested_30_deep_in_functions => |_| {
         let inner = node("If", &["truth"], &["y"]);
         let inner = named("inner", inner.graph("then_branch", branch("z", vec![call("F", "x", "z")])));

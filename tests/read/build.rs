@@ -49,7 +49,8 @@ pub trait With: Sized {
     }
 
     fn graph(self, name: &str, g: GraphProto) -> Self {
-        self.with(AttributeProto { name: name.into(), g: Some(g), ..Default::default() })
+        let r#type = AttributeType::Graph as i32;
+        self.with(AttributeProto { name: name.into(), g: Some(g), r#type, ..Default::default() })
     }
 }
 

@@ -114,6 +114,25 @@ impl Case {
         self.table(ints(name, &[values.len() as i64], values))
     }
 
+    /// A table that is no operand, but read from around a body.
+    pub fn numbers_at(mut self, name: &str, values: &[i64]) -> Self {
+        self.tables.extend(values.first().map(|n| ints(name, &[], &[*n])));
+        self
+    }
+
+    pub fn truth(mut self, name: &str) -> Self {
+        let data_type = DataType::Bool as i32;
+        self.tables.push(TensorProto { name: name.into(), data_type, int32_data: vec![1], ..Default::default() });
+        self
+    }
+
+    /// Why the model is refused.
+    pub fn refusal(&self) -> String {
+        let (_folder, path) = written(&self.model());
+        let error = read(&path).unwrap_err().to_string();
+        error.lines().skip(1).collect::<Vec<_>>().join("\n")
+    }
+
     pub fn number(self, name: &str, x: f32) -> Self {
         self.table(floats(name, &[], &[x]))
     }

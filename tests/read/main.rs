@@ -6,6 +6,7 @@ mod case;
 mod compiled;
 mod errors;
 mod graphs;
+mod loops;
 mod models;
 mod numbers;
 mod operators;

@@ -71,18 +71,22 @@ impl<'m> Importer<'m> {
         }
         let name = if condition != 0.0 { "then_branch" } else { "else_branch" };
         let graph = call.graph_attr(name).ok_or_else(|| format!("attribute {name} is missing"))?;
-        // A branch sees the names around it; its own end with it.
+        self.body(graph, env, scope, place)
+    }
+
+    /// The results of a graph in a node, which sees the names around it; its own end with it.
+    pub(super) fn body(&mut self, graph: &'m GraphProto, env: &mut Env<'m>, scope: &Scope<'m>, place: &str) -> Read {
         let own = graph.initializer.iter().map(|t| t.name.as_str());
         let own = own.chain(graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str)));
         let own: FxHashSet<&'m str> = own.filter(|name| !env.contains_key(name)).collect();
-        let outcome = self.branch_body(graph, env, scope, place);
+        let outcome = self.within(graph, env, scope, place);
         for name in own {
             env.remove(name);
         }
         outcome
     }
 
-    fn branch_body(&mut self, graph: &'m GraphProto, env: &mut Env<'m>, scope: &Scope<'m>, place: &str) -> Read {
+    fn within(&mut self, graph: &'m GraphProto, env: &mut Env<'m>, scope: &Scope<'m>, place: &str) -> Read {
         for proto in &graph.initializer {
             let value = self.table(proto, &proto.name).map_err(Problem::from)?;
             env.insert(&proto.name, value);
@@ -92,7 +96,7 @@ impl<'m> Importer<'m> {
         if self.read > MAX_NODES {
             return Ok(vec![Value::Refused; graph.output.len()]);
         }
-        let missing = |name: &str| Problem::new("", format!("its branch never computes `{name}`"));
+        let missing = |name: &str| Problem::new("", format!("its graph never computes `{name}`"));
         let result = |name: &str| env.get(name).cloned().ok_or_else(|| missing(name));
         graph.output.iter().map(|o| result(&o.name)).collect()
     }

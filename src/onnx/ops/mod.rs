@@ -74,7 +74,7 @@ pub fn find(domain: &str, name: &str, opset: i64) -> Option<&'static Row> {
 
 /// The names of all operators that are read, of ONNX and of ONNX Runtime.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    STANDARD.iter().chain(CONTRIB).map(|r| r.name).chain(["Constant", "If"])
+    STANDARD.iter().chain(CONTRIB).map(|r| r.name).chain(["Constant", "If", "Loop", "Scan"])
 }
 
 const fn row(name: &'static str, since: i64, reader: Reader) -> Row {
