@@ -1,6 +1,6 @@
 """Exports of other frameworks and of older PyTorch versions beside the numbers of what they were exported from.
 
-    python exporters.py make torch|tensorflow|flax FOLDER      (each in an environment of its own)
+    python exporters.py make torch|tensorflow|flax|keras FOLDER      (each in an environment of its own)
     python exporters.py check FOLDER [--weftc target/release/weftc]
 
 `make` writes small random models as FOLDER/NAME.onnx and a step of SFT by the framework itself, loss and gradients, as
@@ -10,7 +10,8 @@ relative to its largest number), and how many gradients have their like.  Names 
 compared with the closest of its shape.
 
 Tried: torch 2.0.1 (transformers 4.33.3), 2.5.1 (4.46.3, onnxscript 0.1.0.dev20241120, protobuf 5), 2.7.1 (4.51.3, onnxscript
-0.2.7, protobuf 6.31); tensorflow-cpu 2.15.1 (transformers 4.40.2, tf2onnx 1.16.1); flax 0.12.8 (jax 0.10.2, jax2onnx 0.17.1).
+0.2.7, protobuf 6.31); tensorflow-cpu 2.15.1 (transformers 4.40.2, tf2onnx 1.16.1); flax 0.12.8 (jax 0.10.2, jax2onnx 0.17.1);
+keras 3.15.1 (tensorflow-cpu 2.21.0, tf2onnx 1.17.0).
 """
 
 import argparse
@@ -100,7 +101,7 @@ def torch_models(folder):
 
     version = tuple(int(x) for x in torch.__version__.split(".")[:2])
     dynamic = dict(dynamic_axes={"input_ids": {0: "batch", 1: "seq"}})
-    hows = {f"torchscript{opset}": dict(dynamic, opset_version=opset) for opset in (13, 17)}
+    hows = {f"torchscript{opset}": dict(dynamic, opset_version=opset) for opset in (9, 10, 11, 12, 13, 17)}
     hows["torchscript14_unfolded"] = dict(dynamic, opset_version=14, do_constant_folding=False)
     if version >= (2, 5):
         # Before 2.6 with fixed sizes only.
@@ -113,6 +114,48 @@ def torch_models(folder):
     for name, settings in {**ENCODERS, **DECODERS}.items():
         for kind, how in hows.items():
             make(folder, f"{name}_{kind}", lambda path: export(path, name, settings, how))
+    if version < (2, 10):
+        return
+
+    from torch._higher_order_ops.scan import scan
+
+    class Scanned(torch.nn.Module):
+        """Layers whose weights are stacked."""
+
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = torch.nn.Embedding(VOCABULARY, 32), torch.nn.Linear(32, VOCABULARY)
+            self.w = torch.nn.Parameter(0.2 * torch.randn(3, 32, 32))
+            self.scale = torch.nn.Parameter(torch.rand(3, 32))
+
+        def layer(self, x, weights):
+            w, scale = weights
+            x = x + torch.nn.functional.gelu(torch.nn.functional.rms_norm(x, (32,)) * scale @ w)
+            return x, x.mean()
+
+        def forward(self, input_ids):
+            x, means = scan(self.layer, self.embed(input_ids), (self.w, self.scale))
+            return self.head(x) + means.sum()
+
+        def unrolled(self, input_ids):
+            x, means = self.embed(input_ids), 0.0
+            for weights in zip(self.w, self.scale):
+                x, mean = self.layer(x, weights)
+                means = means + mean
+            return self.head(x) + means
+
+    def export_scan(path):
+        torch.manual_seed(0)
+        model, step = Scanned().eval(), Step()
+        names = dict(input_names=["input_ids"], output_names=["logits"])
+        torch.onnx.export(model, (torch.tensor(step.ids),), str(path), dynamo=True, external_data=False, **names)
+        logits = model.unrolled(torch.tensor(step.shown))
+        each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(step.ids).flatten(), reduction="none")
+        loss = (each.reshape(SHAPE) * torch.tensor(step.weight)).sum()
+        loss.backward()
+        step.save(path, loss.item(), [p.grad.numpy() for p in model.parameters()])
+
+    make(folder, "scan_dynamo", export_scan)
 
 
 def tensorflow_models(folder):
@@ -141,7 +184,7 @@ def tensorflow_models(folder):
         step.save(path, float(loss), [tf.convert_to_tensor(g).numpy() for g in gradients if g is not None])
 
     for name, settings in dict(ENCODERS, MPNet={}, RoFormer=dict(embedding_size=64, rotary_value=False)).items():
-        for opset in (13, 17):
+        for opset in (11, 12, 13, 17):
             make(folder, f"{name}_tensorflow{opset}", lambda path: export(path, name, settings, opset))
 
 
@@ -210,8 +253,94 @@ def flax_models(folder):
         value, gradients = jax.value_and_grad(loss)(state)
         step.save(path, float(value), jax.tree.leaves(gradients))
 
+    def scanned(weights, ids):
+        """Layers whose weights are stacked."""
+        embed, w, scale, head = weights
+
+        def layer(x, own):
+            h = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * own[1]
+            return x + jax.nn.gelu(h @ own[0]), None
+
+        return jax.lax.scan(layer, embed[ids], (w, scale))[0] @ head
+
+    def export_scan(path):
+        step, noise = Step(), np.random.default_rng(0)
+        shapes = ((VOCABULARY, 32), (3, 32, 32), (3, 32), (32, VOCABULARY))
+        weights = [jnp.asarray(0.3 * noise.standard_normal(shape), jnp.float32) for shape in shapes]
+        ids = jax.ShapeDtypeStruct(SHAPE, jnp.int32)
+        jax2onnx.to_onnx(lambda x: scanned(weights, x), inputs=[ids], return_mode="file", output_path=str(path))
+
+        def loss(weights):
+            logs = jax.nn.log_softmax(scanned(weights, jnp.asarray(step.shown, jnp.int32)), -1)
+            return -(jnp.take_along_axis(logs, jnp.asarray(step.ids)[..., None], -1)[..., 0] * step.weight).sum()
+
+        value, gradients = jax.value_and_grad(loss)(weights)
+        step.save(path, float(value), gradients)
+
     for kind in ("rms_norm", "layer_norm", "dot_product_attention"):
         make(folder, f"{kind}_flax", lambda path: export(path, kind))
+    make(folder, "scan_jax", export_scan)
+
+
+def keras_models(folder):
+    import keras
+    import tensorflow as tf
+    from keras import layers, ops
+
+    width, heads = 64, 4
+
+    class Positions(layers.Layer):
+        def build(self, shape):
+            self.table = self.add_weight(shape=(LENGTH, width), name="table")
+
+        def call(self, x):
+            return x + ops.take(self.table, ops.arange(ops.shape(x)[1]), axis=0)
+
+    class Rotary(layers.Layer):
+        def call(self, x):
+            frequencies = (1e4 ** -(np.arange(0, x.shape[-1], 2) / x.shape[-1])).astype(np.float32)
+            angles = ops.cast(ops.arange(ops.shape(x)[1]), "float32")[:, None] * frequencies[None]
+            cos, sin = ops.cos(angles)[None, :, None], ops.sin(angles)[None, :, None]
+            a, b = ops.split(x, 2, axis=-1)
+            return ops.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+    def rotary(x, _):
+        q, k, v = (layers.EinsumDense("bld,dhe->blhe", (None, heads, width // heads))(x) for _ in range(3))
+        mixed = ops.nn.dot_product_attention(Rotary()(q), Rotary()(k), v)
+        return layers.EinsumDense("blhe,hed->bld", (None, width))(mixed)
+
+    def attention(kind):
+        return {"multi_head": lambda: layers.MultiHeadAttention(heads, width // heads),
+                "grouped": lambda: layers.GroupQueryAttention(width // heads, heads, 2),
+                "rotary": lambda: rotary}[kind]()
+
+    def export(path, kind):
+        keras.utils.set_random_seed(0)
+        ids = keras.Input((None,), dtype="int32", name="input_ids")
+        x = layers.Embedding(VOCABULARY, width)(ids)
+        x = x if kind == "rotary" else Positions()(x)
+        norm = layers.LayerNormalization if kind == "multi_head" else layers.RMSNormalization
+        for _ in range(2):
+            h = norm()(x)
+            x = x + attention(kind)(h, h)
+            h = norm()(x)
+            # Its exact GELU has no like in ONNX (Erfc).
+            up = layers.Dense(96, activation=lambda y: keras.activations.gelu(y, approximate=True))
+            gated = up(h) if kind == "multi_head" else layers.Dense(96, activation="silu")(h) * layers.Dense(96)(h)
+            x = x + layers.Dense(width)(gated)
+        model, step, noise = keras.Model(ids, layers.Dense(VOCABULARY)(norm()(x))), Step(), np.random.default_rng(1)
+        for weight in model.trainable_weights:
+            weight.assign_add(0.1 * noise.standard_normal(weight.shape).astype(np.float32))
+        model(step.ids)
+        model.export(str(path), format="onnx", verbose=False)
+        with tf.GradientTape() as tape:
+            each = tf.nn.sparse_softmax_cross_entropy_with_logits(step.ids, model(step.shown))
+            loss = tf.reduce_sum(each * step.weight)
+        gradients = tape.gradient(loss, [w.value for w in model.trainable_weights])
+        step.save(path, float(loss), [tf.convert_to_tensor(g).numpy() for g in gradients])
+
+    for kind in ("multi_head", "grouped", "rotary"):
+        make(folder, f"{kind}_keras", lambda path: export(path, kind))
 
 
 def compare(path, target, weftc):
@@ -233,8 +362,10 @@ def compare(path, target, weftc):
     for p in json.loads(manifest)["parameters"]:
         if p["role"] == "trainable":
             got = out["grad/" + p["name"]]
-            like = [w for g in own for w in (g, g.T) if w.shape == got.shape]
-            errors = [float(np.abs(w - got).max() / max(np.abs(w).max(), 1e-3 * scale)) for w in like]
+            like = [(w, got) for g in own for w in (g, g.T) if w.shape == got.shape]
+            # Exporters lay heads out in another order.
+            like += [(np.sort(g, None), np.sort(got, None)) for g in own if g.ndim > 2 and g.size == got.size]
+            errors = [float(np.abs(w - x).max() / max(np.abs(w).max(), 1e-3 * scale)) for w, x in like]
             if errors and min(errors) < 1e-2:
                 worst, found = max(worst, min(errors)), found + 1
     return abs(out["loss_sum"] - reference["loss"]) / abs(reference["loss"]), worst, found, len(own)
@@ -266,7 +397,8 @@ def main():
     if args.what == "check":
         check(folder, args.weftc)
     else:
-        {"torch": torch_models, "tensorflow": tensorflow_models, "flax": flax_models}[args.words[0]](folder)
+        makers = {"torch": torch_models, "tensorflow": tensorflow_models, "flax": flax_models, "keras": keras_models}
+        makers[args.words[0]](folder)
 
 
 if __name__ == "__main__":
