@@ -121,8 +121,7 @@ pub fn finish(graph: &Graph, rules: &[Rule], target: Target, fired: &mut BTreeMa
 /// are put side by side one by one, and each would be a copy of all before it.
 fn joined(graph: &Graph) -> Result<Graph> {
     let mut next = Graph::with_leaves_of(graph);
-    let roots: Vec<Id> = graph.outputs.iter().map(|(_, id)| *id).collect();
-    let ids = next.copy_from(graph, &roots, |g, _, node| match &node {
+    let copied = next.copy_outputs(graph, |g, _, node| match &node {
         Node::Op(Op::Concat, children) => {
             let Some((axis, parts)) = children.split_last() else { return g.insert(node) };
             let inner = |g: &Graph, id: Id| match g.node(id) {
@@ -134,8 +133,7 @@ fn joined(graph: &Graph) -> Result<Graph> {
         }
         _ => g.insert(node),
     });
-    let ids = ids.map_err(|m| Error::internal("lower", m))?;
-    next.outputs = graph.outputs.iter().map(|(n, _)| n.clone()).zip(ids).collect();
+    copied.map_err(|m| Error::internal("lower", m))?;
     Ok(next)
 }
 
@@ -188,15 +186,12 @@ fn expand_where(
             return Ok(current);
         }
         let mut next = Graph::with_leaves_of(&current);
-        let roots: Vec<Id> = current.outputs.iter().map(|(_, id)| *id).collect();
-        let ids = next
-            .copy_from(&current, &roots, |g, _, node| match &node {
-                Node::Op(op, children) if converts_nothing(g, *op, children) => Ok(children[0]),
-                Node::Op(op, children) if wanted(g, *op, children) => lower_one(g, *op, children, rules, fired),
-                _ => g.insert(node),
-            })
-            .map_err(|m| Error::internal("lower", m))?;
-        next.outputs = current.outputs.iter().map(|(n, _)| n.clone()).zip(ids).collect();
+        next.copy_outputs(&current, |g, _, node| match &node {
+            Node::Op(op, children) if converts_nothing(g, *op, children) => Ok(children[0]),
+            Node::Op(op, children) if wanted(g, *op, children) => lower_one(g, *op, children, rules, fired),
+            _ => g.insert(node),
+        })
+        .map_err(|m| Error::internal("lower", m))?;
         current = next;
     }
     Err(Error::internal("lower", format!("rules still unfold after {MAX_ROUNDS} rounds")))

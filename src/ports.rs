@@ -52,8 +52,7 @@ pub fn widened(model: Graph, tokens: &str) -> Result<Graph> {
     let own = model.leaves[narrow].ty.dtype;
     let mut wide = Graph::with_leaves_of(&model);
     wide.leaves[narrow].ty.dtype = TOKENS[0];
-    let roots: Vec<Id> = model.outputs.iter().map(|(_, id)| *id).collect();
-    let roots = wide.copy_from(&model, &roots, |g, old, node| {
+    let copied = wide.copy_outputs(&model, |g, old, node| {
         let id = g.insert(node)?;
         if model.as_leaf(old).is_none_or(|l| l.0 as usize != narrow) {
             return Ok(id);
@@ -61,7 +60,7 @@ pub fn widened(model: Graph, tokens: &str) -> Result<Graph> {
         let to = g.lit(Lit::DType(own))?;
         g.op(Op::Cast, &[id, to])
     });
-    wide.outputs = model.outputs.iter().map(|(name, _)| name.clone()).zip(roots.map_err(internal)?).collect();
+    copied.map_err(internal)?;
     Ok(wide)
 }
 
@@ -96,8 +95,7 @@ pub fn fixed(model: Graph, inputs: &BTreeMap<String, f64>, tokens: &str) -> Resu
     let internal = |m: String| Error::internal("read", m);
     let mut graph = Graph::with_leaves_of(&model);
     graph.leaves.retain(|l| !inputs.contains_key(&l.name));
-    let roots: Vec<Id> = model.outputs.iter().map(|(_, id)| *id).collect();
-    let roots = graph.copy_from(&model, &roots, |g, old, node| {
+    let copied = graph.copy_outputs(&model, |g, old, node| {
         let Some(leaf) = model.as_leaf(old).map(|l| model.leaf(l)) else { return g.insert(node) };
         let Some(number) = inputs.get(&leaf.name) else {
             let kept = g.find_leaf(&leaf.name).ok_or("a leaf is gone")?;
@@ -107,7 +105,7 @@ pub fn fixed(model: Graph, inputs: &BTreeMap<String, f64>, tokens: &str) -> Resu
         let value = value.map(|lit| g.lit(lit)).into_iter().collect::<std::result::Result<Vec<Id>, String>>()?;
         g.op(Op::Full, &value)
     });
-    graph.outputs = model.outputs.iter().map(|(name, _)| name.clone()).zip(roots.map_err(internal)?).collect();
+    copied.map_err(internal)?;
     Ok(graph)
 }
 

@@ -93,8 +93,7 @@ pub fn widened(model: &Graph) -> Result<Graph> {
     }
     let mut graph = Graph::with_leaves_of(model);
     graph.leaves.iter_mut().filter(|l| l.kind != LeafKind::Input).for_each(widen);
-    let roots: Vec<Id> = model.outputs.iter().map(|(_, id)| *id).collect();
-    let new = graph.copy_from(model, &roots, |g, _, node| match node {
+    let copied = graph.copy_outputs(model, |g, _, node| match node {
         Node::Lit(Lit::DType(t)) if is_narrow(t) => g.lit(Lit::DType(DType::F32)),
         Node::Op(Op::Cast, c) if matches!(g.type_of(c[1]).lit(), Some(Lit::DType(to)) if Some(*to) == g.tensor_type(c[0]).map(|t| t.dtype)) => Ok(c[0]),
         Node::Leaf(_) => {
@@ -103,8 +102,7 @@ pub fn widened(model: &Graph) -> Result<Graph> {
         }
         node => g.insert(node),
     });
-    let new = new.map_err(internal)?;
-    graph.outputs = model.outputs.iter().map(|(name, _)| name.clone()).zip(new).collect();
+    copied.map_err(internal)?;
     Ok(graph)
 }
 

@@ -130,9 +130,8 @@ pub fn apply(
     let thinned = dropout::add(&mut graph, spec.dropout, tokens, &widths).map_err(internal)?;
     let products: FxHashMap<Id, &Linear> = chosen.iter().map(|l| (l.node, *l)).collect();
     let (rank, alpha) = (Lit::Int(spec.rank.into()), Lit::Float(F64(spec.alpha)));
-    let roots: Vec<Id> = model.outputs.iter().map(|(_, id)| *id).collect();
-    let ids = graph
-        .copy_from(model, &roots, |g, old, node| match (products.get(&old), &node) {
+    graph
+        .copy_outputs(model, |g, old, node| match (products.get(&old), &node) {
             (Some(linear), Node::Op(_, c)) => {
                 let mut children = vec![c[0], c[1], thinned.input(g, old, c[0])?];
                 children.extend(&parts_of[&linear.weight]);
@@ -142,7 +141,6 @@ pub fn apply(
             _ => g.insert(node),
         })
         .map_err(internal)?;
-    graph.outputs = model.outputs.iter().map(|(name, _)| name.clone()).zip(ids).collect();
     let rules: Vec<&Rule> = definition.iter().collect();
     let mut saturated = rewrite::saturate(&graph, &rules, &rewrite::Options::default())?;
     saturated.graph = factored(&saturated.graph, factor, &mut saturated.fired).map_err(internal)?;
@@ -168,8 +166,7 @@ pub fn apply(
 /// Applies the rules wherever they hold, each node once.
 fn factored(graph: &Graph, rules: &[Rule], fired: &mut BTreeMap<String, usize>) -> std::result::Result<Graph, String> {
     let mut next = Graph::with_leaves_of(graph);
-    let roots: Vec<Id> = graph.outputs.iter().map(|(_, id)| *id).collect();
-    let ids = next.copy_from(graph, &roots, |g, _, node| {
+    next.copy_outputs(graph, |g, _, node| {
         let id = g.insert(node)?;
         for rule in rules {
             let (Some(subst), Some(Some(right))) = (matches_rule(g, id, &rule.left), rule.right.first()) else {
@@ -182,7 +179,6 @@ fn factored(graph: &Graph, rules: &[Rule], fired: &mut BTreeMap<String, usize>) 
         }
         Ok(id)
     })?;
-    next.outputs = graph.outputs.iter().map(|(name, _)| name.clone()).zip(ids).collect();
     Ok(next)
 }
 

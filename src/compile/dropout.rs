@@ -2,7 +2,7 @@
 
 use crate::autodiff;
 use crate::error::{Error, Result};
-use crate::ir::{Builder, Graph, Id, Node, Op};
+use crate::ir::{Builder, Graph, Node, Op};
 use crate::rules::Rule;
 
 /// The step without dropout where no gradient passes: the entropy pass and the diagnostics see the whole adapter.
@@ -17,11 +17,10 @@ pub(super) fn training_pass_only(step: Graph, rows: &[Rule]) -> Result<Graph> {
     let loss = step.outputs.iter().find(|(name, _)| name == "loss_sum").map(|(_, id)| *id);
     let carries = autodiff::carrying(&step, loss.ok_or_else(|| internal("there is no loss_sum".into()))?, rows);
     let mut next = Graph::with_leaves_of(&step);
-    let roots: Vec<Id> = step.outputs.iter().map(|(_, id)| *id).collect();
-    let ids = next.copy_from(&step, &roots, |g, old, node| match node {
+    let copied = next.copy_outputs(&step, |g, old, node| match node {
         Node::Op(Op::Dropout, children) if !carries[usize::from(old)] => Ok(children[0]),
         node => g.insert(node),
     });
-    next.outputs = step.outputs.iter().map(|(name, _)| name.clone()).zip(ids.map_err(internal)?).collect();
+    copied.map_err(internal)?;
     Ok(next)
 }

@@ -248,17 +248,16 @@ impl Graph {
         counts
     }
 
-    /// Copies what `roots` of `from` need into this graph (same leaf table) and returns the new roots.
+    /// Copies the outputs of `from`, and what they need, into this graph of the same leaf table, which has none yet.
     ///
     /// `change` may put another node in place of the plain copy; it sees the copied children.
-    pub fn copy_from(
+    pub fn copy_outputs(
         &mut self,
         from: &Graph,
-        roots: &[Id],
         mut change: impl FnMut(&mut Graph, Id, Node) -> Result<Id, String>,
-    ) -> Result<Vec<Id>, String> {
+    ) -> Result<(), String> {
         let mut map: FxHashMap<Id, Id> = FxHashMap::default();
-        for id in from.reachable(roots.iter().copied()) {
+        for id in from.live() {
             let node = match from.node(id) {
                 Node::Op(op, c) => Node::Op(*op, c.iter().map(|x| map[x]).collect()),
                 other => other.clone(),
@@ -269,7 +268,8 @@ impl Graph {
             }
             map.insert(id, new);
         }
-        Ok(roots.iter().map(|r| map[r]).collect())
+        self.outputs = from.outputs.iter().map(|(name, id)| (name.clone(), map[id])).collect();
+        Ok(())
     }
 }
 

@@ -105,9 +105,8 @@ pub fn apply(model: &Graph, trained: &[LeafId], how: Quantization, compute: DTyp
         let problem = Problem::new("--quantize-base", "there is no frozen matrix of a linear layer to quantise");
         return Err(Error::usage(problem.help(help)));
     }
-    let roots: Vec<Id> = model.outputs.iter().map(|(_, id)| *id).collect();
     let quantised = |id: Id| model.as_leaf(id).and_then(|l| dense.get(&l).copied());
-    let new = graph.copy_from(model, &roots, |g, id, node| match (model.node(id), &node) {
+    let copied = graph.copy_outputs(model, |g, id, node| match (model.node(id), &node) {
         // The dense weight has the compute type: where the source's is another, its cast stands for it.
         (Node::Leaf(l), _) if dense.contains_key(l) && model.leaf(*l).ty.dtype == compute => Ok(dense[l]),
         (Node::Op(Op::Cast, old), Node::Op(_, new)) => match (quantised(old[0]), model.tensor_type(id)) {
@@ -117,8 +116,7 @@ pub fn apply(model: &Graph, trained: &[LeafId], how: Quantization, compute: DTyp
         },
         _ => g.insert(node),
     });
-    let new = new.map_err(internal)?;
-    graph.outputs = model.outputs.iter().map(|(name, _)| name.clone()).zip(new).collect();
+    copied.map_err(internal)?;
     Ok((graph, done))
 }
 

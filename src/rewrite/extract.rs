@@ -47,9 +47,7 @@ pub(super) fn extract(classes: &Classes, root: Id, graph: &Graph, loaded: &[(Id,
     let mut out = Graph::with_leaves_of(graph);
     let internal = |why| Error::internal("extract", why);
     if cost_before.is_some_and(|before| before <= cost_after) {
-        let roots: Vec<Id> = graph.outputs.iter().map(|(_, id)| *id).collect();
-        let ids = out.copy_from(graph, &roots, |g, _, node| g.insert(node)).map_err(internal)?;
-        out.outputs = graph.outputs.iter().map(|(n, _)| n.clone()).zip(ids).collect();
+        out.copy_outputs(graph, |g, _, node| g.insert(node)).map_err(internal)?;
         return Ok(Extracted { graph: out, cost_before, cost_after: cost_before.unwrap_or(cost_after) });
     }
     let mut origins: FxHashMap<u32, Id> = FxHashMap::default();
