@@ -2,7 +2,7 @@
 
 use super::held;
 use super::known::Known;
-use super::origin::{Origins, Use, is_module_path};
+use super::origin::{Origins, Use, is_made_up, is_module_path};
 use super::proto::GraphProto;
 use super::scope::Scopes;
 use super::tensor::Tensor;
@@ -103,9 +103,11 @@ pub fn plan(graph: &GraphProto, tensors: &[(&str, Tensor)]) -> Weights {
         }
         weights.entries.push((source.to_string(), Entry::Leaf(Leaf { kind, ..leaf })));
     }
-    weights.mended.extend(in_place(&computed));
     tie(&mut weights, params);
     untie(graph, tensors, &mut weights);
+    // First what could not be mended: of the others there may be many.
+    let told = [in_place(&computed), unnamed(&weights, &origins)];
+    weights.mended.splice(0..0, told.into_iter().flatten());
     weights
 }
 
@@ -134,15 +136,37 @@ fn uses(graph: &GraphProto) -> BTreeMap<&str, Vec<Use<'_>>> {
     uses
 }
 
-/// What is said of tensors that the exporter computed from parameters, which are trained instead of those.
-fn in_place(computed: &[String]) -> Option<String> {
+/// The first of many.
+fn few(names: &[String]) -> String {
     const FEW: usize = 3;
-    let more = computed.len().checked_sub(FEW).filter(|n| *n > 0).map(|n| format!(" and {n} more")).unwrap_or_default();
-    let list = computed.get(..computed.len().min(FEW))?.join(", ");
+    let more = names.len().checked_sub(FEW).filter(|n| *n > 0).map(|n| format!(" and {n} more")).unwrap_or_default();
+    names[..names.len().min(FEW)].join(", ") + &more
+}
+
+/// What is said of weights of which the file does not tell whose they are.
+fn unnamed(weights: &Weights, origins: &Origins) -> Option<String> {
+    let own = weights.entries.iter().filter(|(source, entry)| {
+        let (Entry::Leaf(leaf) | Entry::Row(leaf, _)) = entry else { return false };
+        leaf.kind == LeafKind::Param && leaf.name == *source && origins.parents(source).is_empty() && is_made_up(source)
+    });
+    let own: Vec<String> = own.map(|(source, _)| format!("`{source}`")).collect();
     let text = || {
         format!(
-            "the exporter computed {list}{more}: these are trained, not the parameters, and saved under their own names; \
-             torch.onnx.export(.., optimize=False) keeps parameters"
+            "the file does not tell which parameters {} are, or are computed from: they are trained and saved under these \
+             names; torch.onnx.export(.., do_constant_folding=False) keeps parameters",
+            few(&own)
+        )
+    };
+    (!own.is_empty()).then(text)
+}
+
+/// What is said of tensors that the exporter computed from parameters, which are trained instead of those.
+fn in_place(computed: &[String]) -> Option<String> {
+    let text = || {
+        format!(
+            "the exporter computed {}: these are trained, not the parameters, and saved under their own names; \
+             torch.onnx.export(.., optimize=False) keeps parameters",
+            few(computed)
         )
     };
     (!computed.is_empty()).then(text)

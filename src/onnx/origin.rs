@@ -250,7 +250,7 @@ impl Use<'_> {
 }
 
 /// A name that an exporter made up: `val_25`, `onnx::MatMul_355`, `/blocks.0/Constant_1_output_0`.
-fn is_made_up(name: &str) -> bool {
+pub fn is_made_up(name: &str) -> bool {
     let numbered = |prefix: &str| {
         name.strip_prefix(prefix).is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
     };
