@@ -45,7 +45,7 @@
 //!
 //! - an operator: a row in [`ir::op`], an arm in [`interp`], a line in `rules/grad.egg`;
 //! - an operator of ONNX that is to be read, in terms of those that exist: a row in `onnx/ops/mod.rs`;
-//!   `tests/read/operators.rs` compares it with ONNX Runtime;
+//!   `tests/read/operators.rs` compares it with ONNX Runtime, `tests/read/opsets.rs` the forms that it had before;
 //! - a rule: a form in `rules/` (the language: `rules/README.md`; what it may call: [`rules::builtin`]);
 //! - a kernel: a type in a file of its family in [`kernels`] and a line in its table (on a GPU: a function in a `.cu` file, a
 //!   plan and a line); `tests/kernels.rs` compares it with the function's body, `benches/kernels.rs` says whether it pays;

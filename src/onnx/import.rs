@@ -359,7 +359,7 @@ impl<'m> Importer<'m> {
             self.branch(&call, env, scope, place)
         } else if standard && call.op == "Loop" {
             self.repeat(&call, env, scope, place)
-        } else if standard && call.op == "Scan" && scope.opset >= 9 {
+        } else if standard && call.op == "Scan" {
             self.scan(&call, env, scope, place)
         } else {
             match ops::find(&node.domain, &node.op_type, scope.opset) {

@@ -42,14 +42,13 @@ fn truth() -> TensorProto {
     TensorProto { data_type: DataType::Bool.into(), int64_data: vec![], int32_data: vec![1], ..int("truth", 1) }
 }
 
-/// A loop over `hidden` that hands on what `nodes` make of it, `on` and `next`.
-fn repeated(steps: i64, nodes: Vec<NodeProto>) -> NodeProto {
+/// A loop over `hidden` of so many `steps` that hands on what `nodes` make of it, `on` and `next`.
+fn repeated(nodes: Vec<NodeProto>) -> NodeProto {
     let input = [("k", DataType::Int64), ("was", DataType::Bool), ("state", DataType::Float)];
     let results = [("on", DataType::Bool), ("next", DataType::Float)];
     let values = |all: &[(&str, DataType)]| all.iter().map(|(name, ty)| value(name, *ty, &[])).collect();
     let body = GraphProto { node: nodes, input: values(&input), output: values(&results), ..Default::default() };
-    let constant = int("steps", steps);
-    named("step", node("Loop", &[&constant.name, "truth", "hidden"], &["last"])).graph("body", body)
+    named("step", node("Loop", &["steps", "truth", "hidden"], &["last"])).graph("body", body)
 }
 
 fn on() -> NodeProto {
@@ -127,12 +126,12 @@ refused! {
         named("step", node("Loop", &["steps", "truth", "hidden"], &["last"])),
     ]);
     loop_without_end => |_| through_with(&[truth(), int("steps", i64::MAX)], vec![
-        repeated(i64::MAX, vec![on(), node("Identity", &["state"], &["next"])]),
+        repeated(vec![on(), node("Identity", &["state"], &["next"])]),
     ]);
     loop_of_the_unknown => |_| through_with(&[truth(), int("steps", 3)], vec![
-        repeated(3, vec![on(), node("Mystery", &["state"], &["next"])]),
+        repeated(vec![on(), node("Mystery", &["state"], &["next"])]),
     ]);
-    loop_that_hands_nothing_on => |_| through_with(&[truth(), int("steps", 3)], vec![repeated(3, vec![on()])]);
+    loop_that_hands_nothing_on => |_| through_with(&[truth(), int("steps", 3)], vec![repeated(vec![on()])]);
     scan_over_nothing => |_| through(vec![named("step", node("Scan", &["hidden"], &["last"]))
         .graph("body", branch("gone", vec![]))
         .int("num_scan_inputs", 7)]);

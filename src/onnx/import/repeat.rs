@@ -9,6 +9,7 @@ use crate::ir::{DType, Dim, Id};
 use crate::onnx::build::Value;
 use crate::onnx::call::{Call, Read};
 use crate::onnx::known::Known;
+use crate::onnx::ops;
 use crate::onnx::proto::GraphProto;
 
 const UNROLL: &str = "export with fixed sizes, or without the loop: a number of steps that depends on the tokens, such as a \
@@ -51,6 +52,9 @@ impl<'m> Importer<'m> {
 
     /// `Scan`: operands are what is carried, then tensors of which each step sees one element along an axis.
     pub(super) fn scan(&mut self, call: &Call<'m>, env: &mut Env<'m>, scope: &Scope<'m>, place: &str) -> Read {
+        if scope.opset < 9 {
+            return Err("goes through sequences of a batch before opset 9; that form is not read".into());
+        }
         let body = call.graph_attr("body").ok_or("attribute body is missing")?;
         let n = call.int("num_scan_inputs").and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
         let states =
@@ -59,7 +63,7 @@ impl<'m> Importer<'m> {
         let attribute = |name: &str, k: usize| call.ints(name).and_then(|v| v.get(k)).copied().unwrap_or(0);
         let (mut axes, mut sizes) = (Vec::new(), Vec::new());
         for (k, value) in seen.iter().enumerate() {
-            let dims = self.dims(value)?;
+            let dims = ops::shape_of(&self.b, value)?;
             let axis = resolve_axis(attribute("scan_input_axes", k), dims.len())?;
             sizes.push(dims[axis].clone());
             axes.push(axis);
@@ -126,24 +130,13 @@ impl<'m> Importer<'m> {
         Ok((!results.iter().any(|v| matches!(v, Value::Refused))).then_some(results))
     }
 
-    fn dims(&mut self, value: &Value) -> Result<Vec<Dim>, String> {
-        let id = self.b.tensor(value)?;
-        Ok(self.b.shape(id))
-    }
-
     /// Element `k` along an axis, which it loses.
     fn element(&mut self, value: &Value, axis: usize, k: usize) -> Result<Value, String> {
-        if let Value::Known(known) = value {
-            let kept = known.shape.iter().enumerate().filter(|(a, _)| *a != axis).map(|(_, n)| *n).collect();
-            if let Some(row) = known.selected(axis, &[k]).and_then(|row| row.reshaped(kept)) {
-                return Ok(Value::Known(row));
-            }
-        }
-        let id = self.b.tensor(value)?;
-        let mut shape = self.b.shape(id);
+        let mut shape = ops::shape_of(&self.b, value)?;
         shape.remove(axis);
-        let row = self.b.slice(id, axis, Dim::Known(k as i64), Dim::Known(k as i64 + 1), 1)?;
-        self.b.reshape(row, &shape).map(Value::Node)
+        let (start, end) = (Dim::Known(k as i64), Dim::Known(k as i64 + 1));
+        let row = ops::forward(&mut self.b, value, axis, start, end, 1)?;
+        ops::reshaped(&mut self.b, &row, &shape)
     }
 
     /// Values behind one another along a new axis.

@@ -145,7 +145,7 @@ fn narrow(b: &Build, mask: Id) -> (Id, Dim) {
 }
 
 /// `x[start:end:step]` along an axis; known numbers stay known.
-pub(super) fn forward(b: &mut Build, x: &Value, axis: usize, start: Dim, end: Dim, step: i64) -> Result<Value, String> {
+pub fn forward(b: &mut Build, x: &Value, axis: usize, start: Dim, end: Dim, step: i64) -> Result<Value, String> {
     // An empty slice may be written with its bounds crossed.
     let end = match (start.known(), end.known()) {
         (Some(s), Some(e)) => Dim::Known(e.max(s)),

@@ -19,6 +19,9 @@ mod reduce;
 mod rotary;
 mod topk;
 
+pub use index::forward;
+pub use layout::{reshaped, shape_of};
+
 use super::build::Build;
 use super::call::{Call, Read};
 use crate::ir::Op;
