@@ -5,8 +5,9 @@ use candle_core::{DType as Candle, Tensor};
 use std::collections::BTreeMap;
 use weftc::interp;
 use weftc::ir::op::{Emit, ROWS};
+use weftc::ir::text::{parse, print};
 use weftc::ir::{Builder, DType, Data, Graph, LeafKind, Op};
-use weftc::lower::expand;
+use weftc::lower::{expand, finish};
 use weftc::onnx::write::plain;
 use weftc::rules::Target;
 use weftc::rules::check::example::{Example, examples};
@@ -140,4 +141,15 @@ fn calls_share_a_function() {
     for (g, w) in got.iter().zip(&want) {
         assert!((g - w).abs() < 1e-5, "{got:?} is not {want:?}");
     }
+}
+
+/// Gradients of stacked layers are put side by side one by one; each step would copy all before it.
+#[test]
+fn nested_concatenations_become_one() {
+    let inputs = "(input a f32 [2 3]) (input b f32 [1 3]) (input c f32 [4 3]) (input d f32 [2 1])";
+    let body = "(let %0 (concat b c 0)) (let %1 (concat a %0 0)) (let %2 (concat %1 b 0)) (let %3 (concat a d 1))
+        (let %4 (concat %3 d %3 1)) (output rows %2) (output columns %4)";
+    let graph = parse(&format!("(graph g {inputs} {body})")).unwrap();
+    let flat = finish(&graph, &library().unwrap().lower, Target::Cpu, &mut BTreeMap::new()).unwrap();
+    insta::assert_snapshot!(print(&flat));
 }

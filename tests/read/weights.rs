@@ -58,6 +58,37 @@ fn what_the_exporter_notes_decides() {
     ]));
 }
 
+/// Keras lays the weights of norms out for broadcasting, tf2onnx leaves behind what it folded where a node asks for its shape,
+/// and the layers of a loop are stacked.
+#[test]
+fn parameters_stand_behind_axes_and_loops() {
+    let x = input("x", DataType::Float, &["b", "4"]);
+    let body = GraphProto {
+        name: "layer".into(),
+        input: vec![input("k", DataType::Int64, &[]), input("on", DataType::Bool, &[]), x.clone(), x.clone()],
+        output: ["on", "next", "all"].map(|name| input(name, DataType::Float, &[])).into(),
+        node: vec![node("Gather", &["all", "k"], &["w"]), node("MatMul", &["state", "w"], &["next"])],
+        ..Default::default()
+    };
+    let mut body = body;
+    (body.input[2].name, body.input[3].name) = ("state".into(), "all".into());
+    let weights = [
+        floats("norm/Reshape:0", &[1, 4], &[0.1, 0.2, 0.3, 0.4]),
+        floats("const_fold_opt__7", &[1, 4, 1], &[0.5, 0.6, 0.7, 0.8]),
+        floats("val_9", &[2, 4, 4], &[0.25; 32]),
+        ints("steps", &[], &[2]),
+    ];
+    let nodes = [
+        node("Mul", &["x", "norm/Reshape:0"], &["scaled"]),
+        node("Loop", &["steps", "", "scaled", "val_9"], &["deep", "same"]).graph("body", body),
+        node("Shape", &["const_fold_opt__7"], &["folded"]),
+        node("ReduceSum", &["folded"], &["six"]).int("keepdims", 0),
+        node("Cast", &["six"], &["number"]).int("to", 1),
+        node("Add", &["deep", "number"], &["y"]),
+    ];
+    insta::assert_snapshot!(text(&model(&[x], &weights, &nodes)));
+}
+
 #[test]
 fn names_and_uses_decide_where_nothing_is_noted() {
     insta::assert_snapshot!(told(&[
