@@ -7,7 +7,9 @@
 mod accumulate;
 mod activation;
 pub mod adamw;
+mod amx;
 mod attention;
+mod bf16x3;
 mod broadcast;
 pub mod cuda;
 mod dropout;
@@ -24,6 +26,7 @@ mod rows;
 mod softmax;
 mod squares;
 mod tile;
+mod tiles;
 mod vector;
 
 use crate::error::{Error, Result};

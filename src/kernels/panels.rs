@@ -6,6 +6,7 @@
 use super::operator::{Call, Target};
 use super::product::Matrix;
 use super::tile::{Side, Tile, pack_transposed, scratch};
+use super::tiles;
 use super::vector::with_registers;
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
@@ -46,8 +47,12 @@ pub unsafe fn multiply(
     if m == 0 || n == 0 {
         return Ok(());
     }
-    let side = Side::here();
     let call = call.filter(|_| m * k * n >= LEAST);
+    if tiles::suit([m, k, n]) {
+        // SAFETY: by the caller's promise.
+        return unsafe { tiles::multiply(call, [m, k, n], x, y, (to, width), scale, add) };
+    }
+    let side = Side::here();
     // A row of the left factor is read as it lies if its elements are neighbours.
     let packs_left = x.column != 1;
     let steps = k.min(STEPS);
@@ -262,6 +267,8 @@ impl WithSimd for Block<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::amx;
+    use super::super::tiles::FORCED;
     use super::super::vector::REGISTERS;
     use super::*;
 
@@ -269,13 +276,16 @@ mod tests {
     /// registers of this machine and of others.
     #[test]
     fn products_are_those_of_plain_loops() {
+        FORCED.set(Some(false));
         for width in [Some(128), Some(512), None] {
             REGISTERS.set(width);
-            products_with_these_registers();
+            products_with_these_registers(width.is_some());
         }
+        FORCED.set(Some(true));
+        products_with_these_registers(!amx::here());
     }
 
-    fn products_with_these_registers() {
+    fn products_with_these_registers(plain: bool) {
         // From -1/2 to 1/2.
         let number = |k: usize| (k * 7919 % 4093) as f32 / 4093.0 - 0.5;
         let numbers = |n: usize, seed: usize| (seed..seed + n).map(number).collect::<Vec<f32>>();
@@ -287,9 +297,10 @@ mod tests {
             [125, 257, 300],
             [5, STEPS + 300, 70],
             [260, STEPS + 1, 265],
+            [33, 530, 2090],
         ];
         // Plain code is slow.
-        let most = if REGISTERS.get().is_some() { 1 << 24 } else { usize::MAX };
+        let most = if plain { 1 << 24 } else { usize::MAX };
         for [m, k, n] in sizes.into_iter().filter(|[m, k, n]| m * k * n <= most) {
             let (x, y, before) = (numbers(m * k, 1), numbers(k * n, 2), numbers(m * n, 3));
             for [tx, ty] in [[false, false], [false, true], [true, false], [true, true]] {

@@ -25,7 +25,7 @@ pub struct Multiply {
 }
 
 /// Rows and columns of the result that stay in registers.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Side {
     pub rows: usize,
     pub columns: usize,
@@ -226,21 +226,28 @@ impl Tile {
     }
 }
 
-/// Lends memory of these sizes, kept from call to call by each thread; what it holds is arbitrary.
+/// A line of the cache: registers and tiles that begin with one are read at once.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line(#[expect(dead_code, reason = "it is memory")] [f32; 16]);
+
+/// Lends memory of these sizes, each from a line of the cache on, kept from call to call by each thread; what it holds is
+/// arbitrary.
 pub fn scratch<const N: usize, R>(sizes: [usize; N], work: impl FnOnce([*mut f32; N]) -> R) -> R {
     thread_local! {
-        static KEPT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+        static KEPT: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
     }
     KEPT.with_borrow_mut(|kept| {
-        let total = sizes.iter().sum();
+        let lines = sizes.map(|n| n.div_ceil(16));
+        let total = lines.iter().sum();
         if kept.len() < total {
-            *kept = vec![0.0; total];
+            *kept = vec![Line([0.0; 16]); total];
         }
         let mut rest = kept.as_mut_slice();
-        work(sizes.map(|n| {
+        work(lines.map(|n| {
             let (part, others) = std::mem::take(&mut rest).split_at_mut(n);
             rest = others;
-            part.as_mut_ptr()
+            part.as_mut_ptr().cast()
         }))
     })
 }
