@@ -304,7 +304,7 @@ fn special_logits() {
 #[test]
 fn heads_in_blocks() {
     let mut rng = SplitMix64::new(11);
-    for (n, d, v) in [(5, 7, 1), (3, 1, 40), (0, 3, 5), (33, 16, 1023), (2, 8, 1024), (70, 5, 2100)] {
+    for (n, d, v) in [(5, 7, 1), (3, 1, 40), (0, 3, 5), (33, 16, 1023), (2, 8, 1024), (70, 5, 2100), (70, 64, 2100)] {
         let mut bias: Vec<f32> = (0..v).map(|k| k as f32 / 300.0).collect();
         bias.iter_mut().skip(1).step_by(3).for_each(|b| *b = f32::NEG_INFINITY);
         let bias = HostTensor::new(&[v], &bias).unwrap();
@@ -341,8 +341,8 @@ fn heads_in_blocks() {
 #[test]
 fn attention_at_the_edges() {
     let mut rng = SplitMix64::new(7);
-    let heads = |name: &'static str, rows: i64| f(name, &[2, 1, rows, 8]).drawn(DType::F32, Draw::Small);
-    for (queries, keys) in [(300, 5), (3, 300), (130, 130)] {
+    for (queries, keys, width) in [(300, 5, 8), (3, 300, 8), (130, 130, 8), (130, 130, 64), (300, 70, 64)] {
+        let heads = |name: &'static str, rows: i64| f(name, &[2, 1, rows, width]).drawn(DType::F32, Draw::Small);
         let mut bias = vec![0f32; (queries * keys) as usize];
         bias[..keys as usize].fill(f32::NEG_INFINITY);
         let bias = HostTensor::new(&[queries, keys], &bias).unwrap();
@@ -351,8 +351,35 @@ fn attention_at_the_edges() {
         let mut feeds: Vec<(&str, HostTensor)> = operands.iter().map(|o| o.name).zip(values).collect();
         feeds.push(("bias", bias));
         let all: Vec<Operand> = operands.into_iter().chain([f("bias", &[queries, keys])]).collect();
-        same(&graph("attention_bias q k v bias 0.4", &all[1..]), &feeds[1..], 8).unwrap();
-        same(&graph("attention_bias_grad dy q k v bias 0.4", &all), &feeds, 8).unwrap();
+        same(&graph("attention_bias q k v bias 0.4", &all[1..]), &feeds[1..], width as usize).unwrap();
+        same(&graph("attention_bias_grad dy q k v bias 0.4", &all), &feeds, width as usize).unwrap();
+    }
+}
+
+/// Heads as wide as a model's, which machines with tiles multiply on these: several queries to a key's head, some tokens alone.
+#[test]
+fn attention_of_wide_heads() {
+    let mut rng = SplitMix64::new(9);
+    let (b, l, d, e) = (2, 100, 64, 60);
+    let some = b * l * 2 / 3;
+    let small = |name: &'static str, shape: &[i64]| f(name, shape).drawn(DType::F32, Draw::Small);
+    let [k, v] = [("k", d), ("v", e)].map(|(name, width)| move || small(name, &[b, l, 3, width]));
+    let outside = || [("q", d), ("k", d), ("v", e)].map(|(name, width)| small(name, &[b, 3, l, width])).into_iter();
+    let places = || f("i", &[some]).drawn(DType::I64, Draw::Places(b * l));
+    let cases = [
+        ("attention q k v 0.3", outside().collect()),
+        ("attention_grad dy q k v 0.3", [small("dy", &[b, 3, l, e])].into_iter().chain(outside()).collect()),
+        ("token_attention q k v 0.3", vec![small("q", &[b, l, 6, d]), k(), v()]),
+        ("token_attention_grad dy q k v 0.3", vec![small("dy", &[b, l, 6, e]), small("q", &[b, l, 6, d]), k(), v()]),
+        ("row_attention q k v i 0.3", vec![small("q", &[some, 6, d]), k(), v(), places()]),
+        (
+            "row_attention_grad dy q k v i 0.3",
+            vec![small("dy", &[some, 6, e]), small("q", &[some, 6, d]), k(), v(), places()],
+        ),
+    ];
+    for (node, operands) in cases {
+        let feeds: Vec<_> = operands.iter().map(|o| (o.name, o.value(&mut rng))).collect();
+        same(&graph(node, &operands), &feeds, 64).unwrap();
     }
 }
 
@@ -367,16 +394,18 @@ fn attention_passes_over_what_no_query_sees() {
     let split = |i: i64, j: i64| (i - j).rem_euclid(600) < 20;
     let patterns: [&dyn Fn(i64, i64) -> bool; 4] = [&samples, &window, &padded, &split];
     let mut rng = SplitMix64::new(8);
-    let small = |name: &'static str, heads: i64, d: i64| f(name, &[1, n, heads, d]).drawn(DType::F32, Draw::Small);
-    let operands = [small("dy", 2, 9), small("q", 2, 8), small("k", 2, 8), small("v", 2, 9)];
-    let values: Vec<HostTensor> = operands.iter().map(|o| o.value(&mut rng)).collect();
-    let all: Vec<Operand> = operands.into_iter().chain([f("bias", &[n, n])]).collect();
-    for (open, shut) in patterns.iter().flat_map(|p| [(p, f32::NEG_INFINITY), (p, f32::MIN)]) {
-        let bias = (0..n * n).map(|k| if open(k / n, k % n) { 0.25 } else { shut });
-        let bias = HostTensor::new(&[n, n], &bias.collect::<Vec<_>>()).unwrap();
-        let feeds: Vec<_> = all.iter().map(|o| o.name).zip(values.iter().cloned().chain([bias])).collect();
-        same(&graph("token_attention_bias q k v bias 0.4", &all[1..]), &feeds[1..], 9).unwrap();
-        same(&graph("token_attention_bias_grad dy q k v bias 0.4", &all), &feeds, 9).unwrap();
+    for (d, e) in [(8, 9), (64, 62)] {
+        let small = |name: &'static str, width: i64| f(name, &[1, n, 2, width]).drawn(DType::F32, Draw::Small);
+        let operands = [small("dy", e), small("q", d), small("k", d), small("v", e)];
+        let values: Vec<HostTensor> = operands.iter().map(|o| o.value(&mut rng)).collect();
+        let all: Vec<Operand> = operands.into_iter().chain([f("bias", &[n, n])]).collect();
+        for (open, shut) in patterns.iter().flat_map(|p| [(p, f32::NEG_INFINITY), (p, f32::MIN)]) {
+            let bias = (0..n * n).map(|k| if open(k / n, k % n) { 0.25 } else { shut });
+            let bias = HostTensor::new(&[n, n], &bias.collect::<Vec<_>>()).unwrap();
+            let feeds: Vec<_> = all.iter().map(|o| o.name).zip(values.iter().cloned().chain([bias])).collect();
+            same(&graph("token_attention_bias q k v bias 0.4", &all[1..]), &feeds[1..], 9).unwrap();
+            same(&graph("token_attention_bias_grad dy q k v bias 0.4", &all), &feeds, 9).unwrap();
+        }
     }
 }
 
