@@ -31,6 +31,7 @@ mod machine {
     use super::super::bf16x3::{HALF, Lines, SIDE, SLAB, Sum, UPPER};
     use std::arch::asm;
     use std::arch::x86_64::*;
+    use std::marker::PhantomData;
     use std::sync::LazyLock;
 
     // A slab is three thirds of two tiles, each of 1024 bytes in lines of 64.
@@ -110,7 +111,7 @@ mod machine {
     };
 
     /// Tiles of this thread, from now on until this is dropped.
-    pub struct Tiles(());
+    pub struct Tiles(PhantomData<*const ()>);
 
     impl Tiles {
         /// None where the machine has none.
@@ -120,7 +121,7 @@ mod machine {
             }
             // SAFETY: the process may use them.
             unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const SIZES, options(nostack, readonly)) };
-            Some(Tiles(()))
+            Some(Tiles(PhantomData))
         }
 
         /// What [`Sum::run`] does.  The result stays in tiles 0 to 3, row by row; 4 and 5 hold a third of x, 6 and 7 one of y.

@@ -20,6 +20,10 @@ pub const SLAB: usize = 3 * 2 * TILE;
 
 /// A part of the result, [`SIDE`] rows of as many columns.
 #[derive(Clone, Copy)]
+#[cfg_attr(
+    not(all(target_arch = "x86_64", target_os = "linux")),
+    allow(dead_code, reason = "only tiles ask beforehand")
+)]
 pub struct Sum {
     /// Packed rows of the left factor and columns of the right one, with so many times [`STEPS`] steps.
     pub x: *const f32,
@@ -128,7 +132,7 @@ impl Sum {
 /// As for [`Sum::run`].
 unsafe fn plain(Sum { x, y, slabs, to, row, .. }: Sum) {
     const PRODUCTS: [[usize; 2]; 6] = [[2, 0], [1, 0], [1, 1], [0, 1], [0, 0], [0, 2]];
-    let factor = |word: u32| [word << 16, word & 0xffff_0000].map(f32::from_bits);
+    let factor = |word: u32| [word << 16, word & UPPER].map(f32::from_bits);
     for (r, c) in (0..SIDE).flat_map(|r| (0..SIDE).map(move |c| (r, c))) {
         // SAFETY: by the caller's promise.
         unsafe {

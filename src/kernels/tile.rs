@@ -25,7 +25,7 @@ pub struct Multiply {
 }
 
 /// Rows and columns of the result that stay in registers.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub struct Side {
     pub rows: usize,
     pub columns: usize,
