@@ -1,7 +1,8 @@
 //! Products of large matrices: factors are packed into panels, which tiles of registers read one line after another, and
 //! threads take blocks of the result, whichever is free the next: cores are seldom equally fast.
 //!
-//! An element is summed up in the same order whatever the number of threads.
+//! An element is summed up in the same order whatever the number of threads.  Where a processor has tiles of its own that fit,
+//! [`tiles`] take the whole product.
 
 use super::operator::{Call, Target};
 use super::product::Matrix;

@@ -56,9 +56,7 @@ pub unsafe fn multiply(
     scale: f32,
     add: Option<Target>,
 ) -> Result<(), String> {
-    let steps = k.min(DEPTH).next_multiple_of(STEPS);
-    let [left, right] = [m, n].map(|lines| lines.min(AT_ONCE).div_ceil(SIDE) * (steps / STEPS) * SLAB);
-    scratch([left, right], |[left, right]| {
+    scratch([m, n].map(|lines| words(lines.min(AT_ONCE), k.min(DEPTH))), |[left, right]| {
         for d in (0..k).step_by(DEPTH) {
             for i in (0..m).step_by(AT_ONCE) {
                 for j in (0..n).step_by(AT_ONCE) {
@@ -80,6 +78,11 @@ pub unsafe fn multiply(
         }
         Ok(())
     })
+}
+
+/// Words that so many lines and steps take when they are packed.
+const fn words(lines: usize, steps: usize) -> usize {
+    lines.div_ceil(SIDE) * steps.div_ceil(STEPS) * SLAB
 }
 
 /// Part of a product whose factors are packed at once.
@@ -116,18 +119,21 @@ impl Group {
         split(stay.div_ceil(length), &|k| self.block(stays, strip(k, stay, length), pass))
     }
 
-    /// Words of packed lines before this one, a multiple of [`SIDE`].
-    fn before(&self, line: usize) -> usize {
-        line / SIDE * self.sizes[1].div_ceil(STEPS) * SLAB
+    /// Where lines from this one on, a multiple of [`SIDE`], are packed.
+    ///
+    /// # Safety
+    /// There are such lines.
+    unsafe fn packed(&self, factor: usize, line: usize) -> *mut f32 {
+        // SAFETY: by the caller's promise.
+        unsafe { self.packed[factor].at(words(line, self.sizes[1])) }
     }
 
     fn pack(&self, factor: usize, lines: Range<usize>) {
         let scale = if factor == 0 { self.scale } else { 1.0 };
         // SAFETY: the lines lie within the factor, and no other task has their memory.
         unsafe {
-            let (from, to) =
-                (self.factors[factor].from(lines.start, 0), self.packed[factor].at(self.before(lines.start)));
-            pack(from, [lines.len(), self.sizes[1]], factor == 1, scale, to);
+            let from = self.factors[factor].from(lines.start, 0);
+            pack(from, [lines.len(), self.sizes[1]], factor == 1, scale, self.packed(factor, lines.start));
         }
     }
 
@@ -154,7 +160,7 @@ impl Group {
         let (rows, columns, width) = (SIDE.min(m - i), SIDE.min(n - j), self.width);
         // SAFETY: by the caller's promise; a part that is smaller than tiles are is summed up elsewhere.
         unsafe {
-            let [x, y] = [(0, i), (1, j)].map(|(f, line)| self.packed[f].at(self.before(line)).cast_const());
+            let [x, y] = [(0, i), (1, j)].map(|(factor, line)| self.packed(factor, line).cast_const());
             let place = i * width + j;
             let to = self.to.at(place);
             let add = self.add.map(|add| add.at(place).cast_const());
