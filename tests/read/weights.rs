@@ -63,14 +63,13 @@ fn what_the_exporter_notes_decides() {
 #[test]
 fn parameters_stand_behind_axes_and_loops() {
     let x = input("x", DataType::Float, &["b", "4"]);
-    let body = GraphProto {
+    let mut body = GraphProto {
         name: "layer".into(),
         input: vec![input("k", DataType::Int64, &[]), input("on", DataType::Bool, &[]), x.clone(), x.clone()],
         output: ["on", "next", "all"].map(|name| input(name, DataType::Float, &[])).into(),
         node: vec![node("Gather", &["all", "k"], &["w"]), node("MatMul", &["state", "w"], &["next"])],
         ..Default::default()
     };
-    let mut body = body;
     (body.input[2].name, body.input[3].name) = ("state".into(), "all".into());
     let weights = [
         floats("norm/Reshape:0", &[1, 4], &[0.1, 0.2, 0.3, 0.4]),
