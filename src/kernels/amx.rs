@@ -72,6 +72,13 @@ mod machine {
         };
     }
 
+    /// Asks for a row of the next result.
+    macro_rules! beside {
+        () => {
+            "prefetchw [{beside}]\nprefetchw [{beside} + 64]\nadd {beside}, {beside_row}"
+        };
+    }
+
     /// Of leaf 7 in edx: tiles, and their products of bf16.
     const FEATURES: u32 = 1 << 24 | 1 << 22;
     /// `ARCH_REQ_XCOMP_PERM` of `arch_prctl` (Linux 5.16), and the number of the tiles' state.
@@ -130,8 +137,8 @@ mod machine {
         /// # Safety
         /// As there.
         #[inline(always)]
-        pub unsafe fn multiply(&self, Sum { x, y, slabs, to, row, passing, beside }: Sum) {
-            let row = row * size_of::<f32>();
+        pub unsafe fn multiply(&self, Sum { x, y, slabs, to, row, passing, beside, beside_row }: Sum) {
+            let [row, beside_row] = [row, beside_row].map(|row| row * size_of::<f32>());
             // SAFETY: by the caller's promise; the tiles are lent.
             unsafe {
                 asm!(
@@ -149,12 +156,7 @@ mod machine {
                     "add {x}, 6144",
                     "add {y}, 6144",
                     "add {passing}, 768",
-                    "prefetchw [{beside}]",
-                    "prefetchw [{beside} + 64]",
-                    "add {beside}, {row}",
-                    "prefetchw [{beside}]",
-                    "prefetchw [{beside} + 64]",
-                    "add {beside}, {row}",
+                    beside!(), beside!(),
                     "dec {slabs}",
                     "jnz 2b",
                     "tilestored [{to} + {row}], tmm0",
@@ -171,6 +173,7 @@ mod machine {
                     lower = in(reg) SIDE / 2 * row,
                     passing = inout(reg) passing => _,
                     beside = inout(reg) beside => _,
+                    beside_row = in(reg) beside_row,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     options(nostack),

@@ -35,6 +35,8 @@ pub struct Sum {
     /// What is read next, an eighth of a factor's lines, and where a result is written next: addresses at best.
     pub passing: *const f32,
     pub beside: *const f32,
+    /// How far apart the rows of that result are.
+    pub beside_row: usize,
 }
 
 /// Sixteen lines of a factor and as many steps as a tile holds, of which `lines` and `steps` are there; the others are 0.

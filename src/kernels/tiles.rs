@@ -8,7 +8,8 @@ use super::bf16x3::{SIDE, SLAB, STEPS, Sum, pack};
 use super::operator::{Call, Target};
 use super::product::Matrix;
 use super::tile::scratch;
-use super::vector::{Loop, Plus, dispatch, map};
+use super::vector::{Plus, map, with_registers};
+use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
 /// Steps that are summed up before the result is written ...
@@ -141,40 +142,67 @@ impl Group {
     fn block(&self, stays: usize, lines: Range<usize>, pass: usize) {
         self.pack(stays, lines.clone());
         let tiles = Tiles::lend();
+        // A part is put to its place behind the next one's sum: what tiles have just stored is slow to read.
+        let (mut apart, mut turn, mut waiting) = ([const { Apart([0.0; SIDE * SIDE]) }; 2], 0, None);
         for passing in (0..pass).step_by(SIDE) {
             for (k, line) in lines.clone().step_by(SIDE).enumerate() {
-                let [i, j] = if stays == 0 { [line, passing] } else { [passing, line] };
+                let at = if stays == 0 { [line, passing] } else { [passing, line] };
+                let whole = self.add.is_none() && self.part(at) == [SIDE; 2];
                 // SAFETY: the part lies within the result, and no other task has it.
-                unsafe { self.part(tiles.as_ref(), stays, [i, j], k) };
+                unsafe {
+                    self.sum(tiles.as_ref(), stays, at, k, (!whole).then_some(&mut apart[turn]));
+                    if let Some(before) = waiting.take() {
+                        self.put(before, &apart[1 - turn]);
+                    }
+                }
+                if !whole {
+                    (turn, waiting) = (1 - turn, Some(at));
+                }
             }
+        }
+        if let Some(before) = waiting {
+            // SAFETY: as above.
+            unsafe { self.put(before, &apart[1 - turn]) };
         }
     }
 
-    /// The part of the result from row `i` and column `j` on, the `k`th that the same passing lines have.
+    /// How many rows and columns the part has that begins here.
+    fn part(&self, [i, j]: [usize; 2]) -> [usize; 2] {
+        let [m, _, n] = self.sizes;
+        [SIDE.min(m - i), SIDE.min(n - j)]
+    }
+
+    /// Sums up the part of the result from row `i` and column `j` on, the `k`th that the same passing lines have: at its place
+    /// or, where it is smaller than tiles are or added to something, `apart`.
     ///
     /// # Safety
     /// There is one, and nobody else reads or writes it meanwhile.
     #[inline(always)]
-    unsafe fn part(&self, tiles: Option<&Tiles>, stays: usize, [i, j]: [usize; 2], k: usize) {
-        let [m, steps, n] = self.sizes;
-        let (rows, columns, width) = (SIDE.min(m - i), SIDE.min(n - j), self.width);
-        // SAFETY: by the caller's promise; a part that is smaller than tiles are is summed up elsewhere.
+    unsafe fn sum(&self, tiles: Option<&Tiles>, stays: usize, [i, j]: [usize; 2], k: usize, apart: Option<&mut Apart>) {
+        let (slabs, width) = (self.sizes[1].div_ceil(STEPS), self.width);
+        // SAFETY: by the caller's promise.
         unsafe {
             let [x, y] = [(0, i), (1, j)].map(|(factor, line)| self.packed(factor, line).cast_const());
-            let place = i * width + j;
-            let to = self.to.at(place);
-            let add = self.add.map(|add| add.at(place).cast_const());
-            let slabs = steps.div_ceil(STEPS);
             let passing = (if stays == 0 { y } else { x }).wrapping_add(slabs * SLAB + k * slabs * SLAB / 8);
-            let beside = to.wrapping_add(if stays == 0 { SIDE * width } else { SIDE }).cast_const();
-            let sum = Sum { x, y, slabs, to, row: width, passing, beside };
-            if [rows, columns] == [SIDE; 2] && add.is_none() {
-                sum.run(tiles);
-            } else {
-                let mut apart = Apart([0.0; SIDE * SIDE]);
-                Sum { to: apart.0.as_mut_ptr(), row: SIDE, ..sum }.run(tiles);
-                dispatch(Add { sum: &apart, sizes: [rows, columns], add, to, width });
-            }
+            let place = self.to.at(i * width + j);
+            let (to, row, beside) = match apart {
+                Some(apart) => (apart.0.as_mut_ptr(), SIDE, place),
+                None => (place, width, place.wrapping_add(if stays == 0 { SIDE * width } else { SIDE })),
+            };
+            Sum { x, y, slabs, to, row, passing, beside: beside.cast_const(), beside_row: width }.run(tiles);
+        }
+    }
+
+    /// Writes the part that begins here.
+    ///
+    /// # Safety
+    /// As for [`Self::sum`].
+    unsafe fn put(&self, [i, j]: [usize; 2], sum: &Apart) {
+        let at = i * self.width + j;
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let add = self.add.map(|add| add.at(at).cast_const());
+            with_registers(Put { sum, part: self.part([i, j]), add, to: self.to.at(at), width: self.width });
         }
     }
 }
@@ -184,26 +212,32 @@ impl Group {
 struct Apart([f32; SIDE * SIDE]);
 
 /// Writes it to its place.
-struct Add<'a> {
+struct Put<'a> {
     sum: &'a Apart,
-    sizes: [usize; 2],
+    part: [usize; 2],
     add: Option<*const f32>,
     to: *mut f32,
     width: usize,
 }
 
-impl Loop for Add<'_> {
+impl WithSimd for Put<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
-        let [rows, columns] = self.sizes;
+    fn with_simd<S: Simd>(self, simd: S) {
+        let [rows, columns] = self.part;
         for (r, sum) in self.sum.0.chunks_exact(SIDE).enumerate().take(rows) {
             let to = self.to.wrapping_add(r * self.width);
             // SAFETY: there are so many rows and columns of all.
             unsafe {
-                match self.add {
-                    Some(add) => map(Plus, [sum.as_ptr(), add.add(r * self.width)], to, columns),
+                match self.add.map(|add| add.add(r * self.width)) {
+                    Some(add) if columns == SIDE => {
+                        for c in (0..SIDE).step_by(S::F32_LANES) {
+                            let [sum, add] = [sum.as_ptr(), add].map(|at| at.add(c).cast::<S::f32s>().read_unaligned());
+                            to.add(c).cast::<S::f32s>().write_unaligned(simd.add_f32s(sum, add));
+                        }
+                    }
+                    Some(add) => map(Plus, [sum.as_ptr(), add], to, columns),
                     None => to.copy_from_nonoverlapping(sum.as_ptr(), columns),
                 }
             }
