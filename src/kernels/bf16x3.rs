@@ -51,27 +51,56 @@ pub struct Lines {
     pub scale: f32,
 }
 
-/// Packs rows of the left factor, or columns of the `right` one, whose transpose is given: [`SIDE`] of them behind another,
-/// each times `scale`; what is beyond the last line or step is 0.
-///
-/// # Safety
-/// The factor reaches so far, and `to` takes a [`SLAB`] for every [`SIDE`] lines and [`STEPS`] steps.
-pub unsafe fn pack(from: Matrix, [lines, steps]: [usize; 2], right: bool, scale: f32, to: *mut f32) {
-    let (mut to, here) = (to.cast::<u32>(), amx::here());
-    for line in (0..lines).step_by(SIDE) {
-        for step in (0..steps).step_by(STEPS) {
-            for half in 0..2 {
-                // SAFETY: by the caller's promise.
-                unsafe {
-                    let first = line + half * LINES;
-                    let from = from.from(first.min(lines - 1), step);
-                    let (lines, steps) = (LINES.min(lines.saturating_sub(first)), STEPS.min(steps - step));
-                    let part = Lines { from, lines, steps, right, scale };
-                    let thirds = [0, 2, 4].map(|third| to.add((third + half) * TILE));
-                    if here { amx::pack(part, thirds) } else { pack_plain(part, thirds) }
+/// Lines of a factor in thirds: rows of the left one, or columns of the right one.
+#[derive(Clone, Copy)]
+pub struct Packed {
+    pub at: *mut f32,
+    /// [`SLAB`]s behind one another, of the same [`SIDE`] lines; those of the next follow.
+    pub slabs: usize,
+}
+
+// SAFETY: threads only read them once they are packed.
+unsafe impl Send for Packed {}
+unsafe impl Sync for Packed {}
+
+impl Packed {
+    /// Elements of memory that so many lines and steps take.
+    pub const fn size(lines: usize, steps: usize) -> usize {
+        lines.div_ceil(SIDE) * steps.div_ceil(STEPS) * SLAB
+    }
+
+    /// Memory for lines of so many steps.
+    pub const fn at(at: *mut f32, steps: usize) -> Self {
+        Packed { at, slabs: steps.div_ceil(STEPS) }
+    }
+
+    /// From this line on, a multiple of [`SIDE`].
+    pub fn from(self, line: usize) -> Self {
+        Packed { at: self.at.wrapping_add(line / SIDE * self.slabs * SLAB), ..self }
+    }
+
+    /// Packs rows of the left factor, or columns of the `right` one, whose transpose is given, each times `scale`; what is
+    /// beyond the last line or step is 0.
+    ///
+    /// # Safety
+    /// The factor reaches so far, and the memory takes [`Self::size`].
+    pub unsafe fn pack(self, from: Matrix, [lines, steps]: [usize; 2], right: bool, scale: f32) {
+        let (mut to, here) = (self.at.cast::<u32>(), amx::here());
+        for line in (0..lines).step_by(SIDE) {
+            for step in (0..steps).step_by(STEPS) {
+                for half in 0..2 {
+                    // SAFETY: by the caller's promise.
+                    unsafe {
+                        let first = line + half * LINES;
+                        let from = from.from(first.min(lines - 1), step);
+                        let (lines, steps) = (LINES.min(lines.saturating_sub(first)), STEPS.min(steps - step));
+                        let part = Lines { from, lines, steps, right, scale };
+                        let thirds = [0, 2, 4].map(|third| to.add((third + half) * TILE));
+                        if here { amx::pack(part, thirds) } else { pack_plain(part, thirds) }
+                    }
                 }
+                to = to.wrapping_add(SLAB);
             }
-            to = to.wrapping_add(SLAB);
         }
     }
 }

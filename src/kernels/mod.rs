@@ -20,6 +20,7 @@ mod loss;
 mod norm;
 mod operator;
 mod panels;
+mod parts;
 mod product;
 mod rope;
 mod rows;
