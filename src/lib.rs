@@ -120,7 +120,7 @@
 //! - Products are kernels of ours, not the crate `gemm`'s: that one packs and computes a part for each thread, and all wait
 //!   for the slowest core.  Threads that take blocks of one packed product in turn made a step 9 % shorter.
 //! - Where a processor has AMX, products are made of six products of bf16 (`kernels/bf16x3.rs`): as exact as f32's and up to
-//!   twice as fast.  Attention's small ones, measured too, gained nothing that could be told from noise: their factors are
+//!   twice as fast.  Attention's small ones, measured twice, gained a tenth forward and nothing backward: their factors are
 //!   packed for each head and each stretch of queries.
 //! - The sessions of a run share one arena ([`runtime::Options::shares_memory`]): the step, the entropy pass and an
 //!   evaluation run in turns.
