@@ -307,13 +307,17 @@ mod tests {
             for [tx, ty] in [[false, false], [false, true], [true, false], [true, true]] {
                 let x_matrix = Matrix::new(x.as_ptr(), if tx { m } else { k }, tx);
                 let y_matrix = Matrix::new(y.as_ptr(), if ty { k } else { n }, ty);
-                let (mut plain, mut added) = (vec![f32::NAN; m * n], before.clone());
-                let [plain_at, added_at] = [&mut plain, &mut added].map(|to| Target(to.as_mut_ptr()));
+                let (mut plain, mut added, mut apart) = (vec![f32::NAN; m * n], before.clone(), vec![f32::NAN; m * n]);
+                let [plain_at, added_at, apart_at] =
+                    [&mut plain, &mut added, &mut apart].map(|to| Target(to.as_mut_ptr()));
+                let before_at = Target(before.as_ptr().cast_mut());
                 // SAFETY: all have the sizes that are said.
                 unsafe {
                     multiply(None, [m, k, n], x_matrix, y_matrix, (plain_at, n), -0.5, None).unwrap();
                     multiply(None, [m, k, n], x_matrix, y_matrix, (added_at, n), -0.5, Some(added_at)).unwrap();
+                    multiply(None, [m, k, n], x_matrix, y_matrix, (apart_at, n), -0.5, Some(before_at)).unwrap();
                 }
+                assert_eq!(apart, added, "{m} {k} {n} {tx} {ty}: added to another matrix, not in place");
                 // Some rows of many.
                 for (i, j) in (0..m).step_by(1 + m * k * n / 2_000_000).flat_map(|i| (0..n).map(move |j| (i, j))) {
                     let x = |p: usize| f64::from(if tx { x[p * m + i] } else { x[i * k + p] });

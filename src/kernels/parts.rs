@@ -34,7 +34,8 @@ impl<'a> Parts<'a> {
         Parts { tiles, to, width, add, apart, turn: 0, waiting: None }
     }
 
-    /// Sums up all steps of these lines; what is packed `ahead` and the place of the `next` part are asked for beforehand.
+    /// Sums up all steps of these lines; what is packed `ahead` is asked for beforehand, and where a result is written next:
+    /// the `next` part, or this one if it has to wait.
     ///
     /// # Safety
     /// Rows and columns of this `size` lie within the result from this place on, and nobody else reads or writes them until
