@@ -64,14 +64,9 @@ unsafe impl Send for Packed {}
 unsafe impl Sync for Packed {}
 
 impl Packed {
-    /// Elements of memory that so many lines and steps take.
-    pub const fn size(lines: usize, steps: usize) -> usize {
-        lines.div_ceil(SIDE) * steps.div_ceil(STEPS) * SLAB
-    }
-
-    /// Memory for lines of so many steps.
-    pub const fn at(at: *mut f32, steps: usize) -> Self {
-        Packed { at, slabs: steps.div_ceil(STEPS) }
+    /// Elements of memory that so many lines take.
+    pub const fn size(lines: usize, slabs: usize) -> usize {
+        lines.div_ceil(SIDE) * slabs * SLAB
     }
 
     /// From this line on, a multiple of [`SIDE`].
@@ -79,14 +74,15 @@ impl Packed {
         Packed { at: self.at.wrapping_add(line / SIDE * self.slabs * SLAB), ..self }
     }
 
-    /// Packs rows of the left factor, or columns of the `right` one, whose transpose is given, each times `scale`; what is
-    /// beyond the last line or step is 0.
+    /// Packs rows of the left factor, or columns of the `right` one, whose transpose is given, each times `scale`, into slabs
+    /// from the `first` on; what is beyond the last line or step is 0.
     ///
     /// # Safety
     /// The factor reaches so far, and the memory takes [`Self::size`].
-    pub unsafe fn pack(self, from: Matrix, [lines, steps]: [usize; 2], right: bool, scale: f32) {
-        let (mut to, here) = (self.at.cast::<u32>(), amx::here());
+    pub unsafe fn pack(self, from: Matrix, [lines, steps]: [usize; 2], first: usize, right: bool, scale: f32) {
+        let here = amx::here();
         for line in (0..lines).step_by(SIDE) {
+            let mut to = self.from(line).at.cast::<u32>().wrapping_add(first * SLAB);
             for step in (0..steps).step_by(STEPS) {
                 for half in 0..2 {
                     // SAFETY: by the caller's promise.

@@ -6,6 +6,8 @@
 
 use super::operator::{Call, Target};
 use super::product::Matrix;
+use super::slim;
+use super::terms::{Term, groups, steps};
 use super::tile::{Side, Tile, pack_transposed, scratch};
 use super::tiles;
 use super::vector::with_registers;
@@ -41,43 +43,77 @@ pub unsafe fn multiply(
     [m, k, n]: [usize; 3],
     x: Matrix,
     y: Matrix,
-    (to, width): (Target, usize),
+    to: (Target, usize),
     scale: f32,
+    add: Option<Target>,
+) -> Result<(), String> {
+    // SAFETY: by the caller's promise.
+    unsafe { add_up(call, [m, n], &[Term { x, y, steps: k, scale }], to, add) }
+}
+
+/// The sum of several products of this size.
+///
+/// # Errors
+/// As for [`multiply`].
+///
+/// # Safety
+/// As there.
+pub unsafe fn add_up(
+    call: Option<&Call<'_>>,
+    [m, n]: [usize; 2],
+    terms: &[Term],
+    (to, width): (Target, usize),
     add: Option<Target>,
 ) -> Result<(), String> {
     if m == 0 || n == 0 {
         return Ok(());
     }
-    let call = call.filter(|_| m * k * n >= LEAST);
-    if tiles::suit([m, k, n]) {
-        // SAFETY: by the caller's promise.
-        return unsafe { tiles::multiply(call, [m, k, n], x, y, (to, width), scale, add) };
+    if terms.iter().all(|term| slim::suits([m, n], term)) {
+        let mut add = add;
+        for term in terms {
+            // SAFETY: by the caller's promise.
+            unsafe { slim::multiply(call, [m, n], *term, (to, width), add) }?;
+            add = Some(to);
+        }
+        return Ok(());
     }
-    let side = Side::here();
-    // A row of the left factor is read as it lies if its elements are neighbours.
-    let packs_left = x.column != 1;
-    let steps = k.min(STEPS);
-    let at_once = |unit: usize| (PACKED / steps.max(1)).next_multiple_of(unit);
-    let high = if packs_left { at_once(side.rows).min(m.next_multiple_of(side.rows)) } else { m };
+    let sizes = [m, steps(terms), n];
+    let call = call.filter(|_| sizes.iter().product::<usize>() >= LEAST);
+    if tiles::suit(sizes) {
+        // SAFETY: by the caller's promise.
+        return unsafe { tiles::add_up(call, [m, n], terms, (to, width), add) };
+    }
+    let side = Side::here(n);
+    // SAFETY: by the caller's promise.
+    let groups = unsafe { groups(terms, STEPS) };
+    let most = groups.iter().map(|terms| steps(terms)).max().unwrap_or(0);
+    let at_once = |unit: usize| (PACKED / most.max(1)).next_multiple_of(unit);
+    let any_left = terms.iter().any(packs_left);
+    let high = if any_left { at_once(side.rows).min(m.next_multiple_of(side.rows)) } else { m };
     let wide = at_once(side.columns).min(n.next_multiple_of(side.columns));
-    scratch([if packs_left { steps * high } else { 0 }, steps * wide], |[left, right]| {
-        // At least once: sums of nothing are zeros.
-        for d in (0..k.max(1)).step_by(STEPS) {
+    scratch([if any_left { most * high } else { 0 }, most * wide], |packed| {
+        for (k, terms) in groups.iter().enumerate() {
             for i in (0..m).step_by(high) {
                 for j in (0..n).step_by(wide) {
                     // SAFETY: the group begins within all matrices.
                     let group = unsafe {
+                        let mut done = 0;
+                        let factors = terms.iter().map(|term| {
+                            let [left, right] = [high, wide].map(|lines| done * lines);
+                            done += term.steps;
+                            Factors {
+                                term: term.from(i, j),
+                                left: packs_left(term).then(|| Target(packed[0].add(left))),
+                                right: Target(packed[1].add(right)),
+                            }
+                        });
                         Group {
                             side,
-                            sizes: [high.min(m - i), steps.min(k - d), wide.min(n - j)],
-                            x: x.from(i, d),
-                            y: y.from(d, j),
-                            left: packs_left.then_some(Target(left)),
-                            right: Target(right),
+                            sizes: [high.min(m - i), wide.min(n - j)],
+                            factors: factors.collect(),
                             to: Target(to.at(i * width + j)),
                             width,
-                            scale,
-                            add: if d == 0 { add } else { Some(to) }.map(|all| Target(all.at(i * width + j))),
+                            add: if k == 0 { add } else { Some(to) }.map(|all| Target(all.at(i * width + j))),
                         }
                     };
                     group.run(call, j == 0)?;
@@ -88,31 +124,39 @@ pub unsafe fn multiply(
     })
 }
 
+/// A row of the left factor is read as it lies if its elements are neighbours.
+fn packs_left(term: &Term) -> bool {
+    term.x.column != 1
+}
+
 /// Steps between two writes of the result, and those of a panel.
 const fn panel_steps(side: Side) -> usize {
     PANEL / side.columns
 }
 
-/// Part of a product whose factors are packed at once.
+/// Part of a sum whose factors are packed at once.
 struct Group {
     side: Side,
-    sizes: [usize; 3],
-    x: Matrix,
-    y: Matrix,
-    /// For each [`panel_steps`] of the sum, panels of as many rows as a tile has, step after step; none where `x` is read itself.
-    left: Option<Target>,
-    /// The same of columns; what is beyond the last is 0.
-    right: Target,
+    sizes: [usize; 2],
+    factors: Vec<Factors>,
     to: Target,
     width: usize,
-    scale: f32,
     /// Only read.
     add: Option<Target>,
 }
 
+struct Factors {
+    term: Term,
+    /// For each [`panel_steps`] of the sum, panels of as many rows as a tile has, step after step; none where the factor is
+    /// read itself.
+    left: Option<Target>,
+    /// The same of columns; what is beyond the last is 0.
+    right: Target,
+}
+
 impl Group {
     fn run(&self, call: Option<&Call<'_>>, fresh: bool) -> Result<(), String> {
-        let [m, k, n] = self.sizes;
+        let [m, n] = self.sizes;
         let split = |n: usize, work: &(dyn Fn(usize) + Sync)| match call {
             Some(call) => call.split(n, 1, |part| part.for_each(work)),
             None => {
@@ -120,14 +164,19 @@ impl Group {
                 Ok(())
             }
         };
-        let depths = k.div_ceil(panel_steps(self.side));
-        let (left, right) = (if fresh && self.left.is_some() { m.div_ceil(STRIP) } else { 0 }, n.div_ceil(STRIP));
-        split(depths * (left + right), &|task| {
-            let (start, strip) = (task % depths * panel_steps(self.side), task / depths);
-            let of_left = strip < left;
-            let first = STRIP * if of_left { strip } else { strip - left };
-            let lines = first..(first + STRIP).min(if of_left { m } else { n });
-            with_registers(Pack { group: self, of_left, start, lines });
+        let mut packs = vec![];
+        for factors in &self.factors {
+            for start in (0..factors.term.steps).step_by(panel_steps(self.side)) {
+                let left = if fresh && factors.left.is_some() { m } else { 0 };
+                for (of_left, all) in [(true, left), (false, n)] {
+                    let lines = |first| first..all.min(first + STRIP);
+                    packs.extend((0..all).step_by(STRIP).map(|first| (factors, of_left, start, lines(first))));
+                }
+            }
+        }
+        split(packs.len(), &|k| {
+            let (factors, of_left, start, lines) = packs[k].clone();
+            with_registers(Pack { group: self, factors, of_left, start, lines });
         })?;
         let high = m.div_ceil(m.div_ceil(ROWS)).next_multiple_of(self.side.rows);
         let enough = call.map_or(1, |call| BLOCKS * call.threads);
@@ -139,11 +188,13 @@ impl Group {
             with_registers(Block { group: self, rows: i..m.min(i + high), columns: j..n.min(j + wide) });
         })
     }
+}
 
+impl Factors {
     /// The steps from `start` on that are packed together, and where panels of `lines` rows or columns lie, side by
     /// side, of `all` that there are.
-    fn panel(&self, start: usize, all: usize, lines: usize, first: usize) -> (usize, usize) {
-        let steps = panel_steps(self.side).min(self.sizes[1] - start);
+    fn panel(&self, side: Side, start: usize, all: usize, lines: usize, first: usize) -> (usize, usize) {
+        let steps = panel_steps(side).min(self.term.steps - start);
         (steps, start * all.next_multiple_of(lines) + first * steps)
     }
 }
@@ -151,6 +202,7 @@ impl Group {
 /// Packs rows of the left factor or columns of the right one, from a panel's first on.
 struct Pack<'a> {
     group: &'a Group,
+    factors: &'a Factors,
     of_left: bool,
     start: usize,
     lines: Range<usize>,
@@ -161,19 +213,31 @@ impl WithSimd for Pack<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let (group, side) = (self.group, const { Side::of::<S>() });
-        let [m, _, n] = group.sizes;
+        if self.group.side.columns == S::F32_LANES {
+            self.run(Side::of::<S, 1>())
+        } else {
+            self.run(Side::of::<S, 2>())
+        }
+    }
+}
+
+impl Pack<'_> {
+    /// With the sizes of the group's tiles, which the compiler is told.
+    #[inline(always)]
+    fn run(self, side: Side) {
+        let (factors, term, [m, n]) = (self.factors, self.factors.term, self.group.sizes);
+        let first = self.lines.start;
         // SAFETY: the panels lie within the memory that is lent, and no other task has these.
         unsafe {
             if self.of_left {
-                let Some(to) = group.left else { return };
-                let (steps, at) = group.panel(self.start, m, side.rows, self.lines.start);
-                let from = group.x.from(self.lines.start, self.start).transposed();
+                let Some(to) = factors.left else { return };
+                let (steps, at) = factors.panel(side, self.start, m, side.rows, first);
+                let from = term.x.from(first, self.start).transposed();
                 panels(from, steps, self.lines.len(), to.at(at), side.rows);
             } else {
-                let (steps, at) = group.panel(self.start, n, side.columns, self.lines.start);
-                let from = group.y.from(self.start, self.lines.start);
-                panels(from, steps, self.lines.len(), group.right.at(at), side.columns);
+                let (steps, at) = factors.panel(side, self.start, n, side.columns, first);
+                let from = term.y.from(self.start, first);
+                panels(from, steps, self.lines.len(), factors.right.at(at), side.columns);
             }
         }
     }
@@ -228,39 +292,45 @@ impl WithSimd for Block<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let (group, side) = (self.group, const { Side::of::<S>() });
-        let [m, k, n] = group.sizes;
-        let mut start = 0;
-        loop {
-            for j in self.columns.clone().step_by(side.columns) {
-                let (steps, right) = group.panel(start, n, side.columns, j);
-                for i in self.rows.clone().step_by(side.rows) {
-                    let at = i * group.width + j;
-                    // SAFETY: the tile begins within the block, which nobody else has, and panels reach so far.
-                    unsafe {
-                        let to = group.to.at(at);
-                        let add =
-                            if start > 0 { Some(to.cast_const()) } else { group.add.map(|a| a.at(at).cast_const()) };
-                        let y = group.right.at(right).cast_const();
-                        let (y_row, to_row) = (side.columns, group.width);
-                        let tile = |x| Tile { x, y, y_row, to, to_row, scale: group.scale, add };
-                        let rows = side.rows.min(self.rows.end - i);
-                        let columns = side.columns.min(self.columns.end - j);
-                        // Strides are constants in each.
-                        if let Some(left) = group.left {
-                            let (_, at) = group.panel(start, m, side.rows, i);
-                            let x = Matrix { at: left.at(at), row: 1, column: side.rows };
-                            tile(x).rows(simd, rows, steps, columns);
-                        } else {
-                            let x = Matrix { column: 1, ..group.x.from(i, start) };
-                            tile(x).rows(simd, rows, steps, columns);
+        if self.group.side.columns == S::F32_LANES { self.run::<S, 1>(simd) } else { self.run::<S, 2>(simd) }
+    }
+}
+
+impl Block<'_> {
+    #[inline(always)]
+    fn run<S: Simd, const C: usize>(self, simd: S) {
+        let (group, side) = (self.group, const { Side::of::<S, C>() });
+        let [m, n] = group.sizes;
+        let mut add = group.add;
+        for factors in &group.factors {
+            let Term { x, scale, steps, .. } = factors.term;
+            // At least once, as groups are made.
+            for start in (0..steps.max(1)).step_by(const { panel_steps(Side::of::<S, C>()) }) {
+                for j in self.columns.clone().step_by(side.columns) {
+                    let (steps, right) = factors.panel(side, start, n, side.columns, j);
+                    for i in self.rows.clone().step_by(side.rows) {
+                        let at = i * group.width + j;
+                        // SAFETY: the tile begins within the block, which nobody else has, and panels reach so far.
+                        unsafe {
+                            let add = add.map(|add| add.at(at).cast_const());
+                            let y = factors.right.at(right).cast_const();
+                            let (y_row, to, to_row) = (side.columns, group.to.at(at), group.width);
+                            let tile = |x| Tile { x, y, y_row, to, to_row, scale, add };
+                            let rows = side.rows.min(self.rows.end - i);
+                            let columns = side.columns.min(self.columns.end - j);
+                            // Strides are constants in each.
+                            if let Some(left) = factors.left {
+                                let (_, at) = factors.panel(side, start, m, side.rows, i);
+                                let x = Matrix { at: left.at(at), row: 1, column: side.rows };
+                                tile(x).rows::<S, C>(simd, rows, steps, columns);
+                            } else {
+                                let x = Matrix { column: 1, ..x.from(i, start) };
+                                tile(x).rows::<S, C>(simd, rows, steps, columns);
+                            }
                         }
                     }
                 }
-            }
-            start += panel_steps(side);
-            if start >= k {
-                return;
+                add = Some(group.to);
             }
         }
     }

@@ -32,22 +32,23 @@ pub struct Side {
 }
 
 impl Side {
-    pub const fn of<S: Simd>() -> Self {
-        Side { rows: height::<S>(), columns: 2 * S::F32_LANES }
+    /// With `C` registers to a row.
+    pub const fn of<S: Simd, const C: usize>() -> Self {
+        Side { rows: height::<S>(), columns: C * S::F32_LANES }
     }
 
-    /// Of this machine's registers.
-    pub fn here() -> Self {
-        struct Here;
+    /// Of this machine's registers: two to a row, or one where a result of `columns` fits.
+    pub fn here(columns: usize) -> Self {
+        struct Here(usize);
         impl WithSimd for Here {
             type Output = Side;
 
             #[inline(always)]
             fn with_simd<S: Simd>(self, _: S) -> Side {
-                Side::of::<S>()
+                if self.0 <= S::F32_LANES { Side::of::<S, 1>() } else { Side::of::<S, 2>() }
             }
         }
-        with_registers(Here)
+        with_registers(Here(columns))
     }
 }
 
@@ -85,7 +86,7 @@ impl WithSimd for Multiply {
                         let to = self.to.0.add(i * self.to.1 + j);
                         let add = add.then_some(to.cast_const());
                         let tile = Tile { x, y, y_row: self.y.1, to, to_row: self.to.1, scale: self.scale, add };
-                        tile.rows(simd, height::<S>().min(m - i), steps, width.min(n - j));
+                        tile.rows::<S, 2>(simd, height::<S>().min(m - i), steps, width.min(n - j));
                     }
                 }
             }
@@ -111,19 +112,19 @@ pub struct Tile {
 }
 
 impl Tile {
-    /// `rows` and `columns` of the result, at most a [`Side`], summed over `steps`.
+    /// `rows` and `columns` of the result, at most a [`Side`] of `C` registers, summed over `steps`.
     ///
     /// # Safety
     /// All addresses reach so far, `y`'s rows to the tile's width.
     #[inline(always)]
-    pub unsafe fn rows<S: Simd>(self, simd: S, rows: usize, steps: usize, columns: usize) {
+    pub unsafe fn rows<S: Simd, const C: usize>(self, simd: S, rows: usize, steps: usize, columns: usize) {
         macro_rules! among {
             ($($few:literal)*, $($many:literal)*) => {
                 match rows {
                     // SAFETY: by the caller's promise.
-                    $($few => unsafe { self.run::<S, $few>(simd, steps, columns) },)*
+                    $($few => unsafe { self.run::<S, $few, C>(simd, steps, columns) },)*
                     // SAFETY: by the caller's promise.
-                    $($many if height::<S>() > 6 => unsafe { self.run::<S, $many>(simd, steps, columns) },)*
+                    $($many if height::<S>() > 6 => unsafe { self.run::<S, $many, C>(simd, steps, columns) },)*
                     _ => {}
                 }
             };
@@ -132,14 +133,14 @@ impl Tile {
     }
 
     #[inline(always)]
-    unsafe fn run<S: Simd, const R: usize>(self, simd: S, steps: usize, columns: usize) {
+    unsafe fn run<S: Simd, const R: usize, const C: usize>(self, simd: S, steps: usize, columns: usize) {
         // One of the strides is 1, which the compiler is told.
         // SAFETY: by the caller's promise.
         unsafe {
             let sums = if self.x.column == 1 {
-                self.sum::<S, R>(simd, Matrix { column: 1, ..self.x }, steps)
+                self.sum::<S, R, C>(simd, Matrix { column: 1, ..self.x }, steps)
             } else {
-                self.sum::<S, R>(simd, Matrix { row: 1, ..self.x }, steps)
+                self.sum::<S, R, C>(simd, Matrix { row: 1, ..self.x }, steps)
             };
             self.write(simd, sums, columns);
         }
@@ -150,10 +151,15 @@ impl Tile {
     /// Several steps to a turn, whose addresses are constants apart: on a core that is shared, instructions beside the
     /// multiply-adds take time that nothing hides.
     #[inline(always)]
-    unsafe fn sum<S: Simd, const R: usize>(self, simd: S, x: Matrix, steps: usize) -> [[S::f32s; 2]; R] {
+    unsafe fn sum<S: Simd, const R: usize, const C: usize>(
+        self,
+        simd: S,
+        x: Matrix,
+        steps: usize,
+    ) -> [[S::f32s; C]; R] {
         const TURN: usize = 4;
         let lanes = S::F32_LANES;
-        let mut sums = [[simd.splat_f32s(0.0); 2]; R];
+        let mut sums = [[simd.splat_f32s(0.0); C]; R];
         let mut y = self.y;
         // An address for every three rows that the compiler takes for unrelated: else it makes one of the other, and a chain
         // of additions that takes longer than the products.
@@ -166,11 +172,15 @@ impl Tile {
                 for u in 0..$steps {
                     // SAFETY: step after step through the rows of y and the columns of x.
                     unsafe {
-                        let right =
-                            [0, 1].map(|c| y.add(u * self.y_row + c * lanes).cast::<S::f32s>().read_unaligned());
+                        let mut right = [simd.splat_f32s(0.0); C];
+                        for (c, right) in right.iter_mut().enumerate() {
+                            *right = y.add(u * self.y_row + c * lanes).cast::<S::f32s>().read_unaligned();
+                        }
                         for (r, sums) in sums.iter_mut().enumerate() {
                             let left = simd.splat_f32s(*rows[r / 3].add(r % 3 * x.row + u * x.column));
-                            *sums = [0, 1].map(|c| simd.mul_add_e_f32s(left, right[c], sums[c]));
+                            for (sum, right) in sums.iter_mut().zip(right) {
+                                *sum = simd.mul_add_e_f32s(left, right, *sum);
+                            }
                         }
                     }
                 }
@@ -191,13 +201,13 @@ impl Tile {
 
     /// Writes `columns` of the rows that were summed up, scaled and added to what is asked for.
     #[inline(always)]
-    unsafe fn write<S: Simd, const R: usize>(self, simd: S, sums: [[S::f32s; 2]; R], columns: usize) {
+    unsafe fn write<S: Simd, const R: usize, const C: usize>(self, simd: S, sums: [[S::f32s; C]; R], columns: usize) {
         let lanes = S::F32_LANES;
         let scale = simd.splat_f32s(self.scale);
         for (r, sums) in sums.iter().enumerate() {
             let to = self.to.wrapping_add(r * self.to_row);
             let before = self.add.map(|at| at.wrapping_add(r * self.to_row));
-            if columns == 2 * lanes {
+            if columns == C * lanes {
                 for (c, sum) in sums.iter().enumerate() {
                     // SAFETY: the result has these columns.
                     unsafe {

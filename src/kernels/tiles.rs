@@ -7,7 +7,7 @@ use super::amx::{self, Tiles};
 use super::bf16x3::{Packed, SIDE, SLAB, STEPS};
 use super::operator::{Call, Target};
 use super::parts::Parts;
-use super::product::Matrix;
+use super::terms::{Term, groups};
 use super::tile::scratch;
 use std::ops::Range;
 
@@ -40,37 +40,37 @@ thread_local! {
     pub static FORCED: std::cell::Cell<Option<bool>> = const { std::cell::Cell::new(None) };
 }
 
-/// What [`super::panels::multiply`] does.
+/// What [`super::panels::add_up`] does.
 ///
 /// # Errors
 /// As there.
 ///
 /// # Safety
 /// As there.
-pub unsafe fn multiply(
+pub unsafe fn add_up(
     call: Option<&Call<'_>>,
-    [m, k, n]: [usize; 3],
-    x: Matrix,
-    y: Matrix,
+    [m, n]: [usize; 2],
+    terms: &[Term],
     (to, width): (Target, usize),
-    scale: f32,
     add: Option<Target>,
 ) -> Result<(), String> {
-    scratch([m, n].map(|lines| Packed::size(lines.min(AT_ONCE), k.min(DEPTH))), |packed| {
-        for d in (0..k).step_by(DEPTH) {
+    // SAFETY: by the caller's promise.
+    let groups = unsafe { groups(terms, DEPTH) };
+    let slabs = |terms: &[Term]| terms.iter().map(|term| term.steps.div_ceil(STEPS)).sum();
+    let most = groups.iter().map(|terms| slabs(terms)).max().unwrap_or(0);
+    scratch([m, n].map(|lines| Packed::size(lines.min(AT_ONCE), most)), |packed| {
+        for (k, terms) in groups.iter().enumerate() {
             for i in (0..m).step_by(AT_ONCE) {
                 for j in (0..n).step_by(AT_ONCE) {
                     // SAFETY: the group begins within all matrices.
                     let group = unsafe {
-                        let steps = DEPTH.min(k - d);
                         Group {
-                            sizes: [AT_ONCE.min(m - i), steps, AT_ONCE.min(n - j)],
-                            factors: [x.from(i, d), y.from(d, j).transposed()],
-                            packed: packed.map(|at| Packed::at(at, steps)),
+                            sizes: [AT_ONCE.min(m - i), AT_ONCE.min(n - j)],
+                            terms: terms.iter().map(|term| term.from(i, j)).collect(),
+                            packed: packed.map(|at| Packed { at, slabs: slabs(terms) }),
                             to: Target(to.at(i * width + j)),
                             width,
-                            scale,
-                            add: if d == 0 { add } else { Some(to) }.map(|all| Target(all.at(i * width + j))),
+                            add: if k == 0 { add } else { Some(to) }.map(|all| Target(all.at(i * width + j))),
                         }
                     };
                     group.run(call)?;
@@ -81,22 +81,21 @@ pub unsafe fn multiply(
     })
 }
 
-/// Part of a product whose factors are packed at once.
+/// Part of a sum whose factors are packed at once.
 struct Group {
-    sizes: [usize; 3],
-    /// A row for each row or column of the result.
-    factors: [Matrix; 2],
+    sizes: [usize; 2],
+    terms: Vec<Term>,
+    /// The steps of all terms, line by line.
     packed: [Packed; 2],
     to: Target,
     width: usize,
-    scale: f32,
     /// Only read.
     add: Option<Target>,
 }
 
 impl Group {
     fn run(&self, call: Option<&Call<'_>>) -> Result<(), String> {
-        let [m, _, n] = self.sizes;
+        let [m, n] = self.sizes;
         let split = |n: usize, work: &(dyn Fn(usize) + Sync)| match call {
             Some(call) => call.split(n, 1, |part| part.for_each(work)),
             None => {
@@ -115,20 +114,23 @@ impl Group {
     }
 
     fn pack(&self, factor: usize, lines: Range<usize>) {
-        let scale = if factor == 0 { self.scale } else { 1.0 };
-        // SAFETY: the lines lie within the factor, and no other task has their memory.
-        unsafe {
-            let from = self.factors[factor].from(lines.start, 0);
-            let to = self.packed[factor].from(lines.start);
-            to.pack(from, [lines.len(), self.sizes[1]], factor == 1, scale);
+        let mut first = 0;
+        for term in &self.terms {
+            let (from, scale) = if factor == 0 { (term.x, term.scale) } else { (term.y.transposed(), 1.0) };
+            // SAFETY: the lines lie within the factor, and no other task has their memory.
+            unsafe {
+                let to = self.packed[factor].from(lines.start);
+                to.pack(from.from(lines.start, 0), [lines.len(), term.steps], first, factor == 1, scale);
+            }
+            first += term.steps.div_ceil(STEPS);
         }
     }
 
     /// What is in these lines of the side that stays.
     fn block(&self, stays: usize, lines: Range<usize>, pass: usize) {
         self.pack(stays, lines.clone());
-        let (tiles, [m, steps, n]) = (Tiles::lend(), self.sizes);
-        let slab = steps.div_ceil(STEPS) * SLAB;
+        let (tiles, [m, n]) = (Tiles::lend(), self.sizes);
+        let slab = self.packed[0].slabs * SLAB;
         // SAFETY: the parts lie within the result, and no other task has them.
         unsafe {
             let mut parts =

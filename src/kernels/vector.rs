@@ -55,6 +55,19 @@ thread_local! {
     pub static REGISTERS: std::cell::Cell<Option<usize>> = const { std::cell::Cell::new(None) };
 }
 
+/// Asks for a line of the cache, which may be beyond the memory that there is.
+#[inline(always)]
+pub fn prefetch(at: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: whatever the address, nothing but the cache changes.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// One element from one element of each of N operands; `at` must be `#[inline(always)]`.
 pub trait Map<const N: usize>: Copy + Send + Sync {
     fn at(self, x: [f32; N]) -> f32;
