@@ -167,6 +167,15 @@ fn nodes((b, l, n): Sizes) -> Vec<(&'static str, Vec<Operand>)> {
     let token_dy = || small("dy", &[b, l, 3, e + 3]);
     let some = b * m * 2 / 3;
     let (rq, row_dy) = (|| small("q", &[some, 3, e]), || small("dy", &[some, 3, e + 3]));
+    // x y + u v, the second over few steps.
+    let pair = |rows: &[i64], [y, v]: [&[i64]; 2]| {
+        let left = |name, steps| small(name, &[rows, &[steps]].concat());
+        vec![left("x", m), small("y", y), left("u", 3), small("v", v)]
+    };
+    let added = |mut operands: Vec<Operand>, shape: &[i64]| {
+        operands.push(small("c", shape));
+        operands
+    };
     let at = || f("at", &[b, l]).drawn(DType::I64, Draw::Below(5));
     let places = || f("i", &[some]).drawn(DType::I64, Draw::Places(b * m));
     vec![
@@ -178,6 +187,11 @@ fn nodes((b, l, n): Sizes) -> Vec<(&'static str, Vec<Operand>)> {
         ("product x y 1 0 1.0", vec![small("x", &[b, 1, m, l]), small("y", &[1, 3, m, n])]),
         ("product_add x y c 0 1 0.5", vec![small("x", &[b, l, m]), small("y", &[n, m]), small("c", &[b, l, n])]),
         ("product_add x y c 1 0 1.0", vec![small("x", &[m, l]), small("y", &[m, n]), small("c", &[l, n])]),
+        ("product_pair x y u v 0 0.5 1 2.0", pair(&[l], [&[m, n], &[n, 3]])),
+        ("product_pair x y u v 1 1.0 0 -1.0", pair(&[b, l], [&[n, m], &[3, n]])),
+        ("product_pair x y u v 0 1.0 0 1.0", pair(&[b, l], [&[b, m, n], &[3, n]])),
+        ("product_pair_add x y u v c 0 1.0 0 0.5", added(pair(&[b, l], [&[m, n], &[3, n]]), &[b, l, n])),
+        ("product_pair_add x y u v c 1 2.0 1 1.0", added(pair(&[l], [&[n, m], &[n, 3]]), &[l, n])),
         ("gather_matmul w at x 0", vec![small("w", &[5, n, m]), at(), small("x", &[b, l, m, 1])]),
         ("gather_matmul w at x 1", vec![small("w", &[5, m, n]), at(), small("x", &[b, l, m, 3])]),
         ("gather_matmul_grad dy x at 5", vec![small("dy", &[b, l, n, 1]), small("x", &[b, l, m, 1]), at()]),

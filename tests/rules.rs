@@ -62,6 +62,8 @@ const NO_ROW: &[(&str, &[Op])] = &[
             Op::FusedMatMul,
             Op::Product,
             Op::ProductAdd,
+            Op::ProductPair,
+            Op::ProductPairAdd,
             Op::GatherMatMul,
             Op::GatherMatMulGrad,
             Op::MatMulNBits,

@@ -33,6 +33,12 @@ fn product(a: &Args) -> Result<Tensor> {
     l::matmul(&x, &y)?.affine(a.float("alpha")?, 0.0)
 }
 
+fn product_pair(a: &Args) -> Result<Tensor> {
+    let product =
+        |k, trans, scale| l::matmul(a.x(k)?, &l::turned(a.x(k + 1)?, a.int(trans)?)?)?.affine(a.float(scale)?, 0.0);
+    product(0, "trans_y", "alpha")?.add(&product(2, "trans_v", "beta")?)
+}
+
 /// The matrices that a product reads, transposed if asked for.
 fn looked_up(a: &Args) -> Result<Tensor> {
     let (w, at) = (a.x(0)?, a.x(1)?);
@@ -88,6 +94,8 @@ fn arm(a: &Args) -> Result<Tensor> {
         Op::FusedMatMul => product(a),
         Op::Product => product(a),
         Op::ProductAdd => product(a)?.broadcast_add(a.x(2)?),
+        Op::ProductPair => product_pair(a),
+        Op::ProductPairAdd => product_pair(a)?.broadcast_add(a.x(4)?),
         Op::GatherMatMul => l::matmul(&looked_up(a)?, a.x(2)?),
         Op::GatherMatMulGrad => {
             let each = l::matmul(x()?, &l::turned(a.x(1)?, 1)?)?;

@@ -211,6 +211,9 @@ ops! {
     // Our own product, and one added to a third operand.
     Product      "product"       Fixed(2), [attr("trans_x", Kind::Int, Attribute("transA")), attr("trans_y", Kind::Int, Attribute("transB")), attr("alpha", Kind::Float, Attribute("alpha"))], i::fused_matmul, Weft("Product"), Matmul;
     ProductAdd   "product_add"   Fixed(3), [attr("trans_x", Kind::Int, Attribute("transA")), attr("trans_y", Kind::Int, Attribute("transB")), attr("alpha", Kind::Float, Attribute("alpha"))], i::product_add, Weft("ProductAdd"), Matmul;
+    // x y + u v: what an adapter adds is summed up with the product that it is added to.
+    ProductPair  "product_pair"  Fixed(4), [attr("trans_y", Kind::Int, Attribute("transB")), attr("alpha", Kind::Float, Attribute("alpha")), attr("trans_v", Kind::Int, Attribute("transD")), attr("beta", Kind::Float, Attribute("beta"))], i::product_pair, Weft("ProductPair"), Matmul;
+    ProductPairAdd "product_pair_add" Fixed(5), [attr("trans_y", Kind::Int, Attribute("transB")), attr("alpha", Kind::Float, Attribute("alpha")), attr("trans_v", Kind::Int, Attribute("transD")), attr("beta", Kind::Float, Attribute("beta"))], i::product_pair_add, Weft("ProductPairAdd"), Matmul;
     // Each x[i] [b, n] times the matrix w[at[i]] [a, b], or its transpose: what mixtures of experts multiply row by row; and
     // the cotangent of w, the products dy[i] x[i]^T added up at their matrices.
     GatherMatMul "gather_matmul" Fixed(3), [attr("trans", Kind::Int, Attribute("trans"))], i::gather_matmul, Weft("GatherMatMul"), Matmul;

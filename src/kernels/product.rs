@@ -2,7 +2,8 @@
 
 use super::broadcast::Shape;
 use super::operator::{Call, Compute, Known, Target, Tensor, float, int};
-use super::panels::{LEAST, multiply};
+use super::panels::{LEAST, add_up};
+use super::terms::{Term, steps};
 use ort::operator::KernelContext;
 use ort::value::TensorElementType as Type;
 
@@ -38,71 +39,120 @@ impl Matrix {
     }
 }
 
+/// The sum of `TERMS` products, and of a last operand of the result's shape where it is to `ADD` one.
+pub struct Products<const TERMS: usize, const ADD: bool>([Product; TERMS]);
+
 /// `alpha x y` where either may be transposed; leading axes broadcast.
-pub struct Product {
+struct Product {
     transposed: [bool; 2],
     alpha: f32,
 }
 
-/// The same added to a third operand of the result's shape.
-pub struct ProductAdd(Product);
-
-/// Sizes of a product.
-struct Sizes {
+/// A product of a call.
+struct Factors<'a> {
+    of: &'a Product,
+    factors: [Tensor<f32>; 2],
     shape: Shape,
-    /// Leading places of the result.
-    batch: usize,
-    sizes: [usize; 3],
+    /// Whether rows of a batch before one matrix are rows of one matrix.
+    joins: bool,
+    steps: usize,
 }
 
 impl Product {
-    fn sizes(&self, x: &Shape, y: &Shape) -> Result<Sizes, String> {
+    fn of(&self, factors: [Tensor<f32>; 2]) -> Result<Factors<'_>, String> {
         let [tx, ty] = self.transposed;
+        let [x, y] = factors.each_ref().map(|factor| &factor.shape);
         let matrix = |s: &Shape, transposed: bool| match s.0.as_slice() {
             [leads @ .., r, c] if transposed => Ok((Shape(leads.to_vec()), *c, *r)),
             [leads @ .., r, c] => Ok((Shape(leads.to_vec()), *r, *c)),
             _ => Err(format!("{s} is no matrix")),
         };
-        let ((x_leads, m, k), (y_leads, k2, n)) = (matrix(x, tx)?, matrix(y, ty)?);
-        if k != k2 {
+        let ((x_leads, m, steps), (y_leads, k, n)) = (matrix(x, tx)?, matrix(y, ty)?);
+        if steps != k {
             return Err(format!("the inner sizes of {x} and {y} differ"));
         }
         let leads = x_leads.join(&y_leads)?;
         let shape = Shape([leads.0.as_slice(), &[m, n]].concat());
-        let batch = leads.numel();
-        // Rows of a batch before one matrix are rows of one matrix.
         let joins = !tx && y_leads.numel() == 1 && x_leads == leads;
-        let (batch, m) = if joins { (1, batch * m) } else { (batch, m) };
-        Ok(Sizes { shape, batch, sizes: [m, k, n] })
+        Ok(Factors { of: self, factors, shape, joins, steps })
+    }
+}
+
+impl Factors<'_> {
+    /// The first matrices, for a result of `m` rows and `n` columns.
+    fn term(&self, [m, n]: [usize; 2]) -> Term {
+        let (steps, [x, y], [tx, ty]) = (self.steps, &self.factors, self.of.transposed);
+        let x = Matrix::new(x.at, if tx { m } else { steps }, tx);
+        let y = Matrix::new(y.at, if ty { steps } else { n }, ty);
+        Term { x, y, steps, scale: self.of.alpha }
+    }
+}
+
+impl<const TERMS: usize, const ADD: bool> Compute for Products<TERMS, ADD> {
+    const NAME: &'static str = match (TERMS, ADD) {
+        (1, false) => "Product",
+        (1, true) => "ProductAdd",
+        (_, false) => "ProductPair",
+        (_, true) => "ProductPairAdd",
+    };
+    const OPERANDS: &'static [Type] = match (TERMS, ADD) {
+        (1, false) => &[Type::Float32; 2],
+        (1, true) => &[Type::Float32; 3],
+        (_, false) => &[Type::Float32; 4],
+        (_, true) => &[Type::Float32; 5],
+    };
+    const IN_PLACE: &'static [(u32, u32)] = if ADD { &[(2 * TERMS as u32, 0)] } else { &[] };
+    const SHAPE: Known = Known::Nothing;
+
+    fn new(node: &KernelContext<'_>) -> Result<Self, String> {
+        let turned = |name: &str| Ok::<_, String>(int(node, name)? != 0);
+        // The left factors of a pair never are.
+        let transposed =
+            [[TERMS == 1 && turned("transA")?, turned("transB")?], [false, TERMS > 1 && turned("transD")?]];
+        let alpha = [float(node, "alpha")?, if TERMS > 1 { float(node, "beta")? } else { 0.0 }];
+        Ok(Products(std::array::from_fn(|k| Product { transposed: transposed[k], alpha: alpha[k] })))
     }
 
-    fn run(&self, call: &Call<'_>, addend: Option<&Tensor<f32>>) -> Result<(), String> {
-        let (x, y): (Tensor<f32>, Tensor<f32>) = (call.operand(0)?, call.operand(1)?);
-        let Sizes { shape, batch, sizes } = self.sizes(&x.shape, &y.shape)?;
-        let to = call.result(&shape)?;
-        let [m, k, n] = sizes;
-        if let Some(addend) = addend.filter(|addend| addend.shape != shape) {
-            return Err(format!("a product of shape {shape} is added to one of {}", addend.shape));
+    fn compute(&self, call: &Call<'_>) -> Result<(), String> {
+        let mut products = Vec::with_capacity(TERMS);
+        for (k, product) in self.0.iter().enumerate() {
+            products.push(product.of([call.operand(2 * k)?, call.operand(2 * k + 1)?])?);
         }
+        let addend: Option<Tensor<f32>> = if ADD { Some(call.operand(2 * TERMS)?) } else { None };
+        let shape = &products[0].shape;
+        let mut others =
+            products.iter().map(|product| &product.shape).chain(addend.as_ref().map(|addend| &addend.shape));
+        if let Some(other) = others.find(|other| *other != shape) {
+            return Err(format!("a product of shape {shape} is added to one of {other}"));
+        }
+        let to = call.result(shape)?;
         // Sums start at it: what is added to is read where it lies, which may be the result.
         let add = addend.map(|addend| Target(addend.at.cast_mut()));
-        let [tx, ty] = self.transposed;
-        let x_matrix = Matrix::new(x.at, if tx { m } else { k }, tx);
-        let y_matrix = Matrix::new(y.at, if ty { k } else { n }, ty);
+        let [leads @ .., m, n] = shape.0.as_slice() else { return Err(format!("{shape} is no matrix")) };
+        let (m, n, batch) = (*m, *n, leads.iter().product::<usize>());
+        let (m, batch) = if products.iter().all(|product| product.joins) { (batch * m, 1) } else { (m, batch) };
+        let terms: Vec<Term> = products.iter().map(|product| product.term([m, n])).collect();
         if batch == 1 {
             // SAFETY: the sizes are those of the operands, and the result is none of the factors.
-            return unsafe { multiply(Some(call), sizes, x_matrix, y_matrix, (to, n), self.alpha, add) };
+            return unsafe { add_up(Some(call), [m, n], &terms, (to, n), add) };
         }
-        let places = |own: &Shape| -> Vec<usize> { own.repeated(&shape) };
-        let (xs, ys) = (places(&x.shape), places(&y.shape));
-        call.split(batch, (LEAST / (m * k * n).max(1)).max(1), |range| {
+        let places = |product: &Factors| product.factors.each_ref().map(|factor| factor.shape.repeated(shape));
+        let places: Vec<[Vec<usize>; 2]> = products.iter().map(places).collect();
+        let work = m * n * steps(&terms);
+        call.split(batch, (LEAST / work.max(1)).max(1), |range| {
             for b in range {
+                let term = |(term, [xs, ys]): (&Term, &[Vec<usize>; 2])| {
+                    // SAFETY: the factors have these matrices.
+                    let (x, y) =
+                        unsafe { (term.x.element(xs[b] * m * term.steps), term.y.element(ys[b] * term.steps * n)) };
+                    Term { x, y, ..*term }
+                };
+                let terms: Vec<Term> = terms.iter().zip(&places).map(term).collect();
                 // SAFETY: matrix b of the result is this part's alone.
                 unsafe {
-                    let (x, y) = (x_matrix.element(xs[b] * m * k), y_matrix.element(ys[b] * k * n));
                     let own = |all: Target| Target(all.at(b * m * n));
                     // Only threads can fail.
-                    let _ = multiply(None, sizes, x, y, (own(to), n), self.alpha, add.map(own));
+                    let _ = add_up(None, [m, n], &terms, (own(to), n), add.map(own));
                 }
             }
         })
@@ -133,36 +183,5 @@ impl Shape {
             places = places.into_iter().flat_map(next).collect();
         }
         places
-    }
-}
-
-impl Compute for Product {
-    const NAME: &'static str = "Product";
-    const OPERANDS: &'static [Type] = &[Type::Float32; 2];
-    const SHAPE: Known = Known::Nothing;
-
-    fn new(node: &KernelContext<'_>) -> Result<Self, String> {
-        let transposed = [int(node, "transA")? != 0, int(node, "transB")? != 0];
-        Ok(Product { transposed, alpha: float(node, "alpha")? })
-    }
-
-    fn compute(&self, call: &Call<'_>) -> Result<(), String> {
-        self.run(call, None)
-    }
-}
-
-impl Compute for ProductAdd {
-    const NAME: &'static str = "ProductAdd";
-    const OPERANDS: &'static [Type] = &[Type::Float32; 3];
-    const IN_PLACE: &'static [(u32, u32)] = &[(2, 0)];
-    const SHAPE: Known = Known::Nothing;
-
-    fn new(node: &KernelContext<'_>) -> Result<Self, String> {
-        Product::new(node).map(ProductAdd)
-    }
-
-    fn compute(&self, call: &Call<'_>) -> Result<(), String> {
-        let addend = call.operand(2)?;
-        self.0.run(call, Some(&addend))
     }
 }

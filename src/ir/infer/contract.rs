@@ -48,9 +48,24 @@ pub fn fused_matmul(args: &Args) -> Inferred {
 
 /// `alpha x y + c`, `c` as large as the product.
 pub fn product_add(args: &Args) -> Inferred {
-    let product = fused_matmul(args)?;
+    added(fused_matmul(args)?, args.tensor(2)?)
+}
+
+/// `alpha x y + beta u v`, both of one shape.
+pub fn product_pair(args: &Args) -> Inferred {
+    let product = |k, trans| contract(args.tensor(k)?, args.tensor(k + 1)?, false, args.known(trans)? != 0);
+    let (first, second) = (product(0, 0)?, product(2, 2)?);
+    if first == second { Ok(first) } else { Err("both products must be of one shape".into()) }
+}
+
+/// The same `+ c`, `c` as large.
+pub fn product_pair_add(args: &Args) -> Inferred {
+    added(product_pair(args)?, args.tensor(4)?)
+}
+
+fn added(product: Type, addend: &TensorType) -> Inferred {
     match product.tensor() {
-        Some(t) if t == args.tensor(2)? => Ok(product),
+        Some(t) if t == addend => Ok(product),
         _ => Err("what is added must be as large as the product".into()),
     }
 }
