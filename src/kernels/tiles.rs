@@ -58,22 +58,27 @@ pub unsafe fn add_up(
     let groups = unsafe { groups(terms, DEPTH) };
     let slabs = |terms: &[Term]| terms.iter().map(|term| term.steps.div_ceil(STEPS)).sum();
     let most = groups.iter().map(|terms| slabs(terms)).max().unwrap_or(0);
-    scratch([m, n].map(|lines| Packed::size(lines.min(AT_ONCE), most)), |packed| {
-        for (k, terms) in groups.iter().enumerate() {
-            for i in (0..m).step_by(AT_ONCE) {
-                for j in (0..n).step_by(AT_ONCE) {
-                    // SAFETY: the group begins within all matrices.
-                    let group = unsafe {
-                        Group {
-                            sizes: [AT_ONCE.min(m - i), AT_ONCE.min(n - j)],
+    let [stay, pass] = [m.max(n), m.min(n)].map(|lines| Packed::size(lines.min(AT_ONCE), most));
+    let depths = (Packed::size(AT_ONCE, most) / pass.max(1)).clamp(1, groups.len());
+    scratch([stay, depths * pass], |[staying, passing]| {
+        for i in (0..m).step_by(AT_ONCE) {
+            for j in (0..n).step_by(AT_ONCE) {
+                for (k, groups) in groups.chunks(depths).enumerate() {
+                    // SAFETY: the part begins within all matrices.
+                    let part = unsafe {
+                        let depths = groups.iter().enumerate().map(|(k, terms)| Depth {
                             terms: terms.iter().map(|term| term.from(i, j)).collect(),
-                            packed: packed.map(|at| Packed { at, slabs: slabs(terms) }),
+                            packed: [staying, passing.add(k * pass)].map(|at| Packed { at, slabs: slabs(terms) }),
+                        });
+                        Part {
+                            sizes: [AT_ONCE.min(m - i), AT_ONCE.min(n - j)],
+                            depths: depths.collect(),
                             to: Target(to.at(i * width + j)),
                             width,
                             add: if k == 0 { add } else { Some(to) }.map(|all| Target(all.at(i * width + j))),
                         }
                     };
-                    group.run(call)?;
+                    part.run(call)?;
                 }
             }
         }
@@ -82,18 +87,23 @@ pub unsafe fn add_up(
 }
 
 /// Part of a sum whose factors are packed at once.
-struct Group {
+struct Part {
     sizes: [usize; 2],
-    terms: Vec<Term>,
-    /// The steps of all terms, line by line.
-    packed: [Packed; 2],
+    depths: Vec<Depth>,
     to: Target,
     width: usize,
     /// Only read.
     add: Option<Target>,
 }
 
-impl Group {
+/// Steps that are summed up before the result is written.
+struct Depth {
+    terms: Vec<Term>,
+    /// All their steps, line by line: lines that stay, each depth's in the place of the one before, and lines that pass.
+    packed: [Packed; 2],
+}
+
+impl Part {
     fn run(&self, call: Option<&Call<'_>>) -> Result<(), String> {
         let [m, n] = self.sizes;
         let split = |n: usize, work: &(dyn Fn(usize) + Sync)| match call {
@@ -104,48 +114,62 @@ impl Group {
             }
         };
         // Lines of the longer side stay where they are packed; all pass by those of the other.
-        let stays = usize::from(m < n);
-        let (stay, pass) = if stays == 0 { (m, n) } else { (n, m) };
+        let columns_stay = m < n;
+        let (stay, pass) = if columns_stay { (n, m) } else { (m, n) };
         let strip = |k: usize, all: usize, length: usize| k * length..all.min((k + 1) * length);
-        split(pass.div_ceil(STRIP), &|k| self.pack(1 - stays, strip(k, pass, STRIP)))?;
+        let strips = pass.div_ceil(STRIP);
+        split(self.depths.len() * strips, &|k| {
+            self.depths[k / strips].pack(1, strip(k % strips, pass, STRIP), !columns_stay);
+        })?;
         let enough = call.map_or(1, |call| BLOCKS * call.threads);
         let length = stay.div_ceil(enough).next_multiple_of(SIDE).min(STAY);
-        split(stay.div_ceil(length), &|k| self.block(stays, strip(k, stay, length), pass))
-    }
-
-    fn pack(&self, factor: usize, lines: Range<usize>) {
-        let mut first = 0;
-        for term in &self.terms {
-            let (from, scale) = if factor == 0 { (term.x, term.scale) } else { (term.y.transposed(), 1.0) };
-            // SAFETY: the lines lie within the factor, and no other task has their memory.
-            unsafe {
-                let to = self.packed[factor].from(lines.start);
-                to.pack(from.from(lines.start, 0), [lines.len(), term.steps], first, factor == 1, scale);
-            }
-            first += term.steps.div_ceil(STEPS);
-        }
+        split(stay.div_ceil(length), &|k| self.block(columns_stay, strip(k, stay, length), pass))
     }
 
     /// What is in these lines of the side that stays.
-    fn block(&self, stays: usize, lines: Range<usize>, pass: usize) {
-        self.pack(stays, lines.clone());
+    fn block(&self, columns_stay: bool, lines: Range<usize>, pass: usize) {
         let (tiles, [m, n]) = (Tiles::lend(), self.sizes);
-        let slab = self.packed[0].slabs * SLAB;
-        // SAFETY: the parts lie within the result, and no other task has them.
-        unsafe {
-            let mut parts =
-                Parts::new(tiles.as_ref(), (self.to.at(0), self.width), self.add.map(|add| add.at(0).cast_const()));
-            for passing in (0..pass).step_by(SIDE) {
-                for (k, line) in lines.clone().step_by(SIDE).enumerate() {
-                    let place @ [i, j] = if stays == 0 { [line, passing] } else { [passing, line] };
-                    let [x, y] = [(0, i), (1, j)].map(|(factor, line)| self.packed[factor].from(line));
-                    // An eighth of the lines that pass by next, and what is below or beside.
-                    let ahead = (if stays == 0 { y } else { x }).at.wrapping_add(slab + k * slab / 8);
-                    let next = if stays == 0 { [i + SIDE, j] } else { [i, j + SIDE] };
-                    parts.sum([x, y], place, [SIDE.min(m - i), SIDE.min(n - j)], (ahead, next));
+        let mut add = self.add;
+        for depth in &self.depths {
+            depth.pack(0, lines.clone(), columns_stay);
+            let [staying, passing] = depth.packed;
+            let slab = staying.slabs * SLAB;
+            // SAFETY: the parts lie within the result, and no other task has them.
+            unsafe {
+                let add = add.map(|add| add.at(0).cast_const());
+                let mut parts = Parts::new(tiles.as_ref(), (self.to.at(0), self.width), add);
+                for by in (0..pass).step_by(SIDE) {
+                    for (k, line) in lines.clone().step_by(SIDE).enumerate() {
+                        let (stay, pass) = (staying.from(line), passing.from(by));
+                        // An eighth of the lines that pass by next, and what is below or beside.
+                        let ahead = pass.at.wrapping_add(slab + k * slab / 8);
+                        let (factors, [i, j], next) = if columns_stay {
+                            ([pass, stay], [by, line], [by, line + SIDE])
+                        } else {
+                            ([stay, pass], [line, by], [line + SIDE, by])
+                        };
+                        parts.sum(factors, [i, j], [SIDE.min(m - i), SIDE.min(n - j)], (ahead, next));
+                    }
                 }
+                parts.finish();
             }
-            parts.finish();
+            add = Some(self.to);
+        }
+    }
+}
+
+impl Depth {
+    /// Packs lines that stay (0) or pass (1): rows of the left factor or columns of the right one.
+    fn pack(&self, role: usize, lines: Range<usize>, right: bool) {
+        let mut first = 0;
+        for term in &self.terms {
+            let (from, scale) = if right { (term.y.transposed(), 1.0) } else { (term.x, term.scale) };
+            // SAFETY: the lines lie within the factor, and no other task has their memory.
+            unsafe {
+                let to = self.packed[role].from(lines.start);
+                to.pack(from.from(lines.start, 0), [lines.len(), term.steps], first, right, scale);
+            }
+            first += term.steps.div_ceil(STEPS);
         }
     }
 }
