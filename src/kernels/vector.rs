@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 
 /// How many elements a loop computes before it writes any: a result may overwrite its operands.
 pub const BLOCK: usize = 64;
-/// Partial sums of a reduction.
+/// Partial sums and maxima of a row.
 pub const LANES: usize = 16;
 /// Elements whose f32 partial sums are added up in f64.
 const STRETCH: usize = 512;
@@ -134,7 +134,7 @@ pub unsafe fn sums<const N: usize, const M: usize>(
     let mut start = 0;
     while start < n {
         let end = n.min(start + STRETCH);
-        let mut lanes = [[0f32; LANES]; M];
+        let mut lanes = [[0f32; BLOCK]; M];
         let mut i = start;
         while i < end {
             let m = BLOCK.min(end - i);
@@ -162,12 +162,9 @@ pub unsafe fn sums<const N: usize, const M: usize>(
                     }
                 }
             }
-            for (lanes, block) in lanes.iter_mut().zip(&block) {
-                for part in block.as_chunks::<LANES>().0 {
-                    for (lane, x) in lanes.iter_mut().zip(part) {
-                        *lane += x;
-                    }
-                }
+            // As many partial sums as elements of a block: fewer would wait for one another.
+            for (lane, x) in lanes.as_flattened_mut().iter_mut().zip(block.as_flattened()) {
+                *lane += x;
             }
             i += m;
         }
@@ -216,8 +213,8 @@ impl Terms<1, 1> for Itself {
 
 /// The sum of the lanes, halves onto halves.
 #[inline(always)]
-pub fn halve(mut lanes: [f32; LANES]) -> f32 {
-    let mut n = LANES / 2;
+pub fn halve<const N: usize>(mut lanes: [f32; N]) -> f32 {
+    let mut n = N / 2;
     while n > 0 {
         for l in 0..n {
             lanes[l] += lanes[l + n];
