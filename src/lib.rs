@@ -122,6 +122,9 @@
 //! - Where a processor has AMX, products are made of six products of bf16 (`kernels/bf16x3.rs`): as exact as f32's and up to
 //!   twice as fast.  Attention's small ones, measured twice, gained a tenth forward and nothing backward: their factors are
 //!   packed for each head and each stretch of queries.
+//! - An adapter's `(x A) B` costs as much to write and to add as to compute, so it is not a product of its own but further
+//!   steps of the sum that it is added to (`product_pair`): a rule, since which product that is depends on the graph.  Longer
+//!   sums stay apart: joined they gain nothing, and keep the factors of both alive.
 //! - The sessions of a run share one arena ([`runtime::Options::shares_memory`]): the step, the entropy pass and an
 //!   evaluation run in turns.
 //! - `mask_rate` is evaluated in f64: ONNX has neither `log1p` nor `expm1`, and `1 - exp(r log(1 - t))`
