@@ -58,6 +58,8 @@ const NODES: &[(&str, &str)] = &[
     ("product x y 0 1 1.0", "x f32 [4 256 512]; y f32 [1536 512]"),
     ("product x y 1 0 1.0", "x f32 [1024 512]; y f32 [1024 1536]"),
     ("product_add x y c 0 0 1.0", "x f32 [4 256 512]; y f32 [512 512]; c f32 [4 256 512]"),
+    ("product x y 1 0 1.0", "x f32 [1024 8]; y f32 [1024 512]"),
+    ("product_pair x y u v 0 1.0 0 1.0", "x f32 [4 256 512]; y f32 [512 512]; u f32 [4 256 8]; v f32 [8 512]"),
     ("attention q k v 0.125", "q f32 [4 8 256 64]; k f32 [4 8 256 64]; v f32 [4 8 256 64]"),
     (
         "attention_grad dy q k v 0.125",
