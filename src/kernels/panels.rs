@@ -348,7 +348,7 @@ mod tests {
     #[test]
     fn products_are_those_of_plain_loops() {
         FORCED.set(Some(false));
-        for width in [Some(128), Some(512), None] {
+        for width in [Some(128), Some(256), Some(512), None] {
             REGISTERS.set(width);
             products_with_these_registers(width.is_some());
         }

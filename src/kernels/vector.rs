@@ -43,6 +43,7 @@ pub fn with_registers<W: WithSimd>(work: W) -> W::Output {
     #[cfg(test)]
     match REGISTERS.get() {
         Some(128) => return pulp::Scalar128b.vectorize(work),
+        Some(256) => return pulp::Scalar256b.vectorize(work),
         Some(512) => return pulp::Scalar512b.vectorize(work),
         _ => {}
     }
@@ -51,7 +52,7 @@ pub fn with_registers<W: WithSimd>(work: W) -> W::Output {
 
 #[cfg(test)]
 thread_local! {
-    /// Bits of registers that this thread has plain code stand in for: those of NEON and AVX-512.
+    /// Bits of registers that this thread has plain code stand in for: those of NEON, AVX2 and AVX-512.
     pub static REGISTERS: std::cell::Cell<Option<usize>> = const { std::cell::Cell::new(None) };
 }
 
